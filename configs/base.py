@@ -1,0 +1,116 @@
+"""Every key of a run's configuration, with its default: a small network trained alone on handwritten digits.
+
+An experiment's file starts from `get_config()` and overrides a few keys. Values are numbers, strings, booleans, lists
+and dictionaries, so that a configuration survives JSON unchanged.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the complete tree. This one takes no argument."""
+    if arg:
+        raise ValueError(f"configs/base.py takes no argument; got {arg!r}")
+    config = ConfigDict()
+    config.name = "base"  # names the run's folder; not part of its identity
+    config.seed = 0  # of initialisation, data order, augmentation; never of the held-out split
+    config.precision = "float32"  # of the computation: "float32" or "bfloat16"
+    config.deterministic = False  # deterministic kernels on a GPU, at a cost in speed; a CPU always is
+
+    config.dataset = dataset = ConfigDict()
+    dataset.source = "digits"  # "digits" (scikit-learn's), "folder" (class folders of images), "tfds"
+    dataset.name = "cifar10"  # for "tfds": any image classification set
+    dataset.path = ""  # for "folder": the folder; for "tfds": where its data lies ("": the TFDS default)
+    dataset.image_size = 16  # pixels; images are resized inside the step
+    dataset.normalize = "dataset"  # mean and deviation: "dataset" (its training images') or "imagenet"
+    dataset.holdout = 0.1  # fraction of the training images kept for validation; the same for every seed
+    dataset.train_images = 0  # use only so many training images, class-balanced; 0: all
+    dataset.labelled = 0  # only so many of them keep their label, class-balanced; 0: all
+    dataset.unlabelled = True  # keep the images that have no label
+    dataset.skip_unreadable = False  # count and skip images that cannot be decoded, instead of stopping
+    dataset.augment = "crop"  # "none", "crop" or "crop_flip"
+
+    config.model = model = ConfigDict()
+    model.name = "resnet8"  # see kd_jax.models.NAMES
+    model.stem = "cifar"  # "cifar" (small images) or "imagenet" (64 pixels and more)
+    model.width = 0.25  # factor on every number of channels
+    model.head = "linear"  # "linear", or "mlp" (Linear 1000, dropout, batch norm, ReLU before the last layer)
+    model.shortcut = "conv"  # "conv", or "pad" (no parameters)
+    model.freeze = "none"  # "none", "convolutions" (batch norm and head train) or "encoder" (only the head trains)
+
+    config.teacher = teacher = ConfigDict()
+    teacher.kind = "none"  # "none", "config" (the run below, trained when missing) or "run" (a finished run)
+    teacher.path = ""  # for "run": its folder
+    teacher.config = ConfigDict()  # for "config": a whole tree like this one; its `model` is the teacher
+
+    config.method = ConfigDict()  # {term: {"loss": name, "weight": 1.0, options}}; `loss` defaults to the term's name
+    config.method.cross_entropy = ConfigDict({"weight": 1.0})
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "sgd"  # "sgd", "adam" (decay added to the gradient) or "adamw" (decay apart from it)
+    optimizer.learning_rate = 0.1  # the schedule's highest
+    optimizer.momentum = 0.9  # for "sgd"
+    optimizer.nesterov = False  # for "sgd"
+    optimizer.b1 = 0.9  # for "adam" and "adamw"
+    optimizer.b2 = 0.999
+    optimizer.weight_decay = 5e-4
+    optimizer.decay_norms_and_biases = True  # False: weight decay on kernels only
+    optimizer.schedule = "cosine"  # "constant", "cosine", "step" or "exponential"; each after a linear warmup
+    optimizer.warmup_epochs = 1.0
+    optimizer.milestones = [150, 180, 210]  # for "step": the epochs at which the rate falls by `gamma`
+    optimizer.gamma = 0.1  # for "step"; for "exponential" the factor per epoch
+    optimizer.method = ConfigDict()  # for what the method itself trains (adapters, a discriminator)
+    optimizer.method.name = "adam"
+    optimizer.method.learning_rate = 1e-3
+    optimizer.method.momentum = 0.9
+    optimizer.method.nesterov = False
+    optimizer.method.b1 = 0.5
+    optimizer.method.b2 = 0.999
+    optimizer.method.schedule = "constant"
+
+    config.train = train = ConfigDict()
+    train.epochs = 30
+    train.steps = 0  # train for so many steps, whatever the size of an epoch; 0: `epochs` decides
+    train.batch_size = 64  # of all devices together
+    train.steps_per_call = 0  # steps compiled into one call; 0 chooses (1 on a CPU, where more are slower)
+    train.ema = 0.0  # decay of a moving average of the student, which is then what is evaluated; 0: none
+    train.label_smoothing = 0.0
+    train.mixup = 0.0  # alpha of the Beta distribution; 0: none
+    train.clip = 0.0  # largest global norm of the student's gradient; 0: none
+    train.accumulate = 1  # parts that a batch is computed in, one after another, to save memory
+
+    config.evaluate = evaluate = ConfigDict()
+    evaluate.every_epochs = 1
+    evaluate.batch_size = 500
+    evaluate.select = "last"  # which checkpoint the test set sees: "last" or "best-validation"
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_epochs = 1
+    checkpoint.keep = 1  # so many of the latest, beside the best
+
+    config.log = log = ConfigDict()
+    log.every_steps = 50
+    return config
+
+
+def alone(config: ConfigDict) -> ConfigDict:
+    """Makes a config one of plain training: no teacher, cross entropy on the labels."""
+    config.teacher.kind = "none"
+    config.method = ConfigDict({"cross_entropy": {"weight": 1.0}})
+    return config
+
+
+def with_teacher(config: ConfigDict, teacher: ConfigDict) -> ConfigDict:
+    """Makes `teacher` the config of `config`'s teacher.
+
+    It reads the same data in the same precision: an override of the outer key reaches it. Labels are its own: a
+    teacher sees all of them unless `config.teacher.config.dataset.labelled` says otherwise.
+    """
+    for key in config.dataset:
+        if key not in ("labelled", "unlabelled", "augment"):
+            teacher.dataset[key] = config.dataset.get_ref(key)
+    teacher.precision = config.get_ref("precision")
+    teacher.deterministic = config.get_ref("deterministic")
+    config.teacher.kind = "config"
+    config.teacher.config = teacher
+    return config

@@ -1,0 +1,38 @@
+"""The CIFAR ResNets that distillation papers compare: depth 6n + 2 in three stages of n basic blocks.
+
+He et al., CVPR 2016, section 4.2. Widths and the 8x4 and 32x4 pair (four times as wide from the first stage on, after
+a stem of 32) follow Tian et al., "Contrastive Representation Distillation", ICLR 2020. Shortcuts that change the shape
+are 1x1 convolutions (`shortcut="conv"`), or have no parameters (`shortcut="pad"`, option A of He et al.).
+"""
+
+from kd_jax.models.resnet import BasicBlock, ResNet
+
+NARROW = (16, 16, 32, 64)
+WIDE = (32, 64, 128, 256)
+
+FAMILY = {
+    "resnet8": (8, NARROW),
+    "resnet14": (14, NARROW),
+    "resnet20": (20, NARROW),
+    "resnet32": (32, NARROW),
+    "resnet44": (44, NARROW),
+    "resnet56": (56, NARROW),
+    "resnet110": (110, NARROW),
+    "resnet8x4": (8, WIDE),
+    "resnet32x4": (32, WIDE),
+}
+
+
+def cifar_resnet(name: str, num_classes: int, *, stem: str = "cifar", width: float = 1.0, **options) -> ResNet:
+    """The network of that name with every width multiplied by `width`."""
+    depth, widths = FAMILY[name]
+    widths = tuple(max(1, round(width * w)) for w in widths)
+    return ResNet(
+        num_classes,
+        block=BasicBlock,
+        stage_sizes=((depth - 2) // 6,) * 3,
+        stem_width=widths[0],
+        stage_widths=widths[1:],
+        stem=stem,
+        **options,
+    )

@@ -1,0 +1,135 @@
+"""Layers that follow PyTorch's arithmetic: batch normalisation, initialisers, the classifier on top of a trunk."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.types import Head, Norm
+
+EPSILON = 1e-5
+MOMENTUM = 0.1
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # kaiming_normal_(mode="fan_out")
+
+
+def linear_init(rng, shape, dtype=jnp.float32):
+    """PyTorch's default for a linear layer's weight [fan_in, fan_out]: uniform in +-1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(shape[0])
+    return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
+def at_least_float32(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.custom_vjp
+def normalize_batch(x, scale, bias):
+    """Batch normalisation over all axes but the last, by the batch's own statistics.
+
+    Args:
+      x: [..., c]. scale, bias: [c], at least float32, the type in which statistics are computed.
+    Returns:
+      (y [..., c] of x's type, mean [c], biased variance [c]). The statistics carry no gradient.
+    """
+    return _normalize_batch_forward(x, scale, bias)[0]
+
+
+def _normalize_batch_forward(x, scale, bias):
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(scale.dtype)
+    mean = wide.mean(axes)
+    variance = jnp.square(wide - mean).mean(axes)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    y = ((wide - mean) * (inverse * scale) + bias).astype(x.dtype)
+    return (y, mean, variance), (x, scale, mean, inverse)
+
+
+def _normalize_batch_backward(residuals, gradients):
+    """The closed form, with two reductions over the batch: autodiff takes more, and twice the time on a CPU."""
+    x, scale, mean, inverse = residuals
+    dy = gradients[0].astype(scale.dtype)
+    axes = tuple(range(x.ndim - 1))
+    standardized = (x.astype(scale.dtype) - mean) * inverse
+    d_bias = dy.sum(axes)
+    d_scale = (dy * standardized).sum(axes)
+    count = x.size // x.shape[-1]
+    dx = (scale * inverse) * (dy - (d_bias + standardized * d_scale) / count)
+    return dx.astype(x.dtype), d_scale, d_bias
+
+
+normalize_batch.defvjp(_normalize_batch_forward, _normalize_batch_backward)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as in PyTorch: its epsilon and momentum, and an unbiased running variance.
+
+    Under `jit` over a mesh the statistics are those of the global batch.
+    """
+
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """x [..., c] -> [..., c] of the same type."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), self.param_dtype)
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,), self.param_dtype)
+        if not train:
+            factor = scale * jax.lax.rsqrt(variance.value + EPSILON)
+            offset = bias - mean.value * factor
+            return (x * factor + offset).astype(x.dtype)
+        y, batch_mean, batch_variance = normalize_batch(x, scale, bias)
+        if not self.is_initializing():
+            count = x.size // channels
+            unbiased = batch_variance * (count / max(count - 1, 1))
+            mean.value = (1 - MOMENTUM) * mean.value + MOMENTUM * batch_mean
+            variance.value = (1 - MOMENTUM) * variance.value + MOMENTUM * unbiased
+        return y
+
+    @property
+    def affine(self) -> Norm:
+        params = self.variables["params"]
+        return Norm(params["scale"], params["bias"])
+
+
+class Linear(nn.Module):
+    """A linear layer with PyTorch's initialisation, computed in at least float32."""
+
+    features: int
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """x [B, D] -> [B, features]."""
+        kernel = self.param("kernel", linear_init, (x.shape[-1], self.features), self.param_dtype)
+        bound = 1 / math.sqrt(x.shape[-1])
+        bias = self.param(
+            "bias",
+            lambda rng, shape, dtype: jax.random.uniform(rng, shape, dtype, -bound, bound),
+            (self.features,),
+            self.param_dtype,
+        )
+        return x @ kernel + bias
+
+    @property
+    def weights(self) -> Head:
+        params = self.variables["params"]
+        return Head(params["kernel"], params["bias"])
+
+
+class MlpHead(nn.Module):
+    """The seed project's head before the last linear layer: Linear 1000, dropout 0.5, batch norm, ReLU."""
+
+    param_dtype: jnp.dtype = jnp.float32
+    width: int = 1000
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """x [B, c] -> [B, 1000]."""
+        x = Linear(self.width, self.param_dtype, name="fc")(x)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.relu(BatchNorm(self.param_dtype, name="bn")(x, train=train))
