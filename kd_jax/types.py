@@ -3,6 +3,7 @@
 Shapes: B images, H x W pixels, C channels, K classes, D embedding width, S stages (the stem counts as the first).
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +24,10 @@ class TrainingError(RuntimeError):
 def choose(what: str, value: Any, choices) -> Any:
     """Returns `choices[value]` of a mapping, or `value` itself of any other collection; raises InputError otherwise."""
     if value not in choices:
-        raise InputError(f"{what} is {value!r}; expected one of: {', '.join(sorted(map(str, choices)))}")
+        names = sorted(map(str, choices))
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{what} is {value!r}; expected one of: {', '.join(names)}{hint}")
     return choices[value] if isinstance(choices, Mapping) else value
 
 

@@ -1,7 +1,7 @@
 """ResNet-18/34/50/101/152 with torchvision's exact architecture, for ImageNet-sized and CIFAR-sized images.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the bottleneck is v1.5 (its stride on the 3x3
-convolution). Parameters carry torchvision's names, with `layer1.0` written `layer1_0` and `downsample.0` `downsample_0`.
+convolution). Parameters carry torchvision's names; `layer1.0` is written `layer1_0`, `downsample.0` `downsample_0`.
 """
 
 import functools
@@ -150,9 +150,7 @@ class ResNet(nn.Module):
         embedding = MlpHead(param_dtype, name="mlp")(pooled, train=train) if self.head == "mlp" else pooled
         fc = Linear(self.num_classes, param_dtype, name="fc")
         logits = fc(embedding)
-        return Outputs(
-            logits, tuple(features), tuple(preactivations), pooled, embedding, fc.weights, tuple(norms)
-        )
+        return Outputs(logits, tuple(features), tuple(preactivations), pooled, embedding, fc.weights, tuple(norms))
 
 
 FAMILY = {

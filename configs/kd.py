@@ -1,0 +1,15 @@
+"""Knowledge distillation: the student matches its teacher's softened probabilities, beside the labels.
+
+Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; weights and temperature of Tian et al., ICLR 2020.
+
+    python -m kd_jax.main --config=configs/kd.py[:small|:smoke]
+"""
+
+from configs import recipes
+
+
+def get_config(arg=""):
+    config = recipes.distilled(arg, {"kd": {"weight": 0.9, "temperature": 4.0}})
+    config.method.cross_entropy.weight = 0.1
+    config.name = "kd"
+    return config

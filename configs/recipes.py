@@ -1,0 +1,57 @@
+"""The networks and the recipe that the experiments share, at three scales: one argument chooses.
+
+* "": ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128, as in the project that this one reimplements. For a GPU.
+* "small": ResNet-56 teaches ResNet-20 at 32x32.
+* "smoke": small networks on handwritten digits, in seconds, to see that everything works.
+
+What an experiment compares is trained by one recipe: SGD with momentum, a cosine schedule, the same epochs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+SCALES = {
+    "": {"student": "resnet18", "teacher": "resnet50", "width": 1.0, "stem": "imagenet", "size": 128, "epochs": 60},
+    "small": {"student": "resnet20", "teacher": "resnet56", "width": 1.0, "stem": "cifar", "size": 32, "epochs": 60},
+    "smoke": {"student": "resnet8", "teacher": "resnet14", "width": 0.25, "stem": "cifar", "size": 16, "epochs": 3},
+}
+
+
+def student(arg: str) -> ConfigDict:
+    """The student at the scale `arg`, trained alone."""
+    return _network(arg, "student")
+
+
+def teacher(arg: str) -> ConfigDict:
+    """The teacher at the scale `arg`, trained alone."""
+    return _network(arg, "teacher")
+
+
+def distilled(arg: str, method: dict) -> ConfigDict:
+    """The student at the scale `arg`, taught by the teacher through the terms of `method` beside the labels."""
+    config = base.with_teacher(student(arg), teacher(arg))
+    config.method = ConfigDict({"cross_entropy": {"weight": 1.0}, **method})
+    return config
+
+
+def _network(arg: str, role: str) -> ConfigDict:
+    if arg not in SCALES:
+        raise ValueError(f"the config's argument is {arg!r}; expected nothing, 'small' or 'smoke'")
+    scale = SCALES[arg]
+    config = base.get_config()
+    config.model.name = scale[role]
+    config.model.width = scale["width"]
+    config.model.stem = scale["stem"]
+    config.dataset.image_size = scale["size"]
+    config.train.epochs = scale["epochs"]
+    if arg != "smoke":
+        config.dataset.source = "tfds"
+        config.dataset.name = "cifar10"
+        config.dataset.normalize = "imagenet"
+        config.dataset.augment = "crop_flip"
+        config.train.batch_size = 128
+        config.train.clip = 5.0
+    if arg == "":
+        config.precision = "bfloat16"
+    return config

@@ -1,0 +1,86 @@
+"""Checkpoints: the latest and the best of a run, written in the background. The only importer of Orbax.
+
+Orbax writes into a temporary folder and renames it, so a process killed at any moment leaves whole checkpoints only.
+"""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from kd_jax.types import InputError, TrainState
+
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.WARNING)
+
+
+class Checkpoints:
+    """The checkpoints in a folder, each named by its step."""
+
+    def __init__(self, folder: str, *, keep: int = 1):
+        """Keeps the `keep` latest, and the one with the highest "accuracy" among its metrics."""
+        policies = ocp.training.preservation_policies
+        self._folder = os.path.abspath(folder)
+        self._checkpointer = ocp.training.Checkpointer(
+            self._folder,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def latest(self) -> int | None:
+        """The step of the latest checkpoint, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the highest validation accuracy, the earliest of equals, or None."""
+        rated = [c for c in self._checkpointer.checkpoints if c.metrics]
+        return max(rated, key=lambda c: (_accuracy(c.metrics), -c.step)).step if rated else None
+
+    def save(self, state: TrainState, step: int, accuracy: float | None) -> None:
+        """Starts to save `state`, unless that step is saved already. `accuracy`: on the validation split, or None."""
+        if any(c.step == step for c in self._checkpointer.checkpoints):
+            return
+        # The next step donates the state's buffers while this one is still being written.
+        state = jax.tree.map(jnp.copy, state)
+        self._checkpointer.save_async(step, state, metrics=None if accuracy is None else {"accuracy": accuracy})
+
+    def load(self, step: int, like: TrainState) -> TrainState:
+        """Loads a step into the structure, types and shardings of `like`."""
+        return self._checkpointer.load(step, jax.tree.map(_abstract, like))
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._checkpointer.close()
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics["accuracy"]
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def load_tree(folder: str, step: int) -> dict[str, Any]:
+    """The whole state of a step as nested dictionaries, on one device, without knowing its structure."""
+    path = os.path.join(os.path.abspath(folder), str(step))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            return ocp.load(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read; expected a whole checkpoint: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,77 @@
+"""What the commands share: flags, one line per error, exit codes.
+
+0 done, 1 failed while running, 2 bad input, 130 interrupted, 143 preempted (saved, to be started again).
+"""
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from absl import flags, logging
+
+from kd_jax.types import InputError, TrainingError
+
+
+def run(main: Callable[[list[str]], None], usage: str) -> None:
+    """Parses the flags, calls `main` with what remains of the command line, and exits with its code.
+
+    Args:
+      main: takes the positional arguments.
+      usage: the text of --help, above the list of flags.
+    """
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        print(f"{usage.strip()}\n\nflags:{flags.FLAGS.module_help(sys.modules['__main__'])}")
+        sys.exit(0)
+    logging.use_absl_handler()
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    cache = os.path.join(os.path.expanduser("~"), ".cache", "kd_jax")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    sys.exit(_exit_code(lambda: main(_parse(sys.argv))))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Positional arguments. A config file runs while flags are parsed, so any exception may come out of it."""
+    try:
+        return flags.FLAGS(argv)[1:]
+    except Exception as error:
+        raise InputError(_one_line(error)) from error
+
+
+def _exit_code(call: Callable[[], None]) -> int:
+    try:
+        call()
+    except InputError as error:
+        return _report(_one_line(error), 2)
+    except TrainingError as error:
+        return _report(_one_line(error), 1)
+    except KeyboardInterrupt:
+        return _report("interrupted; the same command goes on from the last checkpoint", 130)
+    except Exception as error:
+        # The loop, which defines Preempted, is slow to import, and not imported for --help.
+        if type(error).__name__ == "Preempted":
+            return _report(_one_line(error), 143)
+        if _disk_is_full(error):
+            return _report("the disk is full; make room and start the same command again", 1)
+        raise
+    return 0
+
+
+def _report(line: str, code: int) -> int:
+    print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

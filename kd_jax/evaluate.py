@@ -1,0 +1,29 @@
+"""Evaluates a finished run on its test set, and prints the metrics as JSON.
+
+usage: python -m kd_jax.evaluate --workdir=FOLDER [--path=DATA]
+"""
+
+import json
+import os
+
+from absl import flags
+
+from kd_jax import cli
+from kd_jax.types import InputError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+PATH = flags.DEFINE_string("path", None, "Where the data lies now, if not where it lay in training.")
+RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs, for the teacher's.")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments or not WORKDIR.value:
+        raise InputError("expected --workdir=FOLDER, the folder of a finished run, and nothing else")
+    from kd_jax import loop
+
+    metrics = loop.evaluate_run(WORKDIR.value, path=PATH.value, runs_folder=RUNS.value)
+    print(json.dumps({"workdir": os.path.normpath(WORKDIR.value), **metrics}, indent=1))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

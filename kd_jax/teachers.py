@@ -1,0 +1,15 @@
+"""Teachers: one function of (variables, batch, rng), so that the step does not know which it has."""
+
+import jax
+
+from kd_jax.types import Network, Teacher
+
+
+def live(network: Network) -> Teacher:
+    """The network itself, in inference mode, on the very images that the student sees."""
+
+    def teacher(variables, batch, rng):
+        del rng
+        return jax.lax.stop_gradient(network.apply(variables, batch.images, train=False)[0])
+
+    return teacher

@@ -1,0 +1,112 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), and a progress line for people.
+
+The only importer of clu.metric_writers, and so of TensorFlow. Where those are missing the rest still works.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+
+class Writer:
+    """Writes scalars by step. After a restart the lines behind the restored step are cut off and written again."""
+
+    def __init__(self, folder: str, step: int):
+        """Opens the files of a run that goes on from `step`."""
+        path = os.path.join(folder, "metrics.jsonl")
+        kept = [line for line in read(folder) if line["step"] <= step]
+        self.seconds = kept[-1]["seconds"] if kept else 0.0  # that earlier processes spent on this run
+        self._start = time.monotonic()
+        with open(path + ".tmp", "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        os.replace(path + ".tmp", path)
+        self._file = open(path, "a")  # noqa: SIM115
+        self._clu = _clu_writer(folder)
+
+    def elapsed(self) -> float:
+        """Seconds spent on this run, those before a restart included."""
+        return self.seconds + time.monotonic() - self._start
+
+    def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
+        """Adds a line to metrics.jsonl and the scalars that are numbers to TensorBoard."""
+        line = {"step": step, "seconds": round(self.elapsed(), 3), **scalars}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._clu:
+            self._clu.write_scalars(step, {name: value for name, value in scalars.items() if value is not None})
+
+    def close(self) -> None:
+        self._file.close()
+        if self._clu:
+            self._clu.close()
+
+
+def read(folder: str) -> list[dict]:
+    """The lines of a run's metrics.jsonl. A last line that a killed process cut short is left out."""
+    path = os.path.join(folder, "metrics.jsonl")
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def _clu_writer(folder: str):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        from clu import metric_writers
+    except ImportError as error:
+        name = error.name or "TensorFlow"
+        print(f"{name} is not installed: metrics go to metrics.jsonl and the terminal, not to TensorBoard", flush=True)
+        return None
+    return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
+
+
+class Progress:
+    """One line on a terminal that overwrites itself; in a file, a line now and then."""
+
+    INTERVAL = 10.0  # seconds between lines of a file
+
+    def __init__(self, total: int, start: int, batch_size: int):
+        """`total` steps, of which `start` are done."""
+        self._total, self._batch_size = total, batch_size
+        self._interactive = sys.stderr.isatty()
+        self._printed = 0.0
+        self._mark = (start, time.monotonic())
+        self._rate = None  # steps per second
+
+    def pause(self, step: int) -> None:
+        """Work other than training ends here: the time before does not count."""
+        self._mark = (step, time.monotonic())
+
+    def show(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Prints step, loss and its terms, images per second and the time left."""
+        now = time.monotonic()
+        if step > self._mark[0]:
+            self._rate = (step - self._mark[0]) / (now - self._mark[1])
+        self._mark = (step, now)
+        if not self._interactive and now - self._printed < self.INTERVAL and step < self._total:
+            return
+        self._printed = now
+        terms = ", ".join(f"{n.removeprefix('loss/')} {v:.4g}" for n, v in scalars.items() if n.startswith("loss/"))
+        speed = ""
+        if self._rate:
+            left = (self._total - step) / self._rate
+            speed = f"  {self._rate * self._batch_size:,.0f} images/s  {duration(left)} left"
+        text = f"step {step}/{self._total}  epoch {epoch}  loss {scalars['loss']:.4g} ({terms}){speed}"
+        end = "" if self._interactive else "\n"
+        print(("\r\033[K" if self._interactive else "") + text, end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._interactive and self._printed:
+            print(file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: "9s", "2m05s", "1h02m"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}m{seconds:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
