@@ -22,7 +22,7 @@ def random_views(rng: jax.Array, count: int, kind: str) -> jax.Array:
     """[count] int32 view numbers, uniform over those of the kind: "none", "crop" or "crop_flip"."""
     if choose("dataset.augment", kind, KINDS) == "none":
         return jnp.full((count,), CENTRE, jnp.int32)
-    views = jax.random.randint(rng, (count,), 0, VIEWS)
+    views = jax.random.randint(rng, (count,), 0, VIEWS, jnp.int32)
     return views if kind == "crop_flip" else views // 2 * 2
 
 
@@ -35,7 +35,7 @@ def take_views(images: jax.Array, views: jax.Array) -> jax.Array:
     top, left = offsets[0][views // 2 // OFFSETS], offsets[1][views // 2 % OFFSETS]
 
     def crop(image, y, x):
-        return jax.lax.dynamic_slice(image, (y, x, 0), (height, width, image.shape[-1]))
+        return jax.lax.dynamic_slice(image, (y, x, jnp.zeros_like(y)), (height, width, image.shape[-1]))
 
     cropped = jax.vmap(crop)(padded, top, left)
     return jnp.where((views % 2 == 1)[:, None, None, None], cropped[:, :, ::-1], cropped)

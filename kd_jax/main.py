@@ -7,6 +7,7 @@ on with a run that was stopped. Every key of a config stands in configs/base.py.
 """
 
 import json
+import re
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -34,7 +35,8 @@ def main(arguments: list[str]) -> None:
 def add_term(config: ConfigDict, text: str) -> None:
     """Sets options of a loss term, from "TERM:KEY=VALUE,KEY=VALUE"."""
     name, _, options = text.partition(":")
-    pairs = [pair.partition("=") for pair in options.split(",") if pair]
+    # Commas inside a list do not separate.
+    pairs = [pair.partition("=") for pair in re.split(r",(?![^\[]*\])", options) if pair]
     if not name or not all(key and equals for key, equals, _ in pairs):
         raise InputError(f"--term is {text!r}; expected TERM:KEY=VALUE,KEY=VALUE, for example soft:loss=kd,weight=0.5")
     with config.unlocked():

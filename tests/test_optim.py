@@ -1,0 +1,115 @@
+"""Optimisers and schedules against recursions written out in float64 numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import optim
+from kd_jax.types import Hyper, InputError
+from tests import tiny
+
+
+def hyper(learning_rate, weight_decay):
+    return Hyper(jnp.float32(learning_rate), jnp.float32(weight_decay), jnp.float32(1e-3), {})
+
+
+def trajectory(options, gradients, *, weight_decay=0.1, rate=0.1, name=("fc", "kernel"), clip=0.0):
+    """The parameter after each update of a scalar that starts at 1."""
+    made = optim.create(
+        tiny.OPTIMIZER | {"schedule": "constant"} | options,
+        tiny.OPTIMIZER["method"],
+        steps=10,
+        steps_per_epoch=5,
+        clip=clip,
+    )
+    params = {"student": {name: jnp.ones(1)}, "method": {}}
+    state = made.init({"student": {name[0]: {name[1]: jnp.ones(1)}}, "method": {}})
+    values = []
+    for step, gradient in enumerate(gradients):
+        params, state = made.update(
+            {"student": {name: jnp.full(1, gradient)}, "method": {}},
+            state,
+            params,
+            step=jnp.int32(step),
+            hyper=hyper(rate, weight_decay),
+            turns={"student": True, "method": True},
+        )
+        values.append(float(params["student"][name][0]))
+    return values
+
+
+GRADIENTS = [0.5, -1.0, 0.25, 2.0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_follows_pytorchs_recursion(nesterov):
+    p, buffer, expected = 1.0, 0.0, []
+    for g in GRADIENTS:
+        d = g + 0.1 * p
+        buffer = 0.9 * buffer + d
+        p -= 0.1 * (d + 0.9 * buffer if nesterov else buffer)
+        expected.append(p)
+    options = {"name": "sgd", "momentum": 0.9, "nesterov": nesterov}
+    np.testing.assert_allclose(trajectory(options, GRADIENTS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_adds_decay_to_the_gradient_and_adamw_to_the_step(name):
+    p, m, v, expected = 1.0, 0.0, 0.0, []
+    for t, g in enumerate(GRADIENTS, start=1):
+        d = g + (0.1 * p if name == "adam" else 0.0)
+        m, v = 0.9 * m + 0.1 * d, 0.999 * v + 0.001 * d * d
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        p -= 0.1 * (step + (0.1 * p if name == "adamw" else 0.0))
+        expected.append(p)
+    np.testing.assert_allclose(trajectory({"name": name}, GRADIENTS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "decays"), [(("fc", "kernel"), True), (("fc", "bias"), False)])
+def test_biases_are_left_out_of_weight_decay_on_request(name, decays):
+    options = {"name": "sgd", "momentum": 0.0, "decay_norms_and_biases": False}
+    expected = 1 - 0.1 * 0.1 if decays else 1.0
+    np.testing.assert_allclose(trajectory(options, [0.0], name=name), [expected], rtol=1e-6)
+
+
+def test_clipping_bounds_the_gradients_norm_before_decay():
+    options = {"name": "sgd", "momentum": 0.0}
+    np.testing.assert_allclose(trajectory(options, [20.0], clip=2.0), [1 - 0.1 * (2.0 + 0.1)], rtol=1e-6)
+
+
+def factors(name, steps=20, **options):
+    schedule = optim.schedule(name, steps=steps, steps_per_epoch=5, **options)
+    return np.array([float(schedule(jnp.int32(s))) for s in range(steps)])
+
+
+def test_cosine_falls_from_one_to_zero_after_a_linear_warmup():
+    after = np.arange(15) / 15
+    expected = np.concatenate([np.arange(1, 6) / 6, 0.5 * (1 + np.cos(np.pi * after))])
+    np.testing.assert_allclose(factors("cosine", warmup_epochs=1), expected, atol=1e-6)
+
+
+def test_step_schedule_falls_at_its_milestones():
+    expected = np.repeat([1, 0.1, 0.1, 0.01], 5)
+    np.testing.assert_allclose(factors("step", milestones=(1, 3), gamma=0.1), expected, rtol=1e-5)
+
+
+def test_exponential_schedule_falls_once_per_epoch():
+    np.testing.assert_allclose(factors("exponential", gamma=0.7), np.repeat(0.7 ** np.arange(4.0), 5), rtol=1e-5)
+
+
+def test_constant_schedule_stays_at_one():
+    assert (factors("constant") == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "said"),
+    [
+        ({"schedule": "cosin"}, {}, "did you mean 'cosine'"),
+        ({"name": "lion"}, {}, "adam, adamw, sgd"),
+        ({"learning_rate": 0.0}, {}, "above 0"),
+        ({}, {"freeze": "all"}, "convolutions, encoder, none"),
+    ],
+)
+def test_unknown_names_are_named_with_the_choices(options, others, said):
+    with pytest.raises(InputError, match=said):
+        optim.create(tiny.OPTIMIZER | options, tiny.OPTIMIZER["method"], steps=10, steps_per_epoch=5, **others)
