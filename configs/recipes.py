@@ -14,7 +14,7 @@ from configs import base
 SCALES = {
     "": {"student": "resnet18", "teacher": "resnet50", "width": 1.0, "stem": "imagenet", "size": 128, "epochs": 60},
     "small": {"student": "resnet20", "teacher": "resnet56", "width": 1.0, "stem": "cifar", "size": 32, "epochs": 60},
-    "smoke": {"student": "resnet8", "teacher": "resnet14", "width": 0.25, "stem": "cifar", "size": 16, "epochs": 3},
+    "smoke": {"student": "resnet8", "teacher": "resnet14", "width": 0.25, "stem": "cifar", "size": 16, "epochs": 6},
 }
 
 
@@ -40,7 +40,7 @@ def _network(arg: str, role: str) -> ConfigDict:
         raise ValueError(f"the config's argument is {arg!r}; expected nothing, 'small' or 'smoke'")
     scale = SCALES[arg]
     config = base.get_config()
-    config.model.name = scale[role]
+    config.name = config.model.name = scale[role]
     config.model.width = scale["width"]
     config.model.stem = scale["stem"]
     config.dataset.image_size = scale["size"]

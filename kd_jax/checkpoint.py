@@ -58,8 +58,12 @@ class Checkpoints:
         """Loads a step into the structure, types and shardings of `like`."""
         return self._checkpointer.load(step, jax.tree.map(_abstract, like))
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until all is written."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits until all is written, and ends the background threads."""
         self._checkpointer.close()
 
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers
-from kd_jax.steps import Images, Parts
-from kd_jax.types import Hyper, InputError, Network, Variables, choose
+from kd_jax.steps import Images, Parts, init_state
+from kd_jax.types import Hyper, InputError, MethodVariables, Network, Variables, choose
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEACHERS = ("none", "config", "run")
@@ -69,10 +69,17 @@ class Experiment(NamedTuple):
 
     def jit(self, function: Callable, **options) -> Callable:
         """Compiles one of the functions of `kd_jax.steps` with this experiment's parts."""
-        if self.config["deterministic"] and jax.default_backend() == "gpu":
-            options["compiler_options"] = {"xla_gpu_deterministic_ops": True}
-        everywhere = sharding.replicated(self.mesh)
-        return jax.jit(functools.partial(function, parts=self.parts), out_shardings=everywhere, **options)
+        compiler = {}
+        if jax.default_backend() == "gpu" and self.config["deterministic"]:
+            compiler["xla_gpu_deterministic_ops"] = True
+        if jax.default_backend() == "cpu" and function is init_state:
+            compiler["xla_backend_optimization_level"] = 0  # it runs once, and this compiles in a tenth of the time
+        return jax.jit(
+            functools.partial(function, parts=self.parts),
+            out_shardings=sharding.replicated(self.mesh),
+            compiler_options=compiler,
+            **options,
+        )
 
     def place(self, tree: Any) -> Any:
         """Puts arrays on every device."""
@@ -194,14 +201,20 @@ def load(folder: str) -> tuple[Network, Variables, tuple[str, ...]]:
     Raises:
       InputError: when the folder holds no finished run.
     """
+    saved = runs.read_json(folder, "config.json")
+    class_names = tuple(saved["data"]["class_names"])
+    return create_network(saved["config"], len(class_names)), load_variables(folder)[0], class_names
+
+
+def load_variables(folder: str) -> tuple[Variables, MethodVariables]:
+    """The student's variables (averaged, where the run averages them) and the method's, of a finished run."""
     from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
 
-    saved = runs.read_json(folder, "config.json")
     step = runs.read_json(folder, "result.json")["checkpoint"]
     tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
-    variables = tree["ema"] or {"params": tree["params"]["student"], "batch_stats": tree["stats"]["student"]}
-    class_names = tuple(saved["data"]["class_names"])
-    return create_network(saved["config"], len(class_names)), variables, class_names
+    params, stats = tree["params"], tree["stats"]
+    variables = tree["ema"] or {"params": params["student"], "batch_stats": stats["student"]}
+    return variables, MethodVariables(params["method"], stats["method"])
 
 
 def describe_data(dataset: data.Dataset) -> dict[str, Any]:

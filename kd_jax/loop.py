@@ -1,10 +1,10 @@
 """The loop, in a fixed order: step, log, evaluate, save. A run that was killed goes on from its last checkpoint."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -73,103 +73,125 @@ def run(made: Experiment, folder: str, *, wait: bool = False) -> TrainState:
 
 
 def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_result) -> TrainState:
-    config, batch_size = made.config, made.config["train"]["batch_size"]
-    init = made.jit(steps.init_state)
-    train_steps = made.jit(steps.train_steps, donate_argnums=0)
+    config, total, split = made.config, made.steps, made.dataset.validation
+    init, train_steps = made.jit(steps.init_state), made.jit(steps.train_steps, donate_argnums=0)
     train_data, hyper = made.images(made.dataset.train), made.place(made.hyper)
-    order_sharding = NamedSharding(made.mesh, PartitionSpec(None, sharding.AXIS))
     evaluate = Evaluator(made, teacher_variables)
-
-    state = init(np.uint32(config["seed"]), teacher_variables, train_data)
     checkpoints = Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"])
-    step = checkpoints.latest() or 0
-    if step:
+    state = init(np.uint32(config["seed"]), teacher_variables, train_data)
+    if step := checkpoints.latest() or 0:
         state = checkpoints.load(step, state)
     if runs.has_result(folder):
         print(f"finished already: {_describe(runs.read_json(folder, 'result.json'))}  {folder}", flush=True)
         checkpoints.close()
         return state
 
-    name = config["model"]["name"]
-    print(f"{'going on with' if step else 'training'} {name} for {made.steps} steps: {folder}", flush=True)
-    writer = writers.Writer(folder, step)
-    progress = writers.Progress(made.steps, step, batch_size)
-    window, speed = _Window(), _Speed(batch_size)
-    with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(progress):
-        with _sigterm() as stop:
-            while step < made.steps:
-                epoch, position = divmod(step, made.steps_per_epoch)
-                if position == 0 or window.order is None:
-                    order = data.epoch_order(config["seed"], epoch, len(made.dataset.train.labels))
-                    window.order = order[: made.steps_per_epoch * batch_size].reshape(-1, batch_size)
-                # Calls end at multiples of steps_per_call and at the epoch's end, wherever the run was restarted.
-                end = min(
-                    position + made.steps_per_call - position % made.steps_per_call,
-                    made.steps_per_epoch,
-                    position + made.steps - step,
-                )
-                index = jax.device_put(window.order[position:end], order_sharding)
-                state, scalars = train_steps(state, teacher_variables, train_data, index, hyper)
-                window.add(end - position, scalars)
-                step += end - position
-                epoch_ends = end == made.steps_per_epoch or step == made.steps
+    print(f"{'going on with' if step else 'training'} {config['model']['name']} from step {step} to {total}: {folder}")
+    writer, window = writers.Writer(folder, step), _Window()
+    progress = writers.Progress(total, config["train"]["batch_size"])
+    with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(progress), _sigterm() as stop:
+        for index, end in _calls(made, step):
+            begin, step = step, end
+            state, scalars = train_steps(state, teacher_variables, train_data, index, hyper)
+            window.add(len(index), scalars)
+            epoch = step / made.steps_per_epoch
+            # Whole epochs done, where one ends here. The last step counts as an end.
+            ended = math.ceil(epoch) if step == total or step % made.steps_per_epoch == 0 else 0
 
-                every = config["log"]["every_steps"]
-                if epoch_ends or step // every > (step - (end - position)) // every:
-                    means = window.flush(step)
-                    speed.add(step)
-                    writer.write(step, {"epoch": step / made.steps_per_epoch} | _prefixed("train", means))
-                    progress.show(step, epoch + 1, means)
-                last = step == made.steps
-                done = epoch + 1 if epoch_ends else 0
-                accuracy = None
-                evaluates = done and (last or done % config["evaluate"]["every_epochs"] == 0)
-                if evaluates and made.dataset.validation:
-                    measured = evaluate(state, made.dataset.validation)
-                    accuracy = measured["accuracy"]
-                    writer.write(step, {"epoch": step / made.steps_per_epoch} | _prefixed("validation", measured))
-                saves = done and (last or done % config["checkpoint"]["every_epochs"] == 0)
-                if saves or (accuracy is not None and config["evaluate"]["select"] == "best-validation"):
-                    checkpoints.save(state, step, accuracy)
-                if evaluates or saves:
-                    progress.pause(step)
-                    speed.pause(step)
-                if stop.is_set() and not last:
-                    window.flush(step)
-                    checkpoints.save(state, step, None)
-                    raise Preempted(f"stopped at step {step} of {made.steps}; the same command goes on from there")
+            def due(every: int, ended: int = ended, step: int = step) -> bool:
+                return bool(ended) and (ended % every == 0 or step == total)
 
+            if ended or step // config["log"]["every_steps"] > begin // config["log"]["every_steps"]:
+                means = window.flush(step)
+                writer.write(step, {"epoch": epoch} | _prefixed("train", means))
+                progress.show(step, math.ceil(epoch), means)
+            accuracy = None
+            if split and due(config["evaluate"]["every_epochs"]):
+                measured = evaluate(state, split)
+                accuracy = measured["accuracy"]
+                writer.write(step, {"epoch": epoch} | _prefixed("validation", measured))
+            rated = accuracy is not None and config["evaluate"]["select"] == "best-validation"
+            if rated or due(config["checkpoint"]["every_epochs"]):
+                checkpoints.save(state, step, accuracy)
+            if ended:
+                progress.pause(step)
+            if stop.is_set() and step < total:
+                window.flush(step)
+                checkpoints.save(state, step, None)
+                raise Preempted(f"stopped at step {step} of {total}; the same command goes on from there")
+
+        checkpoints.wait()
         if config["evaluate"]["select"] == "best-validation":
-            checkpoints.close()
-            checkpoints = Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"])
-            best = checkpoints.best()
-            assert best is not None
-            state, step = checkpoints.load(best, state), best
-        validation = evaluate(state, made.dataset.validation) if made.dataset.validation else None
+            step = checkpoints.best()
+            state = checkpoints.load(step, state)
         result = {
             "name": config["name"],
-            "model": name,
+            "model": config["model"]["name"],
             "seed": config["seed"],
             "config_hash": made.digest,
             "teacher": teacher_result
             and {"name": teacher_result["name"], "accuracy": teacher_result["test"]["accuracy"]},
             "test": evaluate(state, made.dataset.test),
-            "validation": validation,
+            "validation": evaluate(state, split) if split else None,
             "selected": config["evaluate"]["select"],
             "checkpoint": step,
-            "steps": made.steps,
-            "epochs": made.steps / made.steps_per_epoch,
+            "steps": total,
+            "epochs": total / made.steps_per_epoch,
             "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
             "seconds": round(writer.elapsed(), 2),
-            "images_per_second": speed.images_per_second(),
+            "images_per_second": progress.images_per_second(),
             "device": f"{made.mesh.size} x {made.mesh.devices.flat[0].device_kind}",
             "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
             "versions": experiment.versions(),
         }
-    # Only now is the checkpoint that the result names on the disk.
     runs.write_json(os.path.join(folder, "result.json"), result)
-    print(f"{name}: {_describe(result)}  {folder}", flush=True)
+    print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
     return state
+
+
+def _calls(made: Experiment, step: int) -> Iterator[tuple[jax.Array, int]]:
+    """(indices [n, B] of a call's images, the step after it), from `step` to the end.
+
+    Calls end at multiples of steps_per_call and at an epoch's end, so they are the same wherever a run restarted.
+    """
+    batch_size, length = made.config["train"]["batch_size"], made.steps_per_epoch
+    order_sharding = NamedSharding(made.mesh, PartitionSpec(None, sharding.AXIS))
+    for epoch in range(step // length, math.ceil(made.steps / length)):
+        order = data.epoch_order(made.config["seed"], epoch, len(made.dataset.train.labels))
+        order = order[: length * batch_size].reshape(length, batch_size)
+        start, last = max(step - epoch * length, 0), min(length, made.steps - epoch * length)
+        while start < last:
+            end = min(start - start % made.steps_per_call + made.steps_per_call, last)
+            yield jax.device_put(order[start:end], order_sharding), epoch * length + end
+            start = end
+
+
+def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "runs") -> dict[str, Any]:
+    """Metrics of a finished run on its test set; those that compare with a teacher need the teacher's run.
+
+    Args:
+      folder: of the run.
+      path: where the data lies now; None for where it lay.
+      runs_folder: where the runs of teachers lie.
+    Raises:
+      InputError: when the folder holds no finished run, or the data is not what it was trained on.
+    """
+    saved = runs.read_json(folder, "config.json")
+    variables, method_variables = experiment.load_variables(folder)
+    config = saved["config"]
+    while path and config:
+        config["dataset"]["path"] = path
+        config = config["teacher"]["config"]
+    made = experiment.create(saved["config"], runs_folder=runs_folder)
+    if made.dataset.fingerprint != saved["data"]["fingerprint"]:
+        raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see --path")
+    teacher_variables: Variables = {}
+    if made.teacher and runs.has_result(made.teacher.folder):
+        teacher_variables = made.place(experiment.load(made.teacher.folder)[1])
+    else:
+        made = made._replace(parts=made.parts._replace(teacher=None))
+    evaluator = Evaluator(made, teacher_variables)
+    return evaluator.measure(*made.place((variables, method_variables)), made.dataset.test)
 
 
 class Evaluator:
@@ -187,9 +209,11 @@ class Evaluator:
         return self.measure(variables, method_variables, split)
 
     def measure(self, variables: Variables, method_variables: MethodVariables, split: data.Split):
+        """The same for variables that are not a state's."""
         made = self._made
-        images = self._placed.setdefault(id(split), None) or made.images(split)
-        self._placed[id(split)] = images
+        if id(split) not in self._placed:
+            self._placed[id(split)] = made.images(split)
+        images = self._placed[id(split)]
         count = len(split.labels)
         size = min(made.config["evaluate"]["batch_size"], count)
         size += -size % made.mesh.size
@@ -206,8 +230,8 @@ class _Window:
     """Scalars since the last log line, left on the device until they are needed."""
 
     def __init__(self):
-        self.order: np.ndarray | None = None
-        self._count, self._sums = 0, []
+        self._count = 0
+        self._sums: list[Mapping[str, jax.Array]] = []
 
     def add(self, count: int, scalars: Mapping[str, jax.Array]) -> None:
         self._count += count
@@ -225,27 +249,6 @@ class _Window:
                 " Try a lower optimizer.learning_rate, or train.clip"
             )
         return means
-
-
-class _Speed:
-    """Images per second of training alone: without the first window, which compiles, and without evaluation."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size, self._images, self._seconds = batch_size, 0, 0.0
-        self._mark: tuple[int, float] | None = None
-
-    def add(self, step: int) -> None:
-        now = time.monotonic()
-        if self._mark:
-            self._images += (step - self._mark[0]) * self._batch_size
-            self._seconds += now - self._mark[1]
-        self._mark = (step, now)
-
-    def pause(self, step: int) -> None:
-        self._mark = (step, time.monotonic())
-
-    def images_per_second(self) -> float | None:
-        return round(self._images / self._seconds, 1) if self._seconds else None
 
 
 @contextlib.contextmanager
@@ -269,6 +272,3 @@ def _prefixed(prefix: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
 def _describe(result: Mapping[str, Any]) -> str:
     test = result["test"]
     return f"test accuracy {100 * test['accuracy']:.2f}% of {test['images']} images"
-
-
-__all__ = ["Evaluator", "InputError", "Preempted", "default_folder", "run", "train_and_evaluate"]

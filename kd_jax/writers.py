@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+from kd_jax.quiet_tensorflow import import_tensorflow
+
 
 class Writer:
     """Writes scalars by step. After a restart the lines behind the restored step are cut off and written again."""
@@ -53,8 +55,8 @@ def read(folder: str) -> list[dict]:
 
 
 def _clu_writer(folder: str):
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        import_tensorflow()
         from clu import metric_writers
     except ImportError as error:
         name = error.name or "TensorFlow"
@@ -68,32 +70,36 @@ class Progress:
 
     INTERVAL = 10.0  # seconds between lines of a file
 
-    def __init__(self, total: int, start: int, batch_size: int):
-        """`total` steps, of which `start` are done."""
+    def __init__(self, total: int, batch_size: int):
+        """`total`: steps of the run."""
         self._total, self._batch_size = total, batch_size
         self._interactive = sys.stderr.isatty()
         self._printed = 0.0
-        self._mark = (start, time.monotonic())
-        self._rate = None  # steps per second
+        self._mark: tuple[int, float] | None = None  # none before the first line: that time is compilation
+        self._steps, self._seconds = 0, 0.0
 
     def pause(self, step: int) -> None:
         """Work other than training ends here: the time before does not count."""
         self._mark = (step, time.monotonic())
 
+    def images_per_second(self) -> float | None:
+        """Of training alone, without compilation and evaluation; None before two lines."""
+        return round(self._steps * self._batch_size / self._seconds, 1) if self._steps else None
+
     def show(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         """Prints step, loss and its terms, images per second and the time left."""
         now = time.monotonic()
-        if step > self._mark[0]:
-            self._rate = (step - self._mark[0]) / (now - self._mark[1])
+        speed = ""
+        if self._mark and step > self._mark[0]:
+            steps, seconds = step - self._mark[0], now - self._mark[1]
+            self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+            left = (self._total - step) * seconds / steps
+            speed = f"  {steps * self._batch_size / seconds:,.0f} images/s  {duration(left)} left"
         self._mark = (step, now)
         if not self._interactive and now - self._printed < self.INTERVAL and step < self._total:
             return
         self._printed = now
         terms = ", ".join(f"{n.removeprefix('loss/')} {v:.4g}" for n, v in scalars.items() if n.startswith("loss/"))
-        speed = ""
-        if self._rate:
-            left = (self._total - step) / self._rate
-            speed = f"  {self._rate * self._batch_size:,.0f} images/s  {duration(left)} left"
         text = f"step {step}/{self._total}  epoch {epoch}  loss {scalars['loss']:.4g} ({terms}){speed}"
         end = "" if self._interactive else "\n"
         print(("\r\033[K" if self._interactive else "") + text, end=end, file=sys.stderr, flush=True)

@@ -25,8 +25,8 @@ def rkd_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Relational distillation of angles: smooth L1 between the cosines at i of all triples (j, i, k).
 
     Park et al., CVPR 2019, equations 8 to 10, with the mean over all B^3 triples. A cosine at i is taken from inner
-    products, (G_jk - G_ij - G_ik + G_ii) / (d_ij d_ik), so that no [B, B, D] array of differences is made. Large batches
-    go through in groups of anchors i, which bounds the memory.
+    products, (G_jk - G_ij - G_ik + G_ii) / (d_ij d_ik), so that no [B, B, D] array of differences is made. Large
+    batches go through in groups of anchors i, which bounds the memory.
 
     Args:
       student: [B, D]. teacher: [B, E].

@@ -1,0 +1,55 @@
+"""A first run, in seconds on a laptop: a small student on handwritten digits, of which only 200 have a label.
+
+    bash launch/quickstart.sh
+    python -m kd_jax.main --config=configs/quickstart.py[:ROW]
+
+The argument is a row of the quickstart's table. Every row has the same student, recipe and number of steps:
+
+* alone: the 200 labelled images, by cross entropy.
+* kd_same, rkd_same: the same 200 images, with a teacher that saw every label of the training set.
+* kd, rkd (the default): the other training images beside them, without a label.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+METHODS = {
+    "alone": {"cross_entropy": {"weight": 1.0}},
+    "kd": {"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}},
+    "rkd": {
+        "cross_entropy": {"weight": 1.0},
+        "rkd_distance": {"weight": 25.0},
+        "rkd_angle": {"weight": 50.0},
+    },
+}
+ROWS = ("alone", "kd_same", "kd", "rkd_same", "rkd")
+
+
+def get_config(arg: str = "rkd") -> ConfigDict:
+    if arg not in ROWS:
+        raise ValueError(f"the config's argument is {arg!r}; expected one of: {', '.join(ROWS)}")
+    config = base.get_config()
+    config.name = f"quickstart-{arg}"
+    config.dataset.labelled = 200
+    config.dataset.unlabelled = arg in ("kd", "rkd")
+    config.train.steps = 600
+    config.train.batch_size = 64
+    config.evaluate.every_epochs = 1000  # an epoch has three steps; the end is enough
+    config.checkpoint.every_epochs = 50
+    config.log.every_steps = 100
+    config.optimizer.warmup_epochs = 0.0
+    if arg != "alone":
+        base.with_teacher(config, _teacher())
+    config.method = ConfigDict(METHODS[arg.removesuffix("_same")])
+    return config
+
+
+def _teacher() -> ConfigDict:
+    config = base.get_config()
+    config.name = "quickstart-teacher"
+    config.model.width = 1.0
+    config.train.epochs = 20
+    config.evaluate.every_epochs = 5
+    config.checkpoint.every_epochs = 5
+    return config

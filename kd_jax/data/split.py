@@ -1,0 +1,69 @@
+"""The images of one split, and the class-balanced choice of images, which is the same for every seed and machine."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+TEST_SHARE = 0.2  # of a data set that comes without a test set
+
+
+class Split(NamedTuple):
+    """Images in memory."""
+
+    images: np.ndarray  # [N, H, W, C] uint8
+    labels: np.ndarray  # [N] int32, -1 where the image has no label
+
+
+class Source(NamedTuple):
+    """What a source holds, before anything is held out or left out."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    fingerprint: str  # SHA-256, hexadecimal; the same data set has the same one wherever it lies
+    skipped: int  # unreadable images that were left out
+
+
+def divide(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Divides images into a held-out part and the rest, with the same fraction of every class.
+
+    Args:
+      labels: [N] int32, none negative.
+      fraction: of each class that is held out, in [0, 1), rounded to whole images.
+
+    Returns:
+      The positions of the held-out images [M], and those of the rest [N - M], both int64. Both are functions of
+      `labels` and `fraction` only. The rest is ordered so that its first n hold n / K images of each of K classes, one
+      more or less, as long as no class runs out.
+
+    >>> held, rest = divide(np.array([0, 0, 0, 1, 1, 1]), fraction=1 / 3)
+    >>> len(held), len(rest)
+    (2, 4)
+    """
+    place = _places(labels)
+    held = np.floor(fraction * np.bincount(labels) + 0.5).astype(int)
+    rank = place - held[labels]
+    order = np.lexsort((labels, rank))
+    count = np.count_nonzero(rank < 0)
+    return order[:count], order[count:]
+
+
+def with_test(split: Split) -> tuple[Split, Split]:
+    """Divides the images of a set that has no test set into (train, test), class-balanced and always the same."""
+    test, train = divide(split.labels, TEST_SHARE)
+    return take(split, np.sort(train)), take(split, np.sort(test))
+
+
+def take(split: Split, index: np.ndarray) -> Split:
+    """The images at the positions `index`, in that order."""
+    return Split(split.images[index], split.labels[index])
+
+
+def _places(labels: np.ndarray) -> np.ndarray:
+    """The place [N] of each image in a fixed shuffle of its class."""
+    random = np.random.RandomState(0)  # numpy promises that its stream never changes; not so for default_rng
+    place = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place[random.permutation(members)] = np.arange(len(members))
+    return place

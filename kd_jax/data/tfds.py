@@ -1,0 +1,111 @@
+"""Any image classification set of TensorFlow Datasets, which are downloaded when first used."""
+
+import difflib
+import hashlib
+import os
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from kd_jax.data import images
+from kd_jax.data.split import Source, Split, with_test
+from kd_jax.quiet_tensorflow import import_tensorflow
+from kd_jax.types import InputError
+
+
+def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
+    """Reads a data set into memory.
+
+    Args:
+      name: as TFDS spells it, with a configuration or version where wanted: "cifar10", "imagenet_resized/32x32".
+      image_size: in pixels. Images that all share one square size of at most this are kept as they are; otherwise each
+        is resized so that its shorter side has this size, and its centre square is kept.
+      data_dir: where the data lies or is put; "" for the default of TFDS.
+
+    Returns:
+      Images [N, H, H, C], C is 1 for grey sets. The test set is the split `test`, else `validation`, else a fixed,
+      class-balanced fifth of `train`.
+
+    Raises:
+      InputError: if TensorFlow is missing, the name unknown, the download fails, the set is not one of labelled images,
+        or the images do not fit in memory.
+    """
+    tfds = _import_tfds()
+    builder = _builder(tfds, name, data_dir)
+    channels = _channels(tfds, name, builder.info.features)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # of the network, the disk, or a set that has to be fetched by hand
+        raise InputError(f"dataset.name is {name!r}, which cannot be prepared: {images.one_line(error)}") from None
+    splits = builder.info.splits
+    if "train" not in splits:
+        raise InputError(
+            f"dataset.name is {name!r}, with splits {', '.join(splits)}; expected a set with a split train"
+        )
+    test_name = next((split for split in ("test", "validation") if split in splits), None)
+    train, test = _read(tfds, builder, ["train", test_name] if test_name else ["train"], image_size, channels)
+    info = builder.info
+    sizes = sorted((split, int(splits[split].num_examples)) for split in splits)
+    fingerprint = hashlib.sha256(repr((info.full_name, str(info.version), sizes)).encode()).hexdigest()
+    return Source(train, test, tuple(info.features["label"].names), fingerprint, skipped=0)
+
+
+def _import_tfds() -> ModuleType:
+    try:
+        import_tensorflow()
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f'dataset.source is "tfds", but {error.name or "TensorFlow"} cannot be imported; install it (pip install '
+            'tensorflow tensorflow-datasets), or use another source: "folder" or "digits"'
+        ) from None
+    return tfds
+
+
+def _builder(tfds: ModuleType, name: str, data_dir: str) -> Any:
+    try:
+        return tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
+    except tfds.core.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=5, cutoff=0.5)
+        valid = f"near names are {', '.join(near)}" if near else "see https://www.tensorflow.org/datasets/catalog"
+        raise InputError(f"dataset.name is {name!r}; expected the name of a TFDS data set: {valid}") from None
+    except Exception as error:  # a wrong version or configuration
+        raise InputError(f"dataset.name is {name!r}: {images.one_line(error)}") from None
+
+
+def _channels(tfds: ModuleType, name: str, features: Any) -> int:
+    """The images' number of channels, of a set that has images and labels."""
+    names = list(features.keys()) if hasattr(features, "keys") else [str(features)]
+    image, label = ((features[key] if key in names else None) for key in ("image", "label"))
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise InputError(
+            f"dataset.name is {name!r}, with features {', '.join(names)}; expected an image and a class label"
+        )
+    channels = image.shape[-1]
+    if image.np_dtype != np.uint8 or channels not in (1, 3):
+        kind = f"{channels} channels of {np.dtype(image.np_dtype)}"
+        raise InputError(f"dataset.name is {name!r}, whose images have {kind}; expected 1 or 3 channels of uint8")
+    return channels
+
+
+def _read(tfds: ModuleType, builder: Any, names: list[str], size: int, channels: int) -> tuple[Split, Split]:
+    """The training and the test images, read together so that they get one size."""
+    counts = [int(builder.info.splits[name].num_examples) for name in names]
+    labels = []
+
+    def shrunk():
+        for name in names:
+            # One file after another: the order of the examples is that on the disk.
+            order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+            for example in tfds.as_numpy(builder.as_dataset(split=name, shuffle_files=False, read_config=order)):
+                labels.append(example["label"])
+                yield images.shrink(images.to_image(example["image"]), size)
+
+    pixels = images.stack(shrunk(), sum(counts), size)
+    both = Split(pixels, np.array(labels, np.int32))
+    if (both.labels < 0).any():
+        raise InputError(f"dataset.name is {builder.name!r}, with images without a label; expected one for every image")
+    if len(names) == 1:
+        return with_test(both)
+    return Split(*(array[: counts[0]] for array in both)), Split(*(array[counts[0] :] for array in both))

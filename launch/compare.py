@@ -1,0 +1,85 @@
+"""A table of finished runs: test accuracy per name over seeds, and the paired difference to one of them.
+
+usage: python -m launch.compare [--to=student] RUNS...
+
+RUNS are folders of runs. Runs of one name are seeds of one row, and a row is paired with `--to` seed by seed.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from scipy import stats
+
+from kd_jax import cli, runs
+from kd_jax.types import InputError, choose
+
+TO = flags.DEFINE_string("to", "student", "The name of the runs that the others are compared with.")
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments:
+        raise InputError("expected the folder of one run or more")
+    rows: dict[str, dict[int, dict]] = {}
+    for folder in arguments:
+        result = runs.read_json(folder, "result.json")
+        rows.setdefault(result["name"], {})[result["seed"]] = result
+    print(table(rows, choose("--to", TO.value, list(rows))))
+
+
+def table(rows: Mapping[str, Mapping[int, Mapping]], to: str, labels: Mapping[str, str] | None = None) -> str:
+    """A Markdown table.
+
+    Args:
+      rows: {name: {seed: result}}.
+      to: the name of the row that the others are compared with, by the seeds that both have.
+      labels: {name: what to print for it}.
+    """
+    lines = [
+        "| | test accuracy, % | difference, points | seeds | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, results in rows.items():
+        mean, deviation = mean_and_deviation([_accuracy(r) for r in results.values()])
+        both = sorted(results.keys() & rows[to].keys())
+        gain = ""
+        if name != to and both:
+            difference, half = paired_difference(
+                [_accuracy(results[s]) for s in both], [_accuracy(rows[to][s]) for s in both]
+            )
+            gain = f"{difference:+.2f}" + (f" ± {half:.2f}" if len(both) > 1 else "")
+        accuracy = f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(results) > 1 else "")
+        seconds = statistics.fmean(r["seconds"] for r in results.values())
+        lines.append(f"| {(labels or {}).get(name, name)} | {accuracy} | {gain} | {len(results)} | {seconds:.0f} |")
+    if any(len(results) > 1 for results in rows.values()):
+        lines += ["", "Mean and standard deviation over seeds; differences are paired by seed, with a 95% interval."]
+    return "\n".join(lines)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 of a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean of a - b over pairs, and the half width of its interval by Student's t (infinite for one pair).
+
+    >>> mean, half = paired_difference([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    >>> round(mean, 3), round(half, 3)
+    (2.0, 2.484)
+    """
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    mean, deviation = mean_and_deviation(differences)
+    if len(differences) < 2:
+        return mean, math.inf
+    quantile = float(stats.t.ppf(0.5 + confidence / 2, len(differences) - 1))
+    return mean, quantile * deviation / math.sqrt(len(differences))
+
+
+def _accuracy(result: Mapping) -> float:
+    return 100 * result["test"]["accuracy"]
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

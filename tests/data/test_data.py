@@ -1,0 +1,183 @@
+"""What `load` chooses from a data set, on scikit-learn's digits and on small folders."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_jax import data
+from kd_jax.types import InputError
+
+CONFIG = {
+    "source": "digits",
+    "name": "",
+    "path": "",
+    "image_size": 16,
+    "normalize": "dataset",
+    "holdout": 0.1,
+    "train_images": 0,
+    "labelled": 0,
+    "unlabelled": True,
+    "skip_unreadable": False,
+    "augment": "crop",
+}
+
+
+def load(**changes):
+    return data.load(CONFIG | changes)
+
+
+def rows(split):
+    return {image.tobytes() for image in split.images}
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """A folder of two classes of 20 images, each pixel one random colour."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    return str(tmp_path)
+
+
+def test_digits_are_grey_bytes_with_int32_labels_and_ten_names():
+    dataset = load()
+    assert dataset.train.images.shape[1:] == (8, 8, 1)
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.train.images.max() == 255
+    assert dataset.train.labels.dtype == np.int32
+    assert dataset.class_names == tuple("0123456789")
+
+
+def test_training_validation_and_test_images_are_all_the_digits():
+    dataset = load()
+    assert sum(len(part.labels) for part in (dataset.train, dataset.validation, dataset.test)) == 1797
+
+
+def test_no_image_is_in_two_splits():
+    dataset = load()
+    assert not rows(dataset.train) & rows(dataset.validation)
+    assert not rows(dataset.train) & rows(dataset.test)
+    assert not rows(dataset.validation) & rows(dataset.test)
+
+
+def test_validation_takes_the_fraction_of_every_class():
+    whole, dataset = load(holdout=0), load(holdout=0.1)
+    counts = np.bincount(whole.train.labels)
+    np.testing.assert_array_equal(np.bincount(dataset.validation.labels), np.floor(0.1 * counts + 0.5))
+
+
+def test_no_holdout_means_no_validation():
+    assert load(holdout=0).validation is None
+
+
+def test_validation_does_not_depend_on_train_images():
+    np.testing.assert_array_equal(load().validation.images, load(train_images=50).validation.images)
+
+
+def test_fewer_training_images_are_balanced_over_classes():
+    counts = np.bincount(load(train_images=123).train.labels)
+    assert set(counts) == {12, 13}
+
+
+def test_fewer_training_images_are_the_first_of_more():
+    np.testing.assert_array_equal(load(train_images=50).train.images, load().train.images[:50])
+
+
+def test_labels_are_kept_for_the_first_images_and_the_rest_have_none():
+    every, some = load(), load(labelled=20)
+    np.testing.assert_array_equal(some.train.labels[:20], every.train.labels[:20])
+    assert set(some.train.labels[20:]) == {-1}
+
+
+def test_without_unlabelled_images_the_labelled_ones_are_the_same():
+    both, alone = load(labelled=20), load(labelled=20, unlabelled=False)
+    np.testing.assert_array_equal(alone.train.images, both.train.images[:20])
+    np.testing.assert_array_equal(alone.train.labels, both.train.labels[:20])
+
+
+def test_unlabelled_false_keeps_all_images_where_all_are_labelled():
+    assert len(load(unlabelled=False).train.labels) == len(load().train.labels)
+
+
+def test_mean_and_deviation_are_of_the_training_images():
+    dataset = load(train_images=200)
+    pixels = dataset.train.images.astype(np.float64) / 255
+    np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)), rtol=1e-6)
+
+
+def test_mean_counts_unlabelled_images_even_when_they_are_dropped():
+    np.testing.assert_array_equal(load(labelled=20, unlabelled=False).mean, load().mean)
+
+
+def test_a_constant_channel_has_a_deviation_that_can_be_divided_by(colours, tmp_path):
+    for path in tmp_path.rglob("*.png"):
+        Image.new("RGB", (4, 4), (9, 9, 9)).save(path)
+    assert (load(source="folder", path=colours).std > 0).all()
+
+
+def test_imagenet_statistics_are_the_published_ones(colours):
+    dataset = load(source="folder", path=colours, normalize="imagenet")
+    np.testing.assert_allclose(dataset.mean, [0.485, 0.456, 0.406])
+    np.testing.assert_allclose(dataset.std, [0.229, 0.224, 0.225])
+
+
+def test_digits_smaller_than_their_own_size_are_resized():
+    assert load(image_size=4).train.images.shape[1:] == (4, 4, 1)
+
+
+def test_two_loads_are_equal():
+    first, second = load(), load()
+    np.testing.assert_array_equal(first.train.images, second.train.images)
+    assert first.fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, tfds"),
+        ({"normalize": "no"}, "dataset.normalize is 'no'; expected one of: dataset, imagenet"),
+        ({"augment": "flip"}, "dataset.augment is 'flip'; expected one of: crop, crop_flip, none"),
+        ({"image_size": 0}, "dataset.image_size is 0; expected an integer of at least 1"),
+        ({"image_size": 8.5}, "dataset.image_size is 8.5; expected an integer"),
+        ({"train_images": -1}, "dataset.train_images is -1; expected an integer of at least 0"),
+        ({"labelled": -1}, "dataset.labelled is -1; expected an integer of at least 0"),
+        ({"holdout": 1.0}, "dataset.holdout is 1.0; expected a fraction of at least 0 and below 1"),
+        ({"holdout": float("nan")}, "dataset.holdout is nan; expected a fraction"),
+        ({"holdout": 0.001}, "dataset.holdout is 0.001, less than one image per class"),
+        ({"holdout": 0.999}, "leaves no training image of class '0'"),
+        ({"train_images": 9}, "dataset.train_images is 9; expected 10 .one per class. to 1293"),
+        ({"train_images": 5000}, "dataset.train_images is 5000; expected 10 .one per class. to 1293"),
+        ({"train_images": 100, "labelled": 101}, "dataset.labelled is 101; expected 10 .one per class. to 100"),
+        ({"labelled": 9}, "dataset.labelled is 9; expected 10"),
+        ({"normalize": "imagenet"}, 'dataset.normalize is "imagenet"; expected "dataset" for images of 1 channel'),
+    ],
+)
+def test_a_wrong_value_is_named_on_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_epoch_order_is_a_permutation():
+    order = data.epoch_order(seed=0, epoch=3, images=100)
+    assert order.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(order), np.arange(100))
+
+
+def test_epoch_order_depends_on_seed_and_epoch_only():
+    order = data.epoch_order(1, 2, 50)
+    np.testing.assert_array_equal(order, data.epoch_order(1, 2, 50))
+    assert (order != data.epoch_order(1, 3, 50)).any()
+    assert (order != data.epoch_order(2, 2, 50)).any()
+
+
+def test_importing_data_loads_neither_tensorflow_nor_scikit_learn():
+    code = "import sys, kd_jax.data; assert not {'tensorflow', 'tensorflow_datasets', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,214 @@
+"""Class folders: the layouts that are accepted, and what is said about the others."""
+
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_jax.data import folder
+from kd_jax.types import InputError
+
+
+def write(path, size=(6, 6), value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+    return path
+
+
+@pytest.fixture
+def split_root(tmp_path):
+    """train and test, with classes cat and dog, of three images each, 6x6."""
+    for split in ("train", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            for index in range(3):
+                write(tmp_path / split / name / f"{index}.png", value=100 * label + index)
+    return tmp_path
+
+
+@pytest.fixture
+def flat_root(tmp_path):
+    """Classes cat and dog, of ten images each."""
+    for label, name in enumerate(("cat", "dog")):
+        for index in range(10):
+            write(tmp_path / name / f"{index}.png", value=100 * label + index)
+    return tmp_path
+
+
+def load(root, **options):
+    return folder.load(str(root), **{"image_size": 8} | options)
+
+
+def test_images_get_the_label_of_their_folder(split_root):
+    source = load(split_root)
+    assert source.class_names == ("cat", "dog")
+    np.testing.assert_array_equal(source.train.labels, source.train.images[:, 0, 0, 0] // 100)
+    np.testing.assert_array_equal(source.test.labels, [0, 0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_the_test_set_may_be_called(split_root, name):
+    (split_root / "test").rename(split_root / name)
+    assert len(load(split_root).test.labels) == 6
+
+
+def test_class_folders_alone_give_a_fifth_of_each_class_to_the_test_set(flat_root):
+    source = load(flat_root)
+    np.testing.assert_array_equal(np.bincount(source.test.labels), [2, 2])
+    np.testing.assert_array_equal(np.bincount(source.train.labels), [8, 8])
+
+
+def test_a_class_too_small_for_the_test_set_is_for_training_only(flat_root):
+    write(flat_root / "eel" / "a.png")
+    source = load(flat_root)
+    np.testing.assert_array_equal(np.bincount(source.train.labels), [8, 8, 1])
+    np.testing.assert_array_equal(np.bincount(source.test.labels), [2, 2])
+
+
+def test_a_class_may_be_called_train(flat_root):
+    (flat_root / "dog").rename(flat_root / "train")
+    assert load(flat_root).class_names == ("cat", "train")
+
+
+def test_images_in_folders_within_a_class_are_found(split_root):
+    write(split_root / "train" / "cat" / "images" / "more.png")
+    assert len(load(split_root).train.labels) == 7
+
+
+def test_hidden_and_other_files_are_ignored(split_root):
+    write(split_root / "train" / ".cache" / "a.png")
+    write(split_root / "train" / "cat" / ".hidden.png")
+    (split_root / "train" / "cat" / "Thumbs.db").write_bytes(b"x")
+    assert len(load(split_root).train.labels) == 6
+
+
+def test_extensions_in_capitals_are_read(split_root):
+    write(split_root / "train" / "cat" / "A.JPEG")
+    assert len(load(split_root).train.labels) == 7
+
+
+def test_images_of_one_square_size_are_kept_as_they_are(split_root):
+    assert load(split_root, image_size=8).train.images.shape == (6, 6, 6, 3)
+
+
+def test_images_larger_than_image_size_are_resized(split_root):
+    assert load(split_root, image_size=4).train.images.shape == (6, 4, 4, 3)
+
+
+def test_one_test_image_of_another_size_makes_all_images_image_size(split_root):
+    write(split_root / "test" / "dog" / "wide.png", size=(5, 9))
+    source = load(split_root, image_size=8)
+    assert source.train.images.shape == (6, 8, 8, 3)
+    assert source.test.images.shape == (7, 8, 8, 3)
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(split_root, tmp_path_factory):
+    other = shutil.copytree(split_root, tmp_path_factory.mktemp("other") / "copy")
+    assert load(split_root).fingerprint == load(other).fingerprint
+
+
+def test_the_fingerprint_changes_with_a_file(split_root):
+    before = load(split_root).fingerprint
+    (split_root / "train" / "cat" / "0.png").rename(split_root / "train" / "cat" / "9.png")
+    assert load(split_root).fingerprint != before
+
+
+def test_an_unreadable_image_is_named_with_the_way_to_skip_it(split_root):
+    damaged = split_root / "train" / "cat" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"train/cat/1\.png cannot be read .* dataset\.skip_unreadable=true") as error:
+        load(split_root)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_images_are_skipped_and_counted_on_request(split_root):
+    (split_root / "train" / "cat" / "1.png").write_bytes(b"")
+    source = load(split_root, skip_unreadable=True)
+    assert source.skipped == 1
+    np.testing.assert_array_equal(source.train.images[:, 0, 0, 0], [0, 2, 100, 101, 102])
+    np.testing.assert_array_equal(source.train.labels, [0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_that_loses_all_images_is_named(split_root, split):
+    for path in (split_root / split / "dog").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"image of class 'dog' .* can be read"):
+        load(split_root, skip_unreadable=True)
+
+
+def test_no_readable_image_at_all_is_an_error(split_root):
+    for path in split_root.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 12 images can be read"):
+        load(split_root, skip_unreadable=True)
+
+
+def test_an_empty_path_tells_which_flag_to_set():
+    with pytest.raises(InputError, match=r"dataset\.path is empty; .*--config\.dataset\.path"):
+        load("")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="none', which does not exist"):
+        load(tmp_path / "none")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"a\.png', which is not a folder"):
+        load(write(tmp_path / "a.png"))
+
+
+def test_a_folder_without_class_folders_is_named(tmp_path):
+    with pytest.raises(InputError, match="holds no class folders; expected"):
+        load(tmp_path)
+
+
+def test_a_single_class_folder_is_named(tmp_path):
+    write(tmp_path / "cat" / "a.png")
+    with pytest.raises(InputError, match=r"holds one class folder \('cat'\); expected"):
+        load(tmp_path)
+
+
+def test_a_class_without_images_is_named(split_root):
+    (split_root / "train" / "eel").mkdir()
+    (split_root / "test" / "eel").mkdir()
+    with pytest.raises(InputError, match="train/eel holds no images; expected"):
+        load(split_root)
+
+
+def test_a_class_that_only_one_split_has_is_named(split_root):
+    write(split_root / "test" / "eel" / "a.png")
+    with pytest.raises(InputError, match="in only one of train and test, such as 'eel' in test"):
+        load(split_root)
+
+
+def test_training_folders_without_a_test_set_are_named(split_root):
+    shutil.rmtree(split_root / "test")
+    with pytest.raises(InputError, match="no test set; expected one of these folders: test, val, validation"):
+        load(split_root)
+
+
+def test_too_few_images_for_a_test_set_are_named(tmp_path):
+    for name in ("cat", "dog"):
+        write(tmp_path / name / "a.png")
+    with pytest.raises(InputError, match="too few images for a test set"):
+        load(tmp_path)
+
+
+def test_a_few_images_of_cifar10_are_read_as_they_are(tmp_path):
+    archive = Path(os.environ.get("KD_JAX_SHARED", ""), "data", "cifar10_jpeg.tar.gz")
+    if not archive.is_file():
+        pytest.skip("KD_JAX_SHARED names no folder that holds data/cifar10_jpeg.tar.gz")
+    with tarfile.open(archive) as tar:
+        for member in tar:  # the archive begins with the test images of each class
+            if member.isfile() and int(Path(member.name).stem) < 5:
+                tar.extract(member, tmp_path, filter="data")
+            if member.name.startswith("cifar10_jpeg/train"):
+                break
+    source = load(tmp_path / "cifar10_jpeg" / "test", image_size=32)
+    assert source.train.images.shape == (40, 32, 32, 3)
+    assert source.class_names[:2] == ("airplane", "automobile")

@@ -1,0 +1,135 @@
+"""TFDS, on data sets that the tests make on the disk: nothing is downloaded."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from kd_jax.data import tfds as source
+from kd_jax.types import InputError
+
+
+@pytest.fixture(scope="module")
+def tfds():
+    return source._import_tfds()
+
+
+@pytest.fixture(scope="module")
+def shades(tfds):
+    """Registers `kd_shades`: grey images whose pixels are 10 times the label plus their number, in splits by config."""
+
+    class KdShades(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [  # noqa: RUF012
+            tfds.core.BuilderConfig(name=name)
+            for name in ("test", "validation", "alone", "sizes", "nothing", "deep", "hidden", "offline")
+        ]
+
+        def _info(self):
+            dtype = np.uint16 if self.builder_config.name == "deep" else np.uint8
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+            if self.builder_config.name == "nothing":
+                features["kind"] = features.pop("label")
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            name = self.builder_config.name
+            if name == "offline":
+                raise ConnectionError("no route\nto host")
+            rest = {} if name == "alone" else {"validation" if name == "validation" else "test": self._examples(4)}
+            return {"train": self._examples(20)} | rest
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+        def _examples(self, count):
+            for index in range(count):
+                side = 6 + index if self.builder_config.name == "sizes" else 6
+                label = -1 if self.builder_config.name == "hidden" else index % 2
+                pixels = np.full((side, side, 1), 100 * (index % 2) + index, np.uint8)
+                yield index, {"image": pixels, "label": label}
+
+    return "kd_shades"
+
+
+@pytest.fixture(scope="module")
+def load(shades, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    return lambda config, **options: source.load(
+        f"{shades}/{config}", **{"image_size": 8, "data_dir": folder} | options
+    )
+
+
+def test_grey_images_keep_one_channel_and_their_label(load):
+    train = load("test").train
+    assert train.images.shape == (20, 6, 6, 1)
+    assert train.images.dtype == np.uint8
+    assert train.labels.dtype == np.int32
+    np.testing.assert_array_equal(train.labels, train.images[:, 0, 0, 0] // 100)
+
+
+def test_class_names_are_those_of_the_label(load):
+    assert load("test").class_names == ("cat", "dog")
+
+
+def test_two_loads_give_the_same_order(load):
+    np.testing.assert_array_equal(load("test").train.images, load("test").train.images)
+
+
+def test_validation_stands_in_for_a_missing_test_split(load):
+    assert len(load("validation").test.labels) == 4
+
+
+def test_a_fifth_of_train_stands_in_for_a_set_with_one_split(load):
+    alone = load("alone")
+    np.testing.assert_array_equal(np.bincount(alone.test.labels), [2, 2])
+    assert len(alone.train.labels) == 16
+
+
+def test_images_of_several_sizes_get_the_wanted_size(load):
+    assert load("sizes", image_size=5).train.images.shape == (20, 5, 5, 1)
+
+
+def test_fingerprints_of_two_sets_differ(load):
+    assert load("test").fingerprint != load("validation").fingerprint
+
+
+def test_a_set_without_labels_is_refused_with_its_features(load):
+    with pytest.raises(InputError, match="with features image, kind; expected an image and a class label"):
+        load("nothing")
+
+
+def test_images_of_sixteen_bits_are_refused(load):
+    with pytest.raises(InputError, match="1 channels of uint16; expected 1 or 3 channels of uint8"):
+        load("deep")
+
+
+def test_images_with_a_hidden_label_are_refused(load):
+    with pytest.raises(InputError, match="images without a label"):
+        load("hidden")
+
+
+def test_a_failed_download_names_the_set_and_the_cause_on_one_line(load):
+    with pytest.raises(InputError, match="'kd_shades/offline', which cannot be prepared: no route to host"):
+        load("offline")
+
+
+def test_an_unknown_name_suggests_near_ones(tfds, tmp_path):
+    with pytest.raises(InputError, match=r"dataset\.name is 'cifar1O'; expected .* cifar10"):
+        source.load("cifar1O", image_size=8, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "mnist:9.9.9", "imagenet_resized/3x3"])
+def test_a_wrong_version_or_configuration_is_one_line(tfds, tmp_path, name):
+    with pytest.raises(InputError, match=r"dataset\.name is ") as error:
+        source.load(name, image_size=8, data_dir=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_tensorflow_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(InputError, match=r"tensorflow cannot be imported; install it .*, or use another source"):
+        source.load("cifar10", image_size=8)
