@@ -6,11 +6,13 @@ and dictionaries, so that a configuration survives JSON unchanged.
 
 from ml_collections import ConfigDict
 
+from kd_jax.types import InputError
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the complete tree. This one takes no argument."""
     if arg:
-        raise ValueError(f"configs/base.py takes no argument; got {arg!r}")
+        raise InputError(f"configs/base.py takes no argument; got {arg!r}")
     config = ConfigDict()
     config.name = "base"  # names the run's folder; not part of its identity
     config.seed = 0  # of initialisation, data order, augmentation; never of the held-out split

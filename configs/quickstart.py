@@ -13,6 +13,7 @@ The argument is a row of the quickstart's table. Every row has the same student,
 from ml_collections import ConfigDict
 
 from configs import base
+from kd_jax.types import InputError
 
 METHODS = {
     "alone": {"cross_entropy": {"weight": 1.0}},
@@ -28,7 +29,7 @@ ROWS = ("alone", "kd_same", "kd", "rkd_same", "rkd")
 
 def get_config(arg: str = "rkd") -> ConfigDict:
     if arg not in ROWS:
-        raise ValueError(f"the config's argument is {arg!r}; expected one of: {', '.join(ROWS)}")
+        raise InputError(f"the config's argument is {arg!r}; expected one of: {', '.join(ROWS)}")
     config = base.get_config()
     config.name = f"quickstart-{arg}"
     config.dataset.labelled = 200

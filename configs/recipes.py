@@ -10,6 +10,7 @@ What an experiment compares is trained by one recipe: SGD with momentum, a cosin
 from ml_collections import ConfigDict
 
 from configs import base
+from kd_jax.types import InputError
 
 SCALES = {
     "": {"student": "resnet18", "teacher": "resnet50", "width": 1.0, "stem": "imagenet", "size": 128, "epochs": 60},
@@ -37,7 +38,7 @@ def distilled(arg: str, method: dict) -> ConfigDict:
 
 def _network(arg: str, role: str) -> ConfigDict:
     if arg not in SCALES:
-        raise ValueError(f"the config's argument is {arg!r}; expected nothing, 'small' or 'smoke'")
+        raise InputError(f"the config's argument is {arg!r}; expected nothing, 'small' or 'smoke'")
     scale = SCALES[arg]
     config = base.get_config()
     config.name = config.model.name = scale[role]

@@ -5,6 +5,7 @@
 
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,13 +14,22 @@ from absl import flags, logging
 
 from kd_jax.types import InputError, TrainingError
 
+# Flags of more than one command, which names those it has by `flags.declare_key_flag`.
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs; those of teachers lie in its folder `teachers`.")
 
-def run(main: Callable[[list[str]], None], usage: str) -> None:
+
+def run(
+    main: Callable[[list[str]], None],
+    usage: str,
+    complete: Callable[[list[str]], list[str]] = lambda arguments: arguments,
+) -> None:
     """Parses the flags, calls `main` with what remains of the command line, and exits with its code.
 
     Args:
       main: takes the positional arguments.
       usage: the text of --help, above the list of flags.
+      complete: adds to the command line before it is parsed.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(f"{usage.strip()}\n\nflags:{flags.FLAGS.module_help(sys.modules['__main__'])}")
@@ -29,7 +39,12 @@ def run(main: Callable[[list[str]], None], usage: str) -> None:
     cache = os.path.join(os.path.expanduser("~"), ".cache", "kd_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    sys.exit(_exit_code(lambda: main(_parse(sys.argv))))
+
+    def call():
+        sys.argv[1:] = complete(sys.argv[1:])  # in place: ml_collections looks for its overrides there
+        main(_parse(sys.argv))
+
+    sys.exit(_exit_code(call))
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -37,7 +52,20 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)[1:]
     except Exception as error:
-        raise InputError(_one_line(error)) from error
+        first = _first(error)
+        given = next((a for a in argv if isinstance(first, KeyError) and f".{first.args[0]}" in a), None)
+        if given:
+            near = re.search('Did you mean "(.+?)"', str(error))
+            hint = f"; did you mean {near[1]!r}?" if near else ""
+            raise InputError(f"{given}: there is no key {first.args[0]!r}; see configs/base.py{hint}") from error
+        raise InputError(_one_line(first if isinstance(first, InputError) else error)) from error
+
+
+def _first(error: BaseException) -> BaseException:
+    """The exception that others were raised from."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def _exit_code(call: Callable[[], None]) -> int:

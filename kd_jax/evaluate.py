@@ -11,18 +11,18 @@ from absl import flags
 from kd_jax import cli
 from kd_jax.types import InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 PATH = flags.DEFINE_string("path", None, "Where the data lies now, if not where it lay in training.")
-RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs, for the teacher's.")
+flags.declare_key_flag("workdir")
+flags.declare_key_flag("runs")
 
 
 def main(arguments: list[str]) -> None:
-    if arguments or not WORKDIR.value:
+    if arguments or not cli.WORKDIR.value:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and nothing else")
     from kd_jax import loop
 
-    metrics = loop.evaluate_run(WORKDIR.value, path=PATH.value, runs_folder=RUNS.value)
-    print(json.dumps({"workdir": os.path.normpath(WORKDIR.value), **metrics}, indent=1))
+    metrics = loop.evaluate_run(cli.WORKDIR.value, path=PATH.value, runs_folder=cli.RUNS.value)
+    print(json.dumps({"workdir": os.path.normpath(cli.WORKDIR.value), **metrics}, indent=1))
 
 
 if __name__ == "__main__":

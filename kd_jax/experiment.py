@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers
-from kd_jax.steps import Images, Parts, init_state
+from kd_jax.steps import Images, Parts, init_state, train_steps
 from kd_jax.types import Hyper, InputError, MethodVariables, Network, Variables, choose
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -69,7 +69,7 @@ class Experiment(NamedTuple):
 
     def jit(self, function: Callable, **options) -> Callable:
         """Compiles one of the functions of `kd_jax.steps` with this experiment's parts."""
-        compiler = {}
+        compiler: dict[str, bool | int] = {}
         if jax.default_backend() == "gpu" and self.config["deterministic"]:
             compiler["xla_gpu_deterministic_ops"] = True
         if jax.default_backend() == "cpu" and function is init_state:
@@ -87,7 +87,7 @@ class Experiment(NamedTuple):
 
     def images(self, split: data.Split) -> Images:
         """A split on every device."""
-        return self.place(Images(split.images, split.labels))
+        return Images(self.place(split.images), self.place(split.labels))
 
 
 def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None) -> Experiment:
@@ -154,6 +154,7 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
         method_learning_rate=jnp.float32(config["optimizer"]["method"]["learning_rate"]),
         weights={term: jnp.float32(weight) for term, weight in method.weights.items()},
     )
+    _trace(parts, hyper, dataset, config["train"]["batch_size"], teacher)
     # On a CPU, convolutions inside a loop are many times slower than the same step called from Python.
     per_call = config["train"]["steps_per_call"] or (1 if jax.default_backend() == "cpu" else 50)
     return Experiment(
@@ -261,6 +262,22 @@ def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, i
         )
     steps_per_epoch = images // batch_size
     return train["steps"] or train["epochs"] * steps_per_epoch, steps_per_epoch
+
+
+def _trace(parts: Parts, hyper: Hyper, dataset: data.Dataset, batch_size: int, teacher: TeacherRun | None) -> None:
+    """Traces initialisation and a step, so that an error in them is seen before a teacher is trained or a file made."""
+
+    def shapes(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    images = Images(shapes(dataset.train.images), shapes(dataset.train.labels))
+    teacher_variables: Variables = {}
+    if teacher:
+        batch = jax.eval_shape(parts.prepare, jax.ShapeDtypeStruct((2, *images.images.shape[1:]), jnp.uint8))
+        teacher_variables = jax.eval_shape(teacher.network.init, jax.random.key(0), batch)
+    state = jax.eval_shape(functools.partial(init_state, parts=parts), np.uint32(0), teacher_variables, images)
+    order = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
+    jax.eval_shape(functools.partial(train_steps, parts=parts), state, teacher_variables, images, order, hyper)
 
 
 def _teacher(config, dataset: data.Dataset, runs_folder: str, devices) -> TeacherRun | None:

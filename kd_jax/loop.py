@@ -122,7 +122,7 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
 
         checkpoints.wait()
         if config["evaluate"]["select"] == "best-validation":
-            step = checkpoints.best()
+            step = checkpoints.best() or step
             state = checkpoints.load(step, state)
         result = {
             "name": config["name"],
@@ -190,8 +190,8 @@ def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "ru
         teacher_variables = made.place(experiment.load(made.teacher.folder)[1])
     else:
         made = made._replace(parts=made.parts._replace(teacher=None))
-    evaluator = Evaluator(made, teacher_variables)
-    return evaluator.measure(*made.place((variables, method_variables)), made.dataset.test)
+    variables, method_variables = made.place((variables, method_variables))
+    return Evaluator(made, teacher_variables).measure(variables, method_variables, made.dataset.test)
 
 
 class Evaluator:

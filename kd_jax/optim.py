@@ -125,15 +125,15 @@ def create(
         choose(f"{name}.name", options["name"], OPTIMIZERS)
         if not options["learning_rate"] > 0:
             raise InputError(f"{name}.learning_rate is {options['learning_rate']}; expected a number above 0")
-    length = {"steps": steps, "steps_per_epoch": steps_per_epoch}
     student_schedule = schedule(
         student["schedule"],
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
         warmup_epochs=student["warmup_epochs"],
         milestones=tuple(student["milestones"]),
         gamma=student["gamma"],
-        **length,
     )
-    method_schedule = schedule(method["schedule"], **length)
+    method_schedule = schedule(method["schedule"], steps=steps, steps_per_epoch=steps_per_epoch)
 
     def chains(hyper: Hyper | None):
         # States do not depend on the traced rates, so `init` needs none.

@@ -8,14 +8,14 @@ from absl import flags
 from kd_jax import cli
 from kd_jax.types import InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 TOP = flags.DEFINE_integer("top", 3, "How many classes to print for each image.", lower_bound=1)
+flags.declare_key_flag("workdir")
 
 
 def main(arguments: list[str]) -> None:
-    if not WORKDIR.value or not arguments:
+    if not cli.WORKDIR.value or not arguments:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and one image file or more")
-    for path, ranked in zip(arguments, predict(WORKDIR.value, arguments), strict=True):
+    for path, ranked in zip(arguments, predict(cli.WORKDIR.value, arguments), strict=True):
         print(f"{path}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in ranked[: TOP.value]))
 
 

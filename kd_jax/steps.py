@@ -122,9 +122,7 @@ def train_step(
     if parts.ema:
         current = {"params": params["student"], "batch_stats": stats["student"]}
         ema = jax.tree.map(lambda a, b: parts.ema * a + (1 - parts.ema) * b, ema, current)
-    return state.replace(
-        step=state.step + 1, params=params, stats=stats, optimizer_state=optimizer_state, ema=ema
-    ), scalars
+    return TrainState(state.step + 1, params, stats, optimizer_state, ema, state.rng), scalars
 
 
 def _accumulate(gradient, params, stats, raw, count: int):

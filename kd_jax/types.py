@@ -63,7 +63,7 @@ class Batch(NamedTuple):
     images: jax.Array  # [B, H, W, C] float, normalised
     labels: jax.Array  # [B] int32, -1 where the image has no label
     targets: jax.Array  # [B, K] float, the label's distribution (smoothed, mixed); a zero row where there is no label
-    index: jax.Array  # [B] int32, position in the training set
+    index: jax.Array  # type: ignore[assignment]  # [B] int32, position in the training set
     view: jax.Array  # [B] int32 in [0, 162), which crop and flip was taken
 
 

@@ -11,12 +11,12 @@ from absl import flags
 
 from configs import quickstart
 from kd_jax import cli, runs
-from kd_jax.types import choose
+from kd_jax.types import InputError, choose
 from launch import compare
 
 SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds 0, 1, ... of every student; the teacher's is 0.", lower_bound=1)
 ROWS = flags.DEFINE_list("rows", ["alone", "rkd_same", "rkd"], "Rows of the table; `alone` is always among them.")
-RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs.")
+flags.declare_key_flag("runs")
 
 LABELS = {
     "alone": "student alone, 200 labelled images",
@@ -28,7 +28,8 @@ LABELS = {
 
 
 def main(arguments: list[str]) -> None:
-    del arguments
+    if arguments:
+        raise InputError(f"the argument {arguments[0]!r} is not known; expected flags only, see --help")
     from kd_jax import experiment, loop
 
     rows = ["alone", *(choose("--rows", row, quickstart.ROWS) for row in ROWS.value if row != "alone")]
@@ -38,8 +39,8 @@ def main(arguments: list[str]) -> None:
         for row in rows:
             config = quickstart.get_config(row)
             config.seed = seed
-            made = experiment.create(config, runs_folder=RUNS.value)
-            folder = loop.default_folder(made, RUNS.value)
+            made = experiment.create(config, runs_folder=cli.RUNS.value)
+            folder = loop.default_folder(made, cli.RUNS.value)
             loop.run(made, folder)
             results[row][seed] = runs.read_json(folder, "result.json")
             teacher = made.teacher or teacher
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> None:
     student = results["alone"][0]
     print(f"student: {student['parameters']:,} parameters, labels of 200 images. {student['device']}.\n")
     print(compare.table(results, "alone", LABELS))
-    print(f"\nThe runs lie in {os.path.abspath(RUNS.value)}, the teacher in its folder `teachers`.")
+    print(f"\nThe runs lie in {os.path.abspath(cli.RUNS.value)}, the teacher in its folder `teachers`.")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ LOSSES: dict[str, Callable[..., Method]] = {
     "adversarial": adversarial,
 }
 
+# What an option of a loss may be, by its default; None and no default allow anything.
+KINDS = ((bool, "true or false"), ((int, float), "a number"), (str, "a text"), ((list, tuple), "a list"))
+
 
 def register(name: str, constructor: Callable[..., Method]) -> None:
     """Adds a loss of your own, which configs then know by `name`.
@@ -47,7 +50,8 @@ def create(terms: Mapping[str, Mapping[str, Any]]) -> Method:
     Args:
       terms: {term: {"loss": a key of `LOSSES`, by default the term's name, "weight": 1.0, options of that loss}}.
     Raises:
-      InputError: for an unknown loss or option, no term at all, or a weight that is not a finite number.
+      InputError: for an unknown loss or option, an option of another
+        type, no term at all, or a weight that is not a finite number.
     """
     if not terms:
         raise InputError(f"method has no term; expected at least one of: {', '.join(sorted(LOSSES))}")
@@ -58,8 +62,11 @@ def create(terms: Mapping[str, Mapping[str, Any]]) -> Method:
         weights[term] = options.pop("weight", 1.0)
         if not isinstance(weights[term], int | float) or not math.isfinite(weights[term]):
             raise InputError(f"method.{term}.weight is {weights[term]!r}; expected a finite number")
-        known = [option for option in inspect.signature(constructor).parameters if option != "name"]
-        for option in options:
+        known = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name != "name"}
+        for option, value in options.items():
             choose(f"an option of method.{term}", option, ["loss", "weight", *known])
+            for kind, expected in KINDS:
+                if isinstance(known[option], kind) and not isinstance(value, kind):
+                    raise InputError(f"method.{term}.{option} is {value!r}; expected {expected}")
         methods[term] = constructor(term, **options)
     return join(methods)._replace(weights=weights)

@@ -85,13 +85,15 @@ def adversarial(
       turns: None when both move at every step, or [d, s]: d steps of the discriminator, then s of the student, and so
         on. The learning rates go on with the step, whoever moves.
     Raises:
-      InputError: for an unknown objective, `on` or condition, or turns that are not two positive numbers.
+      InputError: for an unknown objective, `on` or condition, no layer, or turns that are not two positive numbers.
     """
     choose(f"method.{name}.objective", objective, OBJECTIVES)
     choose(f"method.{name}.condition", condition, ("embedding", "none"))
     reads = frozenset({field(on)} | ({"embedding"} if condition == "embedding" else set()))
     if turns is not None and (len(turns) != 2 or min(turns) < 1):
         raise InputError(f"method.{name}.turns is {list(turns)}; expected [discriminator steps, student steps]")
+    if not hidden or min(hidden) < 1:
+        raise InputError(f"method.{name}.hidden is {list(hidden)}; expected the width of one layer or more")
     penalty = penalty if penalty is not None else {"nonsaturating": 1.0, "wasserstein": 10.0}[objective]
     network = Discriminator(tuple(hidden))
 

@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from kd_jax.types import InputError
+
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross entropy of the student with the label's distribution.
@@ -27,11 +29,15 @@ def kd(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: flo
       temperature: T, above zero.
     Returns:
       [B], in nats times T^2.
+    Raises:
+      InputError: for a temperature that is not above zero.
 
     >>> import jax.numpy as jnp
     >>> round(float(kd(jnp.array([[0.0, 0.0]]), jnp.array([[4.0, 0.0]]), temperature=4.0)[0]), 4)
-    1.7749
+    1.7751
     """
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+        raise InputError(f"temperature is {temperature}; expected a number above 0")
     student = jax.nn.log_softmax(student_logits / temperature)
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)

@@ -25,8 +25,8 @@ FAMILY = {
 
 def cifar_resnet(name: str, num_classes: int, *, stem: str = "cifar", width: float = 1.0, **options) -> ResNet:
     """The network of that name with every width multiplied by `width`."""
-    depth, widths = FAMILY[name]
-    widths = tuple(max(1, round(width * w)) for w in widths)
+    depth, published = FAMILY[name]
+    widths = tuple(max(1, round(width * w)) for w in published)
     return ResNet(
         num_classes,
         block=BasicBlock,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.layers import BatchNorm, Linear, MlpHead, at_least_float32, conv_init
-from kd_jax.types import Outputs
+from kd_jax.types import Norm, Outputs
 
 
 class BasicBlock(nn.Module):
@@ -114,7 +114,9 @@ class ResNet(nn.Module):
         norm = functools.partial(BatchNorm, param_dtype=param_dtype)
         perturbations = perturbations or (None,) * (1 + len(self.stage_sizes))
         trunk_train = train and not self.frozen_trunk
-        features, preactivations, norms = [], [], []
+        features: list[jax.Array] = []
+        preactivations: list[jax.Array] = []
+        norms: list[Norm] = []
 
         def report(x, preactivation, affine):
             perturbation = perturbations[len(features)]
