@@ -53,7 +53,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)[1:]
     except Exception as error:
         first = _first(error)
-        given = next((a for a in argv if isinstance(first, KeyError) and f".{first.args[0]}" in a), None)
+        key = rf"\.{first.args[0]}(=|\.|$)" if isinstance(first, KeyError) else "$^"
+        given = next((a for a in argv if re.search(key, a)), None)
         if given:
             near = re.search('Did you mean "(.+?)"', str(error))
             hint = f"; did you mean {near[1]!r}?" if near else ""

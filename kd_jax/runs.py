@@ -35,9 +35,10 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One "key is A there, B here" for every key that two identities do not share."""
-    a, b = (flatten_dict(dict(tree), sep=".", keep_empty_nodes=True) for tree in (there, here))
+    flat = (flatten_dict(dict(tree), sep=".", keep_empty_nodes=True) for tree in (there, here))
+    a, b = ({key: repr(value) for key, value in tree.items()} for tree in flat)
     return [
-        f"{key} is {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} here"
+        f"{key} is {a.get(key, 'absent')} there, {b.get(key, 'absent')} here"
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key)
     ]

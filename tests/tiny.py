@@ -14,6 +14,15 @@ CLASSES = 4
 IMAGES = 48
 PIXELS = {"size": 8, "mean": np.array([0.5]), "std": np.array([0.25])}
 OPTIMIZER = base.get_config().optimizer.to_dict() | {"learning_rate": 0.05, "warmup_epochs": 0.0}
+CHANGES = {
+    "name": "tiny",
+    "dataset.image_size": 8,
+    "dataset.train_images": 64,
+    "model.width": 1 / 8,
+    "train.batch_size": 16,
+    "train.epochs": 3,
+    "log.every_steps": 2,
+}
 METHODS = {
     "cross_entropy": {"cross_entropy": {}},
     "kd": {"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9}},
@@ -23,6 +32,23 @@ METHODS = {
     "wasserstein": {"cross_entropy": {}, "adversarial": {"objective": "wasserstein", "weight": 0.3, "hidden": [8]}},
     "turns": {"cross_entropy": {}, "adversarial": {"weight": 0.3, "hidden": [8], "turns": [3, 4]}},
 }
+
+
+def config(**overrides) -> dict:
+    """A run of twelve steps, four to an epoch, on 8x8 digits; a key of `overrides` is "section.key"."""
+    whole = base.get_config()
+    whole.update_from_flattened_dict(CHANGES | overrides)
+    return whole.to_dict()
+
+
+def taught(**overrides) -> dict:
+    """The same run, distilled from a network of its kind by KD."""
+    whole = config(**overrides)
+    shared = {key: value for key, value in overrides.items() if key in ("dataset.holdout", "dataset.train_images")}
+    teacher = config(**shared, **{"name": "tiny-teacher", "model.width": 1 / 4})
+    whole["teacher"] = {"kind": "config", "path": "", "config": teacher}
+    whole["method"] = METHODS["kd"]
+    return whole
 
 
 def data(labelled: int = IMAGES) -> steps.Images:

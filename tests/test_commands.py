@@ -1,0 +1,275 @@
+"""The commands, as people start them: what they print, their exit status, and what they leave behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_jax import experiment, runs, writers
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device
+TINY = [
+    "--config=configs/student.py:smoke",
+    *(f"--config.{key}={value}" for key, value in tiny.CHANGES.items() if key != "name"),
+]
+
+
+def start(module, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(module, *arguments, **environment):
+    """(exit status, stdout, stderr)."""
+    process = start(module, *arguments, **environment)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Twenty images of each of two classes in `train`, six in `test`."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 6)):
+        for name, colour in (("cat", 40), ("dog", 200)):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(rng.normal(colour, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder of images, `damage`d in one way."""
+
+    def build(damage):
+        for split in ("train", "test"):
+            for name in ("cat", "dog"):
+                (tmp_path / "images" / split / name).mkdir(parents=True)
+                for index in range(6):
+                    Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "images" / split / name / f"{index}.png")
+        damage(tmp_path / "images")
+        return tmp_path / "images"
+
+    return build
+
+
+def remove(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:40])
+
+
+def refused(arguments, folder, **environment):
+    """The one line on stderr of a run that is refused, and that left nothing in its folders."""
+    status, out, err = call("kd_jax.main", *arguments, f"--runs={folder / 'runs'}", **environment)
+    assert (status, out) == (2, "")
+    assert not (folder / "runs").exists()
+    (line,) = err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--term=kdd:weight=1"], r"method.kdd.loss is 'kdd'; expected one of: adversarial, .*; did you mean 'kd'\?"),
+        (["--config.model.name=resnet21"], r"model.name is 'resnet21'; expected one of: .*; did you mean 'resnet"),
+        (["--config.dataset.source=digit"], r"dataset.source is 'digit'; expected one of: .*; did you mean 'digits'\?"),
+        (["--config.optimizer.schedule=cosin"], r"optimizer.schedule is 'cosin'; .*; did you mean 'cosine'\?"),
+        (["--config.model.freeze=all"], "model.freeze is 'all'; expected one of: convolutions, encoder, none"),
+        (["--config.train.epoch=3"], r"--config.train.epoch=3: there is no key 'epoch'; .*; did you mean 'epochs'\?"),
+        (["--config.train.epochs=many"], "--config.train.epochs=many: invalid literal for int"),
+        (["--config.train.batch_size=9999"], "train.batch_size is 9999; expected at most the 64 training images"),
+        (["--config.dataset.image_size=0"], "dataset.image_size is 0; expected an integer of at least 1"),
+        (
+            ["--config.dataset.source=folder", "--config.dataset.path=/no"],
+            "dataset.path is '/no', which does not exist",
+        ),
+        (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
+        (["nonsense"], "the argument 'nonsense' is not known; expected flags only"),
+    ],
+    ids=lambda value: value[-1].split("=")[0] if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(arguments, said, tmp_path):
+    assert re.search("^error: .*" + said, refused([*TINY, *arguments], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("configs/studen.py:smoke", r"--config is 'configs/studen.py'; .*; did you mean 'configs/student.py'\?"),
+        ("configs/student.py:huge", "the config's argument is 'huge'; expected nothing, 'small' or 'smoke'"),
+    ],
+)
+def test_a_config_that_is_not_there_is_refused_with_the_choices(argument, said, tmp_path):
+    assert re.search("^error: " + said, refused([f"--config={argument}", "--config.seed=1"], tmp_path))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
+    line = refused(TINY, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=3")
+    assert "train.batch_size is 16; expected a multiple of 3 (3 devices times train.accumulate 1)" in line
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: remove(folder / "train" / "dog"), "train/dog holds no images"),
+        (lambda folder: cut(folder / "train" / "cat" / "3.png"), "train/cat/3.png cannot be read as an image"),
+    ],
+    ids=["no images", "truncated"],
+)
+def test_a_damaged_folder_of_images_is_refused_by_name(broken, tmp_path, damage, said):
+    data = [
+        "--config.dataset.source=folder",
+        f"--config.dataset.path={broken(damage)}",
+        "--config.dataset.train_images=0",
+    ]
+    assert said in refused([*TINY, *data], tmp_path)
+
+
+def test_a_work_directory_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused([*TINY, f"--workdir={tmp_path / 'file' / 'run'}"], tmp_path)
+    assert "cannot be written" in line
+
+
+def test_help_answers_with_the_flags_and_status_0():
+    for module in ("kd_jax.main", "kd_jax.evaluate", "kd_jax.predict"):
+        status, out, err = call(module, "--help")
+        assert (status, err) == (0, "")
+        assert f"usage: python -m {module}" in out
+        assert "--workdir" in out
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """A short run on the folder of images: (its folder, what it printed, its log)."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    data = ["--config.dataset.source=folder", f"--config.dataset.path={images}", "--config.dataset.train_images=36"]
+    status, out, err = call("kd_jax.main", *TINY, *data, "--config.train.epochs=8", f"--workdir={folder}")
+    assert status == 0, err
+    return folder, out, err
+
+
+def test_training_prints_where_it_lies_and_what_it_reached(trained):
+    folder, out, err = trained
+    accuracy = runs.read_json(str(folder), "result.json")["test"]["accuracy"]
+    assert out.splitlines()[-1] == f"resnet8: test accuracy {100 * accuracy:.2f}% of 12 images  {folder}"
+    assert re.search(r"step 16/16  epoch 8  loss \S+ \(cross_entropy \S+\)  \S+ images/s  0s left", err)
+
+
+def test_evaluate_prints_the_metrics_as_json(trained):
+    folder, _, _ = trained
+    status, out, _ = call("kd_jax.evaluate", f"--workdir={folder}")
+    assert status == 0
+    assert json.loads(out) == {"workdir": str(folder), **runs.read_json(str(folder), "result.json")["test"]}
+
+
+def test_evaluate_finds_data_that_has_moved(trained, images, tmp_path):
+    folder, _, _ = trained
+    (tmp_path / "moved").symlink_to(images)
+    status, out, _ = call("kd_jax.evaluate", f"--workdir={folder}", f"--path={tmp_path / 'moved'}")
+    assert (status, json.loads(out)["images"]) == (0, 12)
+
+
+def test_predict_prints_class_names_and_probabilities(trained, images):
+    folder, _, _ = trained
+    files = [images / "test" / name / "0.png" for name in ("cat", "dog")]
+    status, out, err = call("kd_jax.predict", f"--workdir={folder}", *files)
+    assert status == 0, err
+    for line, file in zip(out.splitlines(), files, strict=True):
+        name, ranked = line.split(": ")
+        assert name == str(file)
+        shares = {name: float(share) for name, share in re.findall(r"(cat|dog) (\S+)%", ranked)}
+        assert sum(shares.values()) == pytest.approx(100, abs=0.2)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("kd_jax.evaluate", [], "expected --workdir=FOLDER"),
+        ("kd_jax.evaluate", ["--workdir=/nowhere"], "/nowhere has no config.json; expected the folder of a run"),
+        ("kd_jax.predict", ["--workdir=/nowhere"], "one image file or more"),
+        ("kd_jax.predict", ["--workdir=RUN", "/nowhere.png"], "/nowhere.png"),
+        ("launch.compare", [], "expected the folder of one run or more"),
+    ],
+)
+def test_the_other_commands_refuse_bad_input_in_one_line_too(trained, module, arguments, said):
+    status, out, err = call(module, *(a.replace("RUN", str(trained[0])) for a in arguments))
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert said in err
+
+
+def test_unreadable_images_can_be_skipped_and_are_counted(broken, tmp_path):
+    folder = broken(lambda folder: cut(folder / "train" / "cat" / "3.png"))
+    data = ["--config.dataset.source=folder", f"--config.dataset.path={folder}", "--config.dataset.train_images=0"]
+    own = ["--config.dataset.skip_unreadable=true", "--config.train.batch_size=4", "--config.dataset.holdout=0."]
+    status, _, err = call("kd_jax.main", *TINY, *data, *own, "--config.train.steps=2", f"--workdir={tmp_path / 'run'}")
+    assert status == 0, err
+    assert runs.read_json(str(tmp_path / "run"), "config.json")["data"]["skipped"] == 1
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_status_1(tmp_path):
+    status, _, err = call(
+        "kd_jax.main", *TINY, "--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path / 'run'}"
+    )
+    assert status == 1
+    assert re.search("^error: .*loss.* is not finite by step .*", err.splitlines()[-1])
+    assert "Traceback" not in err
+
+
+def test_a_terminated_run_saves_its_state_and_exits_with_143(tmp_path):
+    arguments = [*TINY, "--config.train.epochs=2000", f"--workdir={tmp_path / 'run'}"]
+    process = start("kd_jax.main", *arguments)
+    _wait_for(lambda: len(writers.read(str(tmp_path / "run"))) > 3, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143
+    stopped = int(re.search(r"stopped at step (\d+) of 8000; the same command goes on from there", err)[1])
+    assert (tmp_path / "run" / "checkpoints" / str(stopped)).is_dir()
+
+
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tmp_path):
+    def arguments(name):
+        return [*TINY, "--config.train.epochs=20", f"--workdir={tmp_path / name}"]
+
+    for lines in (4, 30):
+        process = start("kd_jax.main", *arguments("killed"))
+        _wait_for(lambda n=lines: len(writers.read(str(tmp_path / "killed"))) > n, process)
+        process.kill()
+        process.communicate()
+    for name in ("killed", "whole"):
+        status, _, err = call("kd_jax.main", *arguments(name))
+        assert status == 0, err
+    killed, whole = (experiment.load_variables(str(tmp_path / name)) for name in ("killed", "whole"))
+    assert tiny.identical(killed, whole)
+    measured = [[{**line, "seconds": 0} for line in writers.read(str(tmp_path / name))] for name in ("killed", "whole")]
+    assert measured[0] == measured[1]
+
+
+def _wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)

@@ -1,0 +1,62 @@
+"""Every experiment at every scale can be built and traced; on digits, where its own data would be a download."""
+
+import importlib
+import warnings
+
+import pytest
+
+from kd_jax import experiment
+from kd_jax.types import InputError
+
+DISTILLED = ("kd", "rkd", "adversarial")
+NAMES = ("student", "teacher", *DISTILLED)
+
+
+def get_config(name, arg):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("scale", ["", "small", "smoke"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_experiment_can_be_trained(name, scale):
+    config = get_config(name, scale)
+    config.dataset.source, config.dataset.normalize = "digits", "dataset"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # digits are small for the larger stems
+        made = experiment.create(config)
+    assert (made.teacher is not None) == (name in DISTILLED)
+
+
+@pytest.mark.parametrize("row", ["alone", "kd_same", "kd", "rkd_same", "rkd"])
+def test_the_quickstart_gives_every_row_the_same_recipe(row):
+    first, config = get_config("quickstart", "alone"), get_config("quickstart", row)
+    for section in ("seed", "model", "optimizer", "train", "precision"):
+        assert config[section] == first[section]
+    assert config.dataset.labelled == 200
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_the_experiments_share_one_recipe_and_one_teacher(name):
+    config = get_config(name, "small")
+    assert config.teacher == get_config("kd", "small").teacher
+    for section in ("optimizer", "train", "dataset", "model"):
+        assert config[section] == get_config("student", "small")[section]
+
+
+@pytest.mark.parametrize("key", ["path", "source", "train_images", "holdout", "image_size"])
+def test_a_key_of_the_data_reaches_the_teacher(key):
+    config = get_config("rkd", "small")
+    config.dataset[key] = type(config.dataset[key])(7)
+    assert config.to_dict()["teacher"]["config"]["dataset"][key] == config.dataset[key]
+
+
+def test_the_original_pair_and_size_are_the_default():
+    config = get_config("rkd", "")
+    assert (config.model.name, config.teacher.config.model.name) == ("resnet18", "resnet50")
+    assert (config.dataset.name, config.dataset.image_size) == ("cifar10", 128)
+
+
+@pytest.mark.parametrize(("name", "said"), [("rkd", "'small' or 'smoke'"), ("quickstart", "alone"), ("base", "no arg")])
+def test_an_unknown_scale_is_refused_with_the_choices(name, said):
+    with pytest.raises(InputError, match=said):
+        get_config(name, "huge")

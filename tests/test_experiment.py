@@ -1,0 +1,122 @@
+"""From a config to an experiment: every option is built and traced, and what is wrong is refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from kd_jax import experiment, methods
+from kd_jax.types import InputError
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"precision": "bfloat16"},
+        {"train.ema": 0.9, "train.accumulate": 4},
+        {"train.mixup": 0.2, "train.label_smoothing": 0.1},
+        {"train.clip": 1.0, "optimizer.name": "adam"},
+        {"optimizer.name": "adamw", "optimizer.decay_norms_and_biases": False},
+        {"model.head": "mlp", "model.freeze": "encoder"},
+        {"model.shortcut": "pad", "model.freeze": "convolutions"},
+        {"dataset.augment": "crop_flip", "dataset.labelled": 20},
+        {"dataset.holdout": 0.0, "optimizer.schedule": "step"},
+    ],
+    ids=lambda overrides: "-".join(overrides),
+)
+def test_every_option_can_be_trained_with(overrides):
+    assert experiment.create(tiny.taught(**overrides)).steps == 12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"model.name": "resnet19"}, "model.name is 'resnet19'; expected one of: .*; did you mean 'resnet1"),
+        ({"model.freeze": "all"}, "model.freeze is 'all'; expected one of: convolutions, encoder, none"),
+        ({"model.width": 0.0}, "model.width is 0.0; expected a factor above 0"),
+        ({"precision": "float16"}, "precision is 'float16'; expected one of: bfloat16, float32"),
+        ({"optimizer.schedule": "cosin"}, "optimizer.schedule is 'cosin'; .* did you mean 'cosine'"),
+        ({"optimizer.name": "sgdm"}, "optimizer.name is 'sgdm'; .* did you mean 'sgd'"),
+        ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; expected a number above 0"),
+        ({"dataset.image_size": 0}, "dataset.image_size is 0; expected an integer of at least 1"),
+        ({"dataset.source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, tfds"),
+        ({"train.batch_size": 65}, "train.batch_size is 65; expected at most the 64 training images"),
+        ({"train.batch_size": 15}, "train.batch_size is 15; expected a multiple of 2"),
+        ({"train.accumulate": 3}, "train.batch_size is 16; expected a multiple of 6"),
+        ({"train.epochs": 0}, "train.epochs is 0; expected at least 1"),
+        ({"train.mixup": -0.1}, "train.mixup is -0.1; expected at least 0"),
+        ({"evaluate.select": "best"}, "evaluate.select is 'best'; expected one of: best-validation, last"),
+        ({"evaluate.select": "best-validation", "dataset.holdout": 0.0}, "there is no validation split"),
+        ({"teacher.kind": "hub"}, "teacher.kind is 'hub'; expected one of: config, none, run"),
+        ({"teacher.kind": "config"}, "teacher.config is empty"),
+        ({"teacher.kind": "run"}, "teacher.path is empty"),
+        (
+            {"teacher.kind": "run", "teacher.path": "/nowhere"},
+            "/nowhere has no config.json; expected the folder of a run",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_named_with_what_was_expected(overrides, said):
+    with pytest.raises(InputError, match=said):
+        experiment.create(tiny.config(**overrides))
+
+
+def test_a_method_that_needs_a_teacher_is_refused_without_one():
+    config = tiny.config() | {"method": {"kd": {"weight": 1.0}}}
+    with pytest.raises(InputError, match="read a teacher's logits"):
+        experiment.create(config)
+
+
+def test_a_teacher_of_other_data_is_refused():
+    config = tiny.taught()
+    config["teacher"]["config"]["dataset"]["train_images"] = 32
+    with pytest.raises(InputError, match=r"teacher.config.dataset.train_images is 32; expected the student's 64"):
+        experiment.create(config)
+
+
+def test_a_mistake_in_a_loss_shows_before_anything_is_trained(monkeypatch):
+    def broken(student, teacher):
+        return student @ teacher
+
+    monkeypatch.setitem(methods.LOSSES, "broken", methods.lift(broken))
+    config = tiny.taught() | {"method": {"broken": {}}}
+    with pytest.raises(TypeError, match="dot_general"):
+        experiment.create(config)
+
+
+def test_a_network_whose_stem_does_not_suit_the_images_warns():
+    with pytest.warns(UserWarning, match='use stem="cifar"'):
+        experiment.create(tiny.config(**{"model.stem": "imagenet", "dataset.image_size": 16}))
+
+
+def test_the_labels_that_a_student_lacks_its_teacher_has():
+    made = experiment.create(tiny.taught(**{"dataset.labelled": 20}) | {"seed": 3})
+    assert (made.dataset.train.labels >= 0).sum() == 20
+    made = experiment.create(tiny.taught()["teacher"]["config"])
+    assert (made.dataset.train.labels >= 0).all()
+
+
+def test_runs_that_differ_in_the_teacher_differ_in_their_hash():
+    first, second = tiny.taught(), tiny.taught()
+    second["teacher"]["config"]["seed"] = 1
+    assert experiment.create(first).digest != experiment.create(second).digest
+
+
+def test_the_validation_images_do_not_depend_on_the_seed():
+    first, second = (experiment.create(tiny.config(seed=seed)).dataset.validation for seed in (0, 1))
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_one_step_per_call_on_a_cpu_and_never_more_than_an_epoch():
+    assert experiment.create(tiny.config()).steps_per_call == 1
+    assert experiment.create(tiny.config(**{"train.steps_per_call": 50})).steps_per_call == 4
+
+
+def test_a_config_dict_and_a_plain_config_are_the_same_experiment():
+    from ml_collections import ConfigDict
+
+    with warnings.catch_warnings():
+        plain = tiny.config()
+    assert experiment.create(ConfigDict(plain)).digest == experiment.create(plain).digest

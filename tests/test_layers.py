@@ -1,0 +1,81 @@
+"""The architecture: an import only points down, and the pure layers load neither TensorFlow nor Orbax."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "kd_jax"
+LAYERS = (
+    {"types"},
+    {"models", "methods", "teachers", "augment", "metrics"},
+    {"steps", "optim", "sharding"},
+    {"data", "checkpoint", "writers", "runs", "quiet_tensorflow"},
+    {"experiment", "loop"},
+    {"main", "evaluate", "predict", "cli"},
+)
+HEAVY = {
+    "orbax": {"checkpoint"},
+    "clu": {"writers"},
+    "tensorflow": {"quiet_tensorflow"},
+    "tensorflow_datasets": {"data"},
+}
+PURE = {"absl", "flax", "jax", "ml_collections", "numpy", "optax"} | set(sys.stdlib_module_names)
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
+
+
+def part(path: Path) -> str:
+    """The module or sub-package of kd_jax that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def imports(path: Path) -> set[str]:
+    """The dotted names that a file imports, anywhere in it; "kd_jax.x" for `from kd_jax import x`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = node.module == "kd_jax"
+            names |= {f"kd_jax.{alias.name}" for alias in node.names} if inside else {node.module}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = part(path)
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("kd_jax.")} - {own}
+    assert [name for name in used if layer(name) > layer(own)] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_each_heavy_library_is_imported_in_one_place(path):
+    used = {name.split(".")[0] for name in imports(path)} & HEAVY.keys()
+    assert [name for name in used if part(path) not in HEAVY[name]] == []
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if layer(part(p)) <= 2], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_computes_imports_only_jax_and_its_kin(path):
+    assert {name.split(".")[0] for name in imports(path)} - PURE - {"kd_jax"} == set()
+
+
+def loaded(statement: str) -> set[str]:
+    """The top-level modules that a fresh Python has loaded after `statement`."""
+    program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    )
+
+
+def test_steps_load_neither_tensorflow_nor_orbax():
+    assert not loaded("import kd_jax.steps") & {"tensorflow", "tensorflow_datasets", "clu", "orbax", "ml_collections"}
+
+
+def test_the_command_line_reads_its_flags_before_it_loads_what_is_slow():
+    assert not loaded("import kd_jax.main") & {"orbax", "tensorflow", "clu", "sklearn", "PIL"}

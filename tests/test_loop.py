@@ -1,0 +1,250 @@
+"""The loop: what a run leaves behind, and that a run which was stopped ends as one that was not."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import kd_jax
+from kd_jax import augment, experiment, loop, runs, writers
+from kd_jax.types import InputError, TrainingError
+from tests import tiny
+
+
+def train(config, folder, name="run"):
+    """The state at the end, and result.json."""
+    state = loop.train_and_evaluate(config, str(folder / name), runs_folder=str(folder))
+    return state, runs.read_json(str(folder / name), "result.json")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A distilled run that was never stopped: (folder of runs, state, result)."""
+    folder = tmp_path_factory.mktemp("taught")
+    return folder, *train(tiny.taught(), folder)
+
+
+def lines(folder, prefix):
+    """The lines of metrics.jsonl that have scalars of this prefix."""
+    return [line for line in writers.read(str(folder)) if any(key.startswith(prefix) for key in line)]
+
+
+def test_the_result_says_what_was_trained_and_how_well(taught):
+    _, state, result = taught
+    assert result["teacher"]["name"] == "tiny-teacher"
+    assert (result["steps"], result["epochs"], result["selected"]) == (12, 3.0, "last")
+    assert result["parameters"] == sum(x.size for x in jax.tree.leaves(state.params["student"]))
+    assert result["test"].keys() == {"accuracy", "top5", "nll", "ece", "agreement", "fidelity_kl", "images"}
+    assert (result["test"]["images"], result["validation"]["images"]) == (359, 145)
+    assert result["deterministic"] is True
+    assert result["versions"].keys() >= {"python", "jax", "flax", "optax"}
+
+
+def test_accuracy_and_agreement_are_those_of_the_saved_networks(taught):
+    folder, _, result = taught
+    predicted = []
+    data = experiment.create(tiny.taught(), runs_folder=str(folder)).dataset
+    images = augment.prepare(data.test.images, size=8, mean=data.mean, std=data.std)
+    for run in (folder / "run", next((folder / "teachers").iterdir())):
+        network, variables, class_names = kd_jax.load(str(run))
+        assert class_names == tuple("0123456789")
+        logits = jax.jit(lambda v, n=network: n.apply(v, images, train=False)[0].logits)(variables)
+        predicted.append(np.asarray(logits).argmax(-1))
+    assert result["test"]["accuracy"] == pytest.approx((predicted[0] == data.test.labels).mean(), abs=1e-6)
+    assert result["test"]["agreement"] == pytest.approx((predicted[0] == predicted[1]).mean(), abs=1e-6)
+
+
+def test_metrics_hold_a_line_per_log_window_and_per_evaluation(taught):
+    folder, _, _ = taught
+    assert [line["step"] for line in lines(folder / "run", "train/")] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines(folder / "run", "validation/")] == [4, 8, 12]
+    last = lines(folder / "run", "train/")[-1]
+    assert last["train/loss"] == pytest.approx(last["train/loss/cross_entropy"] + last["train/loss/kd"], rel=1e-5)
+
+
+def test_the_loss_falls(taught):
+    folder, _, _ = taught
+    losses = [line["train/loss"] for line in lines(next((folder / "teachers").iterdir()), "train/")]
+    assert losses[-1] < losses[0]
+
+
+def test_config_json_is_enough_to_repeat_the_run(taught):
+    folder, _, result = taught
+    saved = runs.read_json(str(folder / "run"), "config.json")
+    assert saved["config"] == tiny.taught()
+    assert experiment.create(saved["config"], runs_folder=str(folder)).digest == result["config_hash"] == saved["hash"]
+
+
+def test_evaluating_a_finished_run_gives_its_result_again(taught):
+    folder, _, result = taught
+    assert loop.evaluate_run(str(folder / "run"), runs_folder=str(folder)) == result["test"]
+
+
+def test_without_the_teachers_run_evaluation_leaves_out_the_comparison(taught, tmp_path):
+    folder, _, result = taught
+    measured = loop.evaluate_run(str(folder / "run"), runs_folder=str(tmp_path))
+    assert (measured["accuracy"], measured["agreement"]) == (result["test"]["accuracy"], None)
+
+
+def test_a_finished_run_is_not_trained_again(taught, capsys):
+    folder, state, _ = taught
+    before = (folder / "run" / "metrics.jsonl").read_text()
+    again, _ = train(tiny.taught(), folder)
+    assert tiny.identical(again.params, state.params)
+    assert (folder / "run" / "metrics.jsonl").read_text() == before
+    assert "finished already: test accuracy" in capsys.readouterr().out
+
+
+def test_the_teachers_accuracy_is_printed_before_the_student_trains_and_the_teacher_is_not_trained_again(
+    taught, capsys
+):
+    folder, _, result = taught
+    teacher = next((folder / "teachers").iterdir())
+    before = (teacher / "result.json").stat().st_mtime_ns
+    train(tiny.taught(seed=1), folder, "other-seed")
+    said = capsys.readouterr().out
+    assert f"teacher tiny-teacher: test accuracy {100 * result['teacher']['accuracy']:.2f}% of 359 images" in said
+    assert said.index("teacher tiny-teacher") < said.index("training resnet8")
+    assert (teacher / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, capsys):
+    folder, _, _ = taught
+    made = experiment.create(tiny.taught(seed=2), runs_folder=str(tmp_path))
+    held = runs.locked(made.teacher.folder, wait=False)
+    held.__enter__()
+    thread = threading.Timer(1.0, lambda: (_copy(folder, made.teacher.folder), held.__exit__(None, None, None)))
+    thread.start()
+    loop.run(made, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "waiting for another process" in said
+    assert "training resnet8 from step 0 to 12: " + made.teacher.folder not in said
+
+
+def _copy(folder, to):
+    """Copies the teacher's run."""
+    shutil.copytree(next((folder / "teachers").iterdir()), to, dirs_exist_ok=True)
+
+
+def test_a_finished_run_can_be_a_teacher_by_its_folder(taught, tmp_path):
+    folder, _, result = taught
+    teacher = str(next((folder / "teachers").iterdir()))
+    config = tiny.config() | {"method": tiny.METHODS["kd"], "teacher": {"kind": "run", "path": teacher, "config": {}}}
+    _, other = train(config, tmp_path)
+    # The same teacher, found in another way: the same training.
+    assert (other["teacher"], other["test"]) == (result["teacher"], result["test"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"dataset.image_size": 16}, "reads images of image_size 8; expected the student's 16"),
+        ({"dataset.train_images": 32}, "reads images of mean"),
+    ],
+)
+def test_a_run_that_reads_images_otherwise_is_refused_as_a_teacher(taught, overrides, said):
+    teacher = str(next((taught[0] / "teachers").iterdir()))
+    with pytest.raises(InputError, match=said):
+        experiment.create(tiny.config(**overrides) | {"teacher": {"kind": "run", "path": teacher, "config": {}}})
+
+
+def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
+    teacher = tmp_path / "teacher"
+    _copy(taught[0], teacher)
+    saved = json.loads((teacher / "config.json").read_text())
+    saved["data"]["class_names"] = ["cat", "dog"]
+    (teacher / "config.json").write_text(json.dumps(saved))
+    config = tiny.config() | {"teacher": {"kind": "run", "path": str(teacher), "config": {}}}
+    with pytest.raises(InputError, match=r"knows 2 classes \(cat, dog\); expected the student's 10 classes \(0, 1, "):
+        experiment.create(config)
+
+
+@pytest.mark.parametrize("at", [5, 8])
+def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, monkeypatch, at):
+    folder, state, result = taught
+    _copy(folder, tmp_path / "teachers" / next((folder / "teachers").iterdir()).name)
+
+    class Stopping(loop._Window):
+        steps = 0
+
+        def add(self, count, scalars):
+            super().add(count, scalars)
+            self.steps += count
+            if self.steps == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "_Window", Stopping)
+    with pytest.raises(loop.Preempted, match=f"stopped at step {at} of 12"):
+        train(tiny.taught(), tmp_path)
+    monkeypatch.undo()
+    again, repeated = train(tiny.taught(), tmp_path)
+    assert tiny.identical(
+        (again.params, again.stats, again.optimizer_state), (state.params, state.stats, state.optimizer_state)
+    )
+    assert (repeated["test"], repeated["validation"]) == (result["test"], result["validation"])
+
+
+def test_calls_do_not_depend_on_where_a_run_restarted():
+    made = experiment.create(tiny.config(**{"train.steps_per_call": 3, "train.steps": 10}))
+    whole = [(end, np.asarray(index)) for index, end in loop._calls(made, 0)]
+    assert [end for end, _ in whole] == [3, 4, 7, 8, 10]
+    for restart in (3, 4, 7):
+        rest = [(end, np.asarray(index)) for index, end in loop._calls(made, restart)]
+        assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[-len(rest) :], rest, strict=True))
+
+
+def test_an_epoch_visits_every_image_once():
+    made = experiment.create(tiny.config())
+    for epoch in range(3):
+        visited = np.concatenate(
+            [np.asarray(index).ravel() for index, end in loop._calls(made, 4 * epoch) if end <= 4 * epoch + 4]
+        )
+        np.testing.assert_array_equal(np.sort(visited), np.arange(64))
+
+
+def test_the_best_checkpoint_on_the_validation_split_is_the_one_that_is_tested(tmp_path):
+    config = tiny.config(**{"evaluate.select": "best-validation", "optimizer.learning_rate": 0.4, "train.epochs": 4})
+    _, result = train(config, tmp_path)
+    measured = {line["step"]: line["validation/accuracy"] for line in lines(tmp_path / "run", "validation/")}
+    assert measured[result["checkpoint"]] == max(measured.values()) == result["validation"]["accuracy"]
+    assert result["selected"] == "best-validation"
+
+
+def test_the_average_of_the_student_is_what_is_evaluated_and_loaded(tmp_path):
+    state, result = train(tiny.config(**{"train.ema": 0.5}), tmp_path)
+    _, variables, _ = kd_jax.load(str(tmp_path / "run"))
+    assert tiny.identical(variables, state.ema)
+    assert not tiny.identical(variables["params"], state.params["student"])
+    assert loop.evaluate_run(str(tmp_path / "run"))["nll"] == result["test"]["nll"]
+
+
+def test_training_ends_at_the_number_of_steps_that_was_asked_for(tmp_path):
+    state, result = train(tiny.config(**{"train.steps": 6, "dataset.holdout": 0.0}), tmp_path)
+    assert (int(state.step), result["steps"], result["epochs"], result["validation"]) == (6, 6, 1.5, None)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
+    config = tiny.config(**{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 1, "log.every_steps": 100})
+    with pytest.raises(TrainingError, match="is not finite by step 4; the last checkpoint"):
+        train(config, tmp_path)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert [entry for entry in (tmp_path / "run" / "checkpoints").iterdir() if entry.name.isdecimal()] == []
+
+
+def test_a_folder_with_a_run_of_another_config_is_left_as_it_is(taught):
+    folder, _, _ = taught
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    with pytest.raises(InputError, match="seed is 0 there, 5 here"):
+        train(tiny.taught(seed=5), folder)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path):
+    with pytest.raises(InputError):
+        train(tiny.taught(**{"train.batch_size": 1000}), tmp_path)
+    assert list(tmp_path.iterdir()) == []

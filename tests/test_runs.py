@@ -1,0 +1,114 @@
+"""A run's folder: what decides its identity, who may write into it."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from kd_jax import runs
+from kd_jax.types import InputError
+from tests import tiny
+
+
+def identity(fingerprint="a", teacher=None, **overrides):
+    return runs.identity(tiny.config(**overrides), fingerprint, teacher)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"name": "other"}, {"log.every_steps": 7}, {"checkpoint.keep": 3}, {"dataset.path": "/elsewhere"}]
+)
+def test_what_does_not_affect_results_is_not_part_of_the_identity(overrides):
+    assert runs.digest(identity(**overrides)) == runs.digest(identity())
+
+
+@pytest.mark.parametrize("overrides", [{"seed": 1}, {"optimizer.learning_rate": 0.2}, {"dataset.labelled": 20}])
+def test_what_affects_results_is_part_of_the_identity(overrides):
+    assert runs.digest(identity(**overrides)) != runs.digest(identity())
+
+
+def test_the_data_and_the_teacher_are_part_of_the_identity():
+    assert len({runs.digest(identity(*pair)) for pair in [("a", None), ("b", None), ("a", "t"), ("a", "u")]}) == 4
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys():
+    value = identity()
+    assert runs.digest(dict(reversed(value.items()))) == runs.digest(value)
+
+
+def test_differences_name_the_key_and_both_values():
+    assert runs.differences(identity(seed=3), identity()) == ["seed is 3 there, 0 here"]
+    assert runs.differences({"a": 2}, {"a": {"b": 1}}) == ["a is 2 there, absent here", "a.b is absent there, 1 here"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    runs.write_json(str(path), {"a": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(str(path), {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "expected the folder of a run"), ("{", "cannot be read")])
+def test_a_missing_or_broken_file_is_named(tmp_path, text, said):
+    if text:
+        (tmp_path / "result.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        runs.read_json(str(tmp_path), "result.json")
+
+
+def test_a_folder_of_another_config_is_refused_with_the_keys_that_differ(tmp_path):
+    runs.write_json(str(tmp_path / "config.json"), {"identity": identity(seed=3)})
+    with pytest.raises(InputError, match="seed is 3 there, 0 here"):
+        runs.check(str(tmp_path), identity())
+    runs.check(str(tmp_path), identity(seed=3))
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not a writable folder"):
+        runs.check(str(tmp_path / "file" / "run"), identity())
+
+
+def test_checking_writes_nothing(tmp_path):
+    runs.check(str(tmp_path / "a" / "b"), identity())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    refused = pytest.raises(InputError, match="in use by another process")
+    with runs.locked(str(tmp_path), wait=False), refused, runs.locked(str(tmp_path), wait=False):
+        pass
+
+
+def test_a_second_starter_waits_for_the_first(tmp_path, capsys):
+    order = []
+    with runs.locked(str(tmp_path), wait=False):
+
+        def second():
+            with runs.locked(str(tmp_path), wait=True):
+                order.append("second")
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "waiting for another process" in capsys.readouterr().out
+
+
+def test_a_killed_process_releases_its_folder(tmp_path):
+    hold = "with runs.locked(sys.argv[1], wait=False): print(flush=True); time.sleep(60)"
+    program = [sys.executable, "-c", f"import sys, time; from kd_jax import runs\n{hold}", str(tmp_path)]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(InputError), runs.locked(str(tmp_path), wait=False):
+        pass
+    process.kill()
+    process.communicate()
+    with runs.locked(str(tmp_path), wait=False):
+        assert os.path.exists(tmp_path / ".lock")

@@ -1,0 +1,100 @@
+"""Where numbers go: the file, the event file, the terminal."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from kd_jax import writers
+
+
+@pytest.fixture
+def without_tensorflow(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+
+
+def test_scalars_become_a_line_with_step_and_seconds(tmp_path, without_tensorflow):
+    writer = writers.Writer(str(tmp_path), 0)
+    writer.write(3, {"train/loss": 0.5, "validation/agreement": None})
+    writer.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    line = json.loads(line)
+    assert line.pop("seconds") >= 0
+    assert line == {"step": 3, "train/loss": 0.5, "validation/agreement": None}
+
+
+def test_one_line_says_that_tensorflow_is_missing(tmp_path, without_tensorflow, capsys):
+    writers.Writer(str(tmp_path), 0).close()
+    said = capsys.readouterr().out
+    assert said == "tensorflow is not installed: metrics go to metrics.jsonl and the terminal, not to TensorBoard\n"
+
+
+def test_a_restart_cuts_the_lines_behind_its_step_and_those_cut_short(tmp_path, without_tensorflow):
+    lines = [{"step": step, "seconds": 10.0 * step} for step in (1, 2, 3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "sec')
+    writer = writers.Writer(str(tmp_path), 2)
+    assert writer.elapsed() >= 20.0
+    writer.write(3, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in writers.read(str(tmp_path))] == [1, 2, 3]
+    assert writers.read(str(tmp_path))[-1]["loss"] == 1.0
+
+
+def test_scalars_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    writer = writers.Writer(str(tmp_path), 0)
+    writer.write(7, {"train/loss": 0.25, "validation/agreement": None})
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = events.Tensors("train/loss")
+    assert (event.step, tensor_util.make_ndarray(event.tensor_proto)) == (7, 0.25)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(monkeypatch, stream, times):
+    """What a run of ten steps of four images prints, at the given times of the clock."""
+    clock = iter(times)
+    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = writers.Progress(10, 4)
+    for step in range(2, 2 * len(times) + 1, 2):
+        progress.show(step, 1, {"loss": 0.5, "loss/kd": 0.25, "accuracy": 1.0})
+    progress.close()
+    return stream.getvalue(), progress
+
+
+def test_a_terminal_gets_one_line_that_is_overwritten(monkeypatch):
+    text, _ = shown(monkeypatch, Terminal(), [0.0, 4.0])
+    first, second = text.removesuffix("\n").split("\r\033[K")[1:]
+    assert first == "step 2/10  epoch 1  loss 0.5 (kd 0.25)"
+    assert second == "step 4/10  epoch 1  loss 0.5 (kd 0.25)  2 images/s  12s left"
+
+
+def test_a_file_gets_a_line_now_and_then_and_the_last(monkeypatch):
+    text, _ = shown(monkeypatch, io.StringIO(), [100.0, 101.0, 112.0, 113.0, 114.0])
+    assert [line.split()[1] for line in text.splitlines()] == ["2/10", "6/10", "10/10"]
+
+
+def test_speed_leaves_out_the_time_before_the_first_line_and_pauses(monkeypatch):
+    clock = iter([100.0, 102.0, 150.0, 151.0])
+    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    progress = writers.Progress(10, 4)
+    progress.show(2, 1, {"loss": 0.5})
+    progress.show(4, 1, {"loss": 0.5})  # two steps of four images in two seconds
+    progress.pause(4)
+    progress.show(6, 1, {"loss": 0.5})  # and in one
+    assert progress.images_per_second() == round(16 / 3, 1)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9.4, "9s"), (125, "2m05s"), (3720, "1h02m"), (59.6, "1m00s")])
+def test_durations_are_written_for_people(seconds, text):
+    assert writers.duration(seconds) == text
