@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+collect_ignore_glob = ["*/record_*.py"]  # need what the tests do not
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes most of the time of networks this small, hence the lowest optimisation level.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"

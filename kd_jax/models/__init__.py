@@ -1,6 +1,7 @@
 """Networks by name. `create("resnet18", num_classes=10)` returns a pair of pure functions."""
 
 import warnings
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,12 +9,26 @@ import jax.numpy as jnp
 from kd_jax.models import cifar_resnet, resnet
 from kd_jax.types import InputError, Network, choose
 
-NAMES = {name: resnet.resnet for name in resnet.FAMILY} | {
-    name: cifar_resnet.cifar_resnet for name in cifar_resnet.FAMILY
+NAMES: dict[str, Callable[..., nn.Module]] = {
+    **dict.fromkeys(resnet.FAMILY, resnet.resnet),
+    **dict.fromkeys(cifar_resnet.FAMILY, cifar_resnet.cifar_resnet),
 }
 STEMS = ("imagenet", "cifar")
 HEADS = ("linear", "mlp")
 SHORTCUTS = ("conv", "pad")
+
+
+def register(name: str, build: Callable[..., nn.Module]) -> None:
+    """Adds a network of your own, which configs then know by `name`.
+
+    Args:
+      name: not yet taken.
+      build: (name, num_classes, **options) -> Flax module (see `from_linen`); the options are those of `create`, and
+        `stem` only where one is given. Modules called "fc" or "mlp" are its head, for freezing.
+    """
+    if name in NAMES:
+        raise InputError(f"the network {name!r} is registered already; expected another name")
+    NAMES[name] = build
 
 
 def create(
