@@ -1,0 +1,71 @@
+"""Layers against their formulas, in float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.models import layers
+
+RNG = np.random.default_rng(0)
+X, DY = RNG.normal(size=(2, 4, 3, 3, 5))
+SCALE, BIAS = RNG.normal(1.0, 0.2, 5), RNG.normal(size=5)
+
+
+def normalized(x, scale, bias):
+    """Batch normalisation by the batch's statistics, as PyTorch defines it."""
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
+
+
+def test_batch_norm_in_training_normalises_by_the_batch():
+    with jax.enable_x64(True):
+        y, mean, variance = layers.normalize_batch(X, SCALE, BIAS)
+    np.testing.assert_allclose(y, normalized(X, SCALE, BIAS), rtol=1e-10)
+    np.testing.assert_allclose(mean, X.mean((0, 1, 2)), rtol=1e-10)
+    np.testing.assert_allclose(variance, X.var((0, 1, 2)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2], ids=["x", "scale", "bias"])
+def test_batch_norms_gradient_is_that_of_finite_differences(argument):
+    values = [X, SCALE, BIAS]
+    expected = np.zeros_like(values[argument])
+    for index in np.ndindex(expected.shape):
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = [v.copy() for v in values]
+            moved[argument][index] += step
+            ends.append((normalized(*moved) * DY).sum())
+        expected[index] = (ends[0] - ends[1]) / 2e-5
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda *v: (layers.normalize_batch(*v)[0] * DY).sum(), argument)(*values)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_running_statistics_move_by_a_tenth_and_the_variance_is_unbiased():
+    module = layers.BatchNorm()
+    variables = module.init(jax.random.key(0), jnp.asarray(X, jnp.float32), train=False)
+    _, changed = module.apply(variables, jnp.asarray(X, jnp.float32), train=True, mutable=["batch_stats"])
+    stats = changed["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * X.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * X.var((0, 1, 2), ddof=1), rtol=1e-5)
+
+
+def test_batch_norm_in_inference_uses_the_running_statistics():
+    mean, variance = RNG.normal(size=5), RNG.uniform(0.5, 2.0, 5)
+    variables = {"params": {"scale": SCALE, "bias": BIAS}, "batch_stats": {"mean": mean, "var": variance}}
+    with jax.enable_x64(True):
+        y = layers.BatchNorm(jnp.float64).apply(variables, jnp.asarray(X), train=False)
+    np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS, rtol=1e-10)
+
+
+def test_a_linear_layer_starts_uniform_within_one_over_the_root_of_its_inputs():
+    params = layers.Linear(400).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
+    for value in params.values():
+        assert np.abs(value).max() <= 1 / 8
+        np.testing.assert_allclose(np.std(value), 1 / 8 / np.sqrt(3), rtol=0.05)
+
+
+def test_a_convolution_starts_normal_with_variance_two_over_its_outputs():
+    kernel = layers.conv_init(jax.random.key(0), (3, 3, 16, 64))
+    np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 64)), rtol=0.05)

@@ -1,0 +1,157 @@
+"""What every network reports, and what `create` refuses."""
+
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import models
+from kd_jax.models.layers import Linear
+from kd_jax.types import InputError, Outputs
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+
+
+def build(name="resnet8", **options):
+    """A small network, its variables and a function that applies it."""
+    network = models.create(name, 5, **{"width": 1 / 4} | options)
+    variables = jax.jit(network.init)(jax.random.key(0), IMAGES)
+    return network, variables
+
+
+def outputs(network, variables, **options):
+    return jax.jit(lambda v, x: network.apply(v, x, **{"train": False} | options)[0])(variables, IMAGES)
+
+
+@pytest.fixture(scope="module")
+def small():
+    network, variables = build()
+    return network, variables, outputs(network, variables)
+
+
+def test_a_network_reports_a_map_per_stage(small):
+    _, _, out = small
+    shapes = [(2, 8, 8, 4), (2, 8, 8, 4), (2, 4, 4, 8), (2, 2, 2, 16)]
+    assert [x.shape for x in out.features] == shapes
+    assert [x.shape for x in out.preactivations] == shapes
+    assert [norm.scale.shape for norm in out.norms] == [(shape[-1],) for shape in shapes]
+
+
+def test_features_are_the_rectified_preactivations(small):
+    for feature, preactivation in zip(small[2].features, small[2].preactivations, strict=True):
+        np.testing.assert_array_equal(feature, np.maximum(preactivation, 0))
+
+
+def test_logits_are_the_head_of_the_pooled_last_map(small):
+    _, _, out = small
+    pooled = np.asarray(out.features[-1], np.float64).mean((1, 2))
+    np.testing.assert_allclose(out.pooled, pooled, rtol=1e-5)
+    np.testing.assert_array_equal(out.pooled, out.embedding)
+    np.testing.assert_allclose(out.logits, pooled @ np.asarray(out.head.kernel, np.float64) + out.head.bias, rtol=1e-4)
+
+
+def test_the_imagenet_stem_reports_its_map_after_pooling_and_before():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network, variables = build("resnet18", width=1 / 16)
+        out = outputs(network, variables)
+    assert (out.preactivations[0].shape, out.features[0].shape) == ((2, 4, 4, 4), (2, 2, 2, 4))
+    assert [x.shape[1] for x in out.features] == [2, 2, 1, 1, 1]
+
+
+def test_the_mlp_head_is_a_thousand_wide_with_dropout_in_training_only():
+    network, variables = build(head="mlp")
+    assert outputs(network, variables).embedding.shape == (2, 1000)
+    first, second = (outputs(network, variables, train=True, rng=jax.random.key(i)).logits for i in (0, 1))
+    assert not np.array_equal(first, second)
+    first, second = (outputs(network, variables, rng=jax.random.key(i)).logits for i in (0, 1))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_perturbation_is_added_to_what_the_next_stage_reads(small):
+    network, variables, out = small
+    zero = [None, None, None, jnp.zeros_like(out.features[-1])]
+
+    def logit(perturbation):
+        return (
+            network.apply(variables, IMAGES, train=False, perturbations=[*zero[:3], perturbation])[0].logits[:, 2].sum()
+        )
+
+    gradient = jax.jit(jax.grad(logit))(zero[3])
+    expected = np.broadcast_to(np.asarray(out.head.kernel)[:, 2] / 4, gradient.shape)  # a mean over 2x2 positions
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
+def test_a_frozen_trunk_keeps_its_statistics_and_the_heads_move():
+    network, variables = build(head="mlp", frozen_trunk=True)
+    _, stats = jax.jit(lambda v: network.apply(v, IMAGES, train=True, rng=jax.random.key(0)))(variables)
+    before = variables["batch_stats"]
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (stats["bn1"], before["bn1"])), strict=True))
+    assert not np.array_equal(stats["mlp"]["bn"]["mean"], before["mlp"]["bn"]["mean"])
+
+
+def test_bfloat16_keeps_parameters_logits_and_embedding_in_float32_and_stays_close(small):
+    network, variables = build(dtype=jnp.bfloat16)
+    out = outputs(network, variables)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    assert (out.logits.dtype, out.embedding.dtype, out.features[0].dtype) == (jnp.float32, jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(out.logits, small[2].logits, atol=0.05)
+
+
+@pytest.mark.parametrize(("stem", "size", "advice"), [("imagenet", 32, "cifar"), ("cifar", 128, "imagenet")])
+def test_a_stem_that_does_not_suit_the_size_warns_with_the_better_one(stem, size, advice):
+    network = models.create("resnet18", 10, stem=stem)
+    with pytest.warns(UserWarning, match=f'use stem="{advice}"'):
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+@pytest.mark.parametrize(("stem", "size"), [("imagenet", 64), ("imagenet", 224), ("cifar", 32), ("cifar", 96)])
+def test_a_stem_that_suits_the_size_does_not_warn(stem, size):
+    jax.eval_shape(models.create("resnet18", 10, stem=stem).init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("resnet19", {}, "is 'resnet19'; expected one of: resnet101, .*; did you mean 'resnet1"),
+        ("resnet18", {"stem": "image"}, "model.stem is 'image'; expected one of: cifar, imagenet"),
+        ("resnet18", {"head": "conv"}, "model.head is 'conv'; expected one of: linear, mlp"),
+        ("resnet20", {"shortcut": "none"}, "model.shortcut is 'none'; expected one of: conv, pad"),
+        ("resnet20", {"width": -1.0}, "model.width is -1.0; expected a factor above 0"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_choices(name, options, said):
+    with pytest.raises(InputError, match=said):
+        models.create(name, 10, **options)
+
+
+def test_fewer_than_two_classes_are_refused():
+    with pytest.raises(InputError, match="num_classes is 1; expected at least 2"):
+        models.create("resnet20", 1)
+
+
+class Plain(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, *, train, perturbations=None):
+        pooled = images.mean((1, 2))
+        head = Linear(self.num_classes, name="fc")
+        return Outputs(head(pooled), (images,), (images,), pooled, pooled, head.weights, ())
+
+
+def test_a_registered_module_is_a_network_by_name(monkeypatch):
+    monkeypatch.setattr(models, "NAMES", dict(models.NAMES))
+    models.register("plain", lambda name, num_classes, **options: Plain(num_classes))
+    network = models.create("plain", 5)
+    variables = network.init(jax.random.key(0), IMAGES)
+    assert variables["batch_stats"] == {}
+    assert network.apply(variables, IMAGES, train=True)[0].logits.shape == (2, 5)
+
+
+def test_a_name_that_is_taken_cannot_be_registered():
+    with pytest.raises(InputError, match="'resnet18' is registered already"):
+        models.register("resnet18", Plain)
