@@ -40,6 +40,8 @@ def get_config(arg: str = "rkd") -> ConfigDict:
     config.checkpoint.every_epochs = 50
     config.log.every_steps = 100
     config.optimizer.warmup_epochs = 0.0
+    config.optimizer.learning_rate = 1.0
+    config.train.clip = 1.0  # the losses differ in scale; a bounded gradient makes one rate suit them all
     if arg != "alone":
         base.with_teacher(config, _teacher())
     config.method = ConfigDict(METHODS[arg.removesuffix("_same")])

@@ -1,0 +1,198 @@
+"""The logits discriminator against a perceptron in float64 numpy: values, gradients, whose gradient, whose turn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import methods
+from kd_jax.types import InputError, MethodVariables
+from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, batch, log_softmax, outputs, slope, standardized
+
+EMBEDDING = np.random.default_rng(3).normal(size=(6, 4))
+OBJECTIVES = ("nonsaturating", "wasserstein")
+RNG = jax.random.key(5)
+each = pytest.mark.parametrize("objective", OBJECTIVES)
+
+
+def build(**options):
+    """A method of one adversarial term and its variables."""
+    method = methods.create({"adversarial": {"hidden": [8, 6]} | options})
+    return method, method.init(jax.random.key(0), outputs(STUDENT), outputs(TEACHER, EMBEDDING))
+
+
+def apply(method, variables, student, teacher=None):
+    teacher = outputs(TEACHER, EMBEDDING) if teacher is None else teacher
+    return method.apply(variables, student, teacher, batch([0] * 6), step=0, rng=RNG, train=True)[0]
+
+
+def score(params, x):
+    """The discriminator, layer by layer."""
+    layers = [params["adversarial"][f"Dense_{i}"] for i in range(3)]
+    for i, layer in enumerate(layers):
+        x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+        x = np.where(x > 0, x, 0.2 * x) if i < 2 else x
+    return x[:, 0]
+
+
+def seen(logits):
+    """What the discriminator reads: log-probabilities beside the teacher's standardised embedding."""
+    return np.concatenate([log_softmax(logits), standardized(EMBEDDING)], -1)
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def student_term(objective, params, student):
+    scores = score(params, seen(student))
+    return (softplus(-scores) if objective == "nonsaturating" else -scores).mean()
+
+
+def discriminator_term(objective, params, penalty):
+    real, fake = (score(params, seen(x)) for x in (TEACHER, STUDENT))
+    loss = softplus(-real) + softplus(fake) if objective == "nonsaturating" else fake - real
+    return (loss + penalty).mean()
+
+
+def input_gradient(params, x):
+    """The score's gradient by its log-probabilities [6, 5], not by the embedding, by finite differences."""
+    beside = standardized(EMBEDDING)
+    return slope(lambda x: score(params, np.concatenate([x, beside], -1)).sum(), x)
+
+
+@each
+def test_the_students_term_is_the_papers(objective):
+    method, variables = build(objective=objective)
+    expected = student_term(objective, variables.params, STUDENT)
+    np.testing.assert_allclose(apply(method, variables, outputs(STUDENT))["adversarial"], expected, rtol=1e-5)
+
+
+@each
+def test_the_students_gradient_is_that_of_finite_differences(objective):
+    method, variables = build(objective=objective)
+    gradient = jax.grad(lambda x: apply(method, variables, outputs(x))["adversarial"])(
+        jnp.asarray(STUDENT, jnp.float32)
+    )
+    assert_gradient(gradient, slope(lambda x: student_term(objective, variables.params, x), STUDENT))
+
+
+def test_the_discriminators_term_has_the_penalty_of_mescheder_at_the_teachers_outputs():
+    method, variables = build(penalty=2.0)
+    penalty = 2.0 * 0.5 * np.square(input_gradient(variables.params, log_softmax(TEACHER))).sum(-1)
+    expected = discriminator_term("nonsaturating", variables.params, penalty)
+    measured = apply(method, variables, outputs(STUDENT))["adversarial/discriminator"]
+    np.testing.assert_allclose(measured, expected, rtol=1e-5)
+
+
+def test_the_critics_term_has_the_penalty_of_gulrajani_between_the_outputs():
+    method, variables = build(objective="wasserstein", penalty=3.0)
+    share = np.asarray(jax.random.uniform(jax.random.fold_in(RNG, 0), (6, 1)), np.float64)
+    between = share * log_softmax(TEACHER) + (1 - share) * log_softmax(STUDENT)
+    norm = np.sqrt(np.square(input_gradient(variables.params, between)).sum(-1))
+    expected = discriminator_term("wasserstein", variables.params, 3.0 * np.square(norm - 1))
+    measured = apply(method, variables, outputs(STUDENT))["adversarial/discriminator"]
+    np.testing.assert_allclose(measured, expected, rtol=1e-5)
+
+
+@each
+def test_without_a_penalty_the_discriminators_gradient_is_that_of_finite_differences(objective):
+    method, variables = build(objective=objective, penalty=0.0)
+
+    def with_bias(bias):
+        params = jax.tree.map(lambda x: x, variables.params)
+        params["adversarial"]["Dense_0"]["bias"] = bias
+        return params
+
+    def loss(bias):
+        own = MethodVariables(with_bias(bias), variables.state)
+        return apply(method, own, outputs(STUDENT))["adversarial/discriminator"]
+
+    bias = np.random.default_rng(1).normal(size=8)
+    expected = slope(lambda b: discriminator_term(objective, with_bias(b), 0.0), bias)
+    assert_gradient(jax.grad(loss)(jnp.asarray(bias, jnp.float32)), expected)
+
+
+@each
+def test_each_term_moves_one_side_only(objective):
+    method, variables = build(objective=objective)
+
+    def terms(params, student):
+        return apply(method, MethodVariables(params, variables.state), outputs(student))
+
+    sides = jax.jacobian(terms, (0, 1))(variables.params, jnp.asarray(STUDENT, jnp.float32))
+    moved = {name: [any(np.any(x) for x in jax.tree.leaves(side)) for side in both] for name, both in sides.items()}
+    assert moved == {"adversarial": [False, True], "adversarial/discriminator": [True, False]}
+
+
+@each
+def test_the_teacher_gets_no_gradient(objective):
+    method, variables = build(objective=objective)
+    gradients = jax.grad(lambda t: sum(apply(method, variables, outputs(STUDENT), t).values()))(
+        outputs(TEACHER, EMBEDDING)
+    )
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+@each
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_equal_rows_and_large_logits_give_finite_values_and_gradients(objective, scale):
+    method, variables = build(objective=objective)
+    same = jnp.broadcast_to(jnp.arange(5.0) * scale, (6, 5))
+
+    def loss(params, student):
+        own = MethodVariables(params, variables.state)
+        return sum(apply(method, own, outputs(student), outputs(same, same[:, :4])).values())
+
+    for leaf in jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(variables.params, same)):
+        assert np.isfinite(leaf).all()
+
+
+@each
+def test_a_batch_of_one_gives_finite_gradients(objective):
+    method, variables = build(objective=objective)
+    one = outputs(TEACHER[:1], EMBEDDING[:1])
+
+    def loss(student):
+        terms, _ = method.apply(variables, outputs(student), one, batch([0]), step=0, rng=RNG, train=True)
+        return sum(terms.values())
+
+    assert np.isfinite(jax.grad(loss)(jnp.asarray(STUDENT[:1], jnp.float32))).all()
+
+
+def test_both_move_at_every_step_unless_turns_are_given():
+    turns = build()[0].turns(7)
+    assert (bool(turns["student"]), bool(turns["method"])) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("step", "who"), [(0, "method"), (29, "method"), (30, "student"), (199, "student"), (200, "method")]
+)
+def test_turns_say_who_moves(step, who):
+    turns = build(turns=[30, 170])[0].turns(jnp.int32(step))
+    assert {group for group in turns if turns[group]} == {who}
+
+
+def test_without_condition_the_embedding_is_not_read():
+    method, variables = build(condition="none")
+    assert method.reads == {"logits"}
+    assert variables.params["adversarial"]["Dense_0"]["kernel"].shape == (5, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"objective": "hinge"},
+            "method.adversarial.objective is 'hinge'; expected one of: nonsaturating, wasserstein",
+        ),
+        ({"condition": "labels"}, "method.adversarial.condition is 'labels'; expected one of: embedding, none"),
+        ({"on": "logit"}, "on is 'logit'; .*; did you mean 'logits'"),
+        ({"turns": [30]}, r"method.adversarial.turns is \[30\]; expected"),
+        ({"turns": [0, 5]}, r"method.adversarial.turns is \[0, 5\]; expected"),
+        ({"hidden": []}, r"method.adversarial.hidden is \[\]; expected the width of one layer or more"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_choices(options, said):
+    with pytest.raises(InputError, match=said):
+        methods.create({"adversarial": options})

@@ -1,0 +1,81 @@
+"""Losses of logits against float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.methods import logits
+from kd_jax.types import InputError
+from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, log_softmax, slope
+
+TARGETS = np.random.default_rng(1).dirichlet(np.ones(5), 6)
+
+
+def kd(student, teacher, temperature):
+    p, q = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    return temperature**2 * (np.exp(p) * (p - q)).sum(-1)
+
+
+def cross_entropy(student, targets):
+    return -(targets * log_softmax(student)).sum(-1)
+
+
+def test_cross_entropy_is_that_of_the_targets():
+    expected = cross_entropy(STUDENT, TARGETS)
+    np.testing.assert_allclose(logits.cross_entropy(STUDENT, TARGETS), expected, rtol=1e-5)
+
+
+def test_cross_entropys_gradient_is_that_of_finite_differences():
+    gradient = jax.grad(lambda x: logits.cross_entropy(x, TARGETS).sum())(jnp.asarray(STUDENT, jnp.float32))
+    assert_gradient(gradient, slope(lambda x: cross_entropy(x, TARGETS).sum(), STUDENT))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kd_is_the_divergence_of_the_student_times_the_squared_temperature(temperature):
+    expected = kd(STUDENT, TEACHER, temperature)
+    np.testing.assert_allclose(logits.kd(STUDENT, TEACHER, temperature=temperature), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kds_gradient_is_that_of_finite_differences(temperature):
+    gradient = jax.grad(lambda x: logits.kd(x, TEACHER, temperature=temperature).sum())(
+        jnp.asarray(STUDENT, jnp.float32)
+    )
+    assert_gradient(gradient, slope(lambda x: kd(x, TEACHER, temperature).sum(), STUDENT))
+
+
+def test_kd_is_zero_with_zero_gradient_where_student_and_teacher_agree_up_to_a_constant():
+    value, gradient = jax.value_and_grad(lambda x: logits.kd(x, TEACHER).sum())(jnp.asarray(TEACHER + 3, jnp.float32))
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+def test_kds_gradient_tends_to_that_of_the_logits_at_high_temperature():
+    # Hinton et al. 2015, section 2.1: (1 / K) (z - v) for logits of zero mean.
+    centred = [x - x.mean(-1, keepdims=True) for x in (STUDENT, TEACHER)]
+    gradient = jax.grad(lambda x: logits.kd(x, centred[1], temperature=1e3).sum())(jnp.asarray(centred[0], jnp.float32))
+    np.testing.assert_allclose(gradient, (centred[0] - centred[1]) / 5, rtol=0.02, atol=5e-3)
+
+
+@pytest.mark.parametrize("loss", [logits.kd, logits.cross_entropy])
+def test_large_logits_give_finite_values_and_gradients(loss):
+    large = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
+    value, gradient = jax.value_and_grad(lambda x: loss(x, jax.nn.softmax(large[::-1])).sum())(large)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_kd_has_no_gradient_to_the_teacher():
+    assert not jax.grad(lambda t: logits.kd(STUDENT, t).sum())(jnp.asarray(TEACHER, jnp.float32)).any()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
+    with pytest.raises(InputError, match="expected a number above 0"):
+        logits.kd(STUDENT, TEACHER, temperature=temperature)
+
+
+def test_a_temperature_may_be_traced():
+    traced = jax.jit(lambda t: logits.kd(STUDENT, TEACHER, temperature=t))(4.0)
+    np.testing.assert_allclose(traced, kd(STUDENT, TEACHER, 4.0), rtol=1e-5)

@@ -1,0 +1,77 @@
+"""Metrics against plain loops in float64 numpy."""
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax import metrics
+
+RNG = np.random.default_rng(0)
+LOGITS, TEACHER = (2 * RNG.normal(size=(2, 60, 7))).astype(np.float32)
+LABELS = RNG.integers(0, 7, 60).astype(np.int32)
+EVERYTHING = np.ones(60, bool)
+
+
+def probabilities(logits):
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def expected_calibration_error(p, labels, bins=15):
+    confidence, right = p.max(-1), p.argmax(-1) == labels
+    error = 0.0
+    for b in range(bins):
+        inside = (confidence >= b / bins) & (confidence < (b + 1) / bins)
+        if inside.any():
+            error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return error
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return metrics.summarize(jax.device_get(jax.jit(metrics.sums)(LOGITS, LABELS, EVERYTHING, TEACHER)))
+
+
+def reference(name):
+    p, q = probabilities(LOGITS), probabilities(TEACHER)
+    return {
+        "accuracy": (p.argmax(-1) == LABELS).mean(),
+        "top5": np.mean([label in row.argsort()[-5:] for row, label in zip(p, LABELS, strict=True)]),
+        "nll": -np.log(p[np.arange(60), LABELS]).mean(),
+        "ece": expected_calibration_error(p, LABELS),
+        "agreement": (p.argmax(-1) == q.argmax(-1)).mean(),
+        "fidelity_kl": (q * np.log(q / p)).sum(-1).mean(),
+        "images": 60,
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "top5", "nll", "ece", "agreement", "fidelity_kl", "images"])
+def test_the_metric_is_its_definition(summary, name):
+    assert summary[name] == pytest.approx(reference(name), rel=1e-5)
+
+
+def test_sums_of_two_batches_and_padding_are_those_of_the_whole(summary):
+    order = np.concatenate([np.arange(40), np.arange(40, 60), np.zeros(20, int)])
+    mask = np.arange(80) < 60
+    parts = [
+        metrics.sums(LOGITS[i], LABELS[i], m, TEACHER[i])
+        for i, m in zip(order.reshape(2, 40), mask.reshape(2, 40), strict=True)
+    ]
+    total = jax.tree.map(lambda a, b: np.asarray(a) + np.asarray(b), *parts)
+    assert metrics.summarize(total) == pytest.approx(summary, rel=1e-5)
+
+
+def test_without_a_teacher_the_comparisons_are_none():
+    summary = metrics.summarize(metrics.sums(LOGITS, LABELS, EVERYTHING))
+    assert (summary["agreement"], summary["fidelity_kl"]) == (None, None)
+
+
+def test_with_fewer_than_five_classes_every_image_is_among_the_first_five():
+    labels = LABELS % 3
+    assert metrics.summarize(metrics.sums(LOGITS[:, :3], labels, EVERYTHING))["top5"] == 1.0
+
+
+def test_a_certain_prediction_falls_into_the_last_bin():
+    logits = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
+    summary = metrics.summarize(metrics.sums(logits, np.array([0, 1]), np.ones(2, bool)))
+    assert summary["ece"] == pytest.approx(0.5)
