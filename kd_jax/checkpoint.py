@@ -14,7 +14,8 @@ from orbax.checkpoint import v1 as ocp
 
 from kd_jax.types import InputError, TrainState
 
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.WARNING)
+# What goes wrong in the background is raised by the next call; Orbax logs it before, with many tracebacks.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:

@@ -1,0 +1,42 @@
+"""Tables of finished runs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from launch import compare
+
+
+def result(accuracy):
+    return {"test": {"accuracy": accuracy}, "seconds": 12.4}
+
+
+ROWS = {
+    "student": {0: result(0.90), 1: result(0.92), 2: result(0.91)},
+    "kd": {0: result(0.93), 1: result(0.94), 2: result(0.95)},
+    "teacher": {0: result(0.97)},
+}
+
+
+def test_the_table_pairs_each_row_with_the_one_it_is_compared_with():
+    lines = compare.table(ROWS, "student", {"kd": "distilled"}).splitlines()
+    gains = np.array([3.0, 2.0, 4.0])
+    half = 4.3027 * gains.std(ddof=1) / math.sqrt(3)  # the 97.5% quantile of Student's t with two degrees of freedom
+    assert lines[2] == "| student | 91.00 ± 1.00 |  | 3 | 12 |"
+    assert lines[3] == f"| distilled | 94.00 ± 1.00 | +3.00 ± {half:.2f} | 3 | 12 |"
+    assert lines[4] == "| teacher | 97.00 | +7.00 | 1 | 12 |"
+
+
+def test_only_seeds_that_both_rows_have_are_paired():
+    rows = {"student": {0: result(0.5), 1: result(0.9)}, "kd": {1: result(0.95), 2: result(0.1)}}
+    assert "| +5.00 |" in compare.table(rows, "student")
+
+
+def test_one_pair_has_no_interval():
+    assert compare.paired_difference([3.0], [1.0]) == (2.0, math.inf)
+
+
+def test_mean_and_deviation_are_those_of_a_sample():
+    mean, deviation = compare.mean_and_deviation([1.0, 2.0, 6.0])
+    assert (mean, deviation) == (3.0, pytest.approx(np.std([1.0, 2.0, 6.0], ddof=1)))
