@@ -79,7 +79,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.label_smoothing = 0.0
     train.mixup = 0.0  # alpha of the Beta distribution; 0: none
     train.clip = 0.0  # largest global norm of the student's gradient; 0: none
-    train.accumulate = 1  # parts that a batch is computed in, one after another, to save memory
+    train.accumulate = 1  # parts that a batch is computed in, one after another, to save memory; batch statistics,
+    # means over the labelled images and relations between images are then those of a part
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.every_epochs = 1

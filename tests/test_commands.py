@@ -24,6 +24,9 @@ TINY = [
 ]
 
 
+RUN = {".lock", "config.json", "metrics.jsonl", "checkpoints", "result.json"}  # what a run leaves, events aside
+
+
 def start(module, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -177,6 +180,16 @@ def test_training_prints_where_it_lies_and_what_it_reached(trained):
     accuracy = runs.read_json(str(folder), "result.json")["test"]["accuracy"]
     assert out.splitlines()[-1] == f"resnet8: test accuracy {100 * accuracy:.2f}% of 12 images  {folder}"
     assert re.search(r"step 16/16  epoch 8  loss \S+ \(cross_entropy \S+\)  \S+ images/s  0s left", err)
+
+
+def test_training_goes_on_without_tensorflow_and_one_line_says_so(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError('no', name='tensorflow')")
+    arguments = [*TINY, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}"]
+    status, out, err = call("kd_jax.main", *arguments, PYTHONPATH=str(tmp_path))
+    assert status == 0, err
+    assert len([line for line in out.splitlines() if line.startswith("tensorflow is not installed")]) == 1
+    assert runs.read_json(str(tmp_path / "run"), "result.json")["steps"] == 4
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RUN
 
 
 def test_evaluate_prints_the_metrics_as_json(trained):
