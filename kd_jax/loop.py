@@ -229,7 +229,7 @@ class Evaluator:
 class _Window:
     """Scalars since the last log line, left on the device until they are needed."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._count = 0
         self._sums: list[Mapping[str, jax.Array]] = []
 
