@@ -15,7 +15,7 @@ from kd_jax.types import InputError
 SCALES = {
     "": {"student": "resnet18", "teacher": "resnet50", "width": 1.0, "stem": "imagenet", "size": 128, "epochs": 60},
     "small": {"student": "resnet20", "teacher": "resnet56", "width": 1.0, "stem": "cifar", "size": 32, "epochs": 60},
-    "smoke": {"student": "resnet8", "teacher": "resnet14", "width": 0.25, "stem": "cifar", "size": 16, "epochs": 6},
+    "smoke": {"student": "resnet8", "teacher": "resnet14", "width": 0.25, "stem": "cifar", "size": 16, "epochs": 4},
 }
 
 
