@@ -101,19 +101,23 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
             def due(every: int, ended: int = ended, step: int = step) -> bool:
                 return bool(ended) and (ended % every == 0 or step == total)
 
-            if ended or step // config["log"]["every_steps"] > begin // config["log"]["every_steps"]:
+            evaluates = bool(split) and due(config["evaluate"]["every_epochs"])
+            saves = due(config["checkpoint"]["every_epochs"])
+            every = config["log"]["every_steps"]
+            # Before an evaluation or a checkpoint too: the flush stops a run whose loss is not finite.
+            if step // every > begin // every or evaluates or saves or step == total:
                 means = window.flush(step)
                 writer.write(step, {"epoch": epoch} | _prefixed("train", means))
                 progress.show(step, math.ceil(epoch), means)
             accuracy = None
-            if split and due(config["evaluate"]["every_epochs"]):
+            if split and evaluates:
                 measured = evaluate(state, split)
                 accuracy = measured["accuracy"]
                 writer.write(step, {"epoch": epoch} | _prefixed("validation", measured))
             rated = accuracy is not None and config["evaluate"]["select"] == "best-validation"
-            if rated or due(config["checkpoint"]["every_epochs"]):
+            if rated or saves:
                 checkpoints.save(state, step, accuracy)
-            if ended:
+            if evaluates or saves:
                 progress.pause(step)
             if stop.is_set() and step < total:
                 window.flush(step)

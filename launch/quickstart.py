@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> None:
     student = results["alone"][0]
     print(f"student: {student['parameters']:,} parameters, labels of 200 images. {student['device']}.\n")
     print(compare.table(results, "alone", LABELS))
+    if SEEDS.value == 1:
+        print("\nOne seed says little. --seeds=10 --rows=alone,kd_same,kd,rkd_same,rkd compares ten.")
     print(f"\nThe runs lie in {os.path.abspath(cli.RUNS.value)}, the teacher in its folder `teachers`.")
 
 
