@@ -38,11 +38,14 @@ def get_config(arg: str = "") -> ConfigDict:
     model.width = 0.25  # factor on every number of channels
     model.head = "linear"  # "linear", or "mlp" (Linear 1000, dropout, batch norm, ReLU before the last layer)
     model.shortcut = "conv"  # "conv", or "pad" (no parameters)
+    # Start from these weights, "": none: a .safetensors, .pth, .pt or .th file, a hub id OWNER/NAME@REVISION, a run
+    model.pretrained = ""
     model.freeze = "none"  # "none", "convolutions" (batch norm and head train) or "encoder" (only the head trains)
 
     config.teacher = teacher = ConfigDict()
-    teacher.kind = "none"  # "none", "config" (the run below, trained when missing) or "run" (a finished run)
-    teacher.path = ""  # for "run": its folder
+    # "none", "config" (the run below, trained when missing), "run" (a finished run), "weights" (of the model below)
+    teacher.kind = "none"
+    teacher.path = ""  # for "run": its folder; for "weights": as model.pretrained
     teacher.config = ConfigDict()  # for "config": a whole tree like this one; its `model` is the teacher
 
     config.method = ConfigDict()  # {term: {"loss": name, "weight": 1.0, options}}; `loss` defaults to the term's name

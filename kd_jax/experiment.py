@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers
+from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers, weights
+from kd_jax.models import torch_names
 from kd_jax.steps import Images, Parts, init_state, train_steps
-from kd_jax.types import Hyper, InputError, MethodVariables, Network, Variables, choose
+from kd_jax.types import Hyper, InputError, Network, Variables, choose
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-TEACHERS = ("none", "config", "run")
+TEACHERS = ("none", "config", "run", "weights")
 SELECTIONS = ("last", "best-validation")
 
 # (key, whether a value is good, what was expected)
@@ -44,12 +45,13 @@ CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 class TeacherRun(NamedTuple):
-    """A teacher by the folder of its run."""
+    """A teacher, by the folder of its run or with its variables."""
 
-    folder: str
+    folder: str  # or the source of its weights
     digest: str
     network: Network
-    experiment: "Experiment | None"  # how to train it when the folder has no result; None for a finished run
+    experiment: "Experiment | None" = None  # how to train it when the folder has no result
+    variables: Variables | None = None  # of weights that are no run
 
 
 class Experiment(NamedTuple):
@@ -60,6 +62,7 @@ class Experiment(NamedTuple):
     digest: str  # of the identity
     dataset: data.Dataset
     teacher: TeacherRun | None
+    pretrained: Variables | None  # what the student starts from; without a head where that is a new one
     parts: Parts
     hyper: Hyper
     mesh: jax.sharding.Mesh
@@ -125,6 +128,9 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
             f" {', '.join(sorted(method.reads))}; expected 'config' or 'run'"
         )
     identity = runs.identity(config, dataset.fingerprint, teacher.digest if teacher else None)
+    source = config["model"]["pretrained"]
+    if source:
+        identity["model"] = {**identity["model"], "pretrained": weights.fingerprint(source)}
     pixels = {
         "size": config["dataset"]["image_size"],
         "mean": dataset.mean,
@@ -155,6 +161,10 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
         weights={term: jnp.float32(weight) for term, weight in method.weights.items()},
     )
     _trace(parts, hyper, dataset, config["train"]["batch_size"], teacher)
+    pretrained = None
+    if source:
+        pretrained, said = weights.load(source, _shapes(parts.student, parts.prepare, dataset), config["model"]["name"])
+        print(f"{config['model']['name']} starts from {said}", flush=True)
     # On a CPU, convolutions inside a loop are many times slower than the same step called from Python.
     per_call = config["train"]["steps_per_call"] or (1 if jax.default_backend() == "cpu" else 50)
     return Experiment(
@@ -163,6 +173,7 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
         runs.digest(identity),
         dataset,
         teacher,
+        pretrained,
         parts,
         hyper,
         mesh,
@@ -187,7 +198,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def create_network(config: Mapping[str, Any], num_classes: int) -> Network:
     """The network of a config's `model` section, in its precision."""
-    options = {key: value for key, value in config["model"].items() if key not in ("name", "freeze")}
+    options = {key: value for key, value in config["model"].items() if key not in ("name", "freeze", "pretrained")}
     freeze = choose("model.freeze", config["model"]["freeze"], optim.FREEZES)
     dtype = choose("precision", config["precision"], PRECISIONS)
     return models.create(config["model"]["name"], num_classes, frozen_trunk=freeze == "encoder", dtype=dtype, **options)
@@ -204,18 +215,7 @@ def load(folder: str) -> tuple[Network, Variables, tuple[str, ...]]:
     """
     saved = runs.read_json(folder, "config.json")
     class_names = tuple(saved["data"]["class_names"])
-    return create_network(saved["config"], len(class_names)), load_variables(folder)[0], class_names
-
-
-def load_variables(folder: str) -> tuple[Variables, MethodVariables]:
-    """The student's variables (averaged, where the run averages them) and the method's, of a finished run."""
-    from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
-
-    step = runs.read_json(folder, "result.json")["checkpoint"]
-    tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
-    params, stats = tree["params"], tree["stats"]
-    variables = tree["ema"] or {"params": params["student"], "batch_stats": stats["student"]}
-    return variables, MethodVariables(params["method"], stats["method"])
+    return create_network(saved["config"], len(class_names)), weights.read_run(folder)[0], class_names
 
 
 def describe_data(dataset: data.Dataset) -> dict[str, Any]:
@@ -264,6 +264,12 @@ def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, i
     return train["steps"] or train["epochs"] * steps_per_epoch, steps_per_epoch
 
 
+def _shapes(network: Network, prepare: Callable, dataset: data.Dataset) -> Variables:
+    """The shapes of a network's variables for the images of a data set."""
+    images = jax.ShapeDtypeStruct((2, *dataset.train.images.shape[1:]), jnp.uint8)
+    return jax.eval_shape(network.init, jax.random.key(0), jax.eval_shape(prepare, images))
+
+
 def _trace(parts: Parts, hyper: Hyper, dataset: data.Dataset, batch_size: int, teacher: TeacherRun | None) -> None:
     """Traces initialisation and a step, so that an error in them is seen before a teacher is trained or a file made."""
 
@@ -273,8 +279,7 @@ def _trace(parts: Parts, hyper: Hyper, dataset: data.Dataset, batch_size: int, t
     images = Images(shapes(dataset.train.images), shapes(dataset.train.labels))
     teacher_variables: Variables = {}
     if teacher:
-        batch = jax.eval_shape(parts.prepare, jax.ShapeDtypeStruct((2, *images.images.shape[1:]), jnp.uint8))
-        teacher_variables = jax.eval_shape(teacher.network.init, jax.random.key(0), batch)
+        teacher_variables = _shapes(teacher.network, parts.prepare, dataset)
     state = jax.eval_shape(functools.partial(init_state, parts=parts), np.uint32(0), teacher_variables, images)
     order = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
     jax.eval_shape(functools.partial(train_steps, parts=parts), state, teacher_variables, images, order, hyper)
@@ -289,6 +294,8 @@ def _teacher(config, dataset: data.Dataset, runs_folder: str, devices) -> Teache
     nested = config["teacher"]["config"]
     if not nested:
         raise InputError("teacher.config is empty; expected a whole config, or teacher.kind 'none' or 'run'")
+    if kind == "weights":
+        return _teacher_of_weights(config, dataset)
     for key in ("source", "name", "path", "image_size", "normalize", "train_images", "holdout"):
         here, there = config["dataset"][key], nested["dataset"][key]
         if here != there:
@@ -299,6 +306,19 @@ def _teacher(config, dataset: data.Dataset, runs_folder: str, devices) -> Teache
     experiment = create(nested, runs_folder=runs_folder, devices=devices)
     folder = os.path.join(runs_folder, "teachers", experiment.digest[:8])
     return TeacherRun(folder, experiment.digest, experiment.parts.student, experiment)
+
+
+def _teacher_of_weights(config, dataset: data.Dataset) -> TeacherRun:
+    source, nested = config["teacher"]["path"], config["teacher"]["config"]
+    if not source:
+        raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
+    network = create_network({**nested, "precision": config["precision"]}, len(dataset.class_names))
+    size, channels = config["dataset"]["image_size"], dataset.train.images.shape[-1]
+    shapes = jax.eval_shape(
+        network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    )
+    variables = torch_names.match(torch_names.without_prefix(weights.read(source)), shapes, nested["model"]["name"])
+    return TeacherRun(source, weights.fingerprint(source), network, variables=variables)
 
 
 def _finished_teacher(config, dataset: data.Dataset) -> TeacherRun:
@@ -324,7 +344,7 @@ def _finished_teacher(config, dataset: data.Dataset) -> TeacherRun:
                 " (see dataset.image_size and dataset.normalize)"
             )
     network = create_network({**saved["config"], "precision": config["precision"]}, len(class_names))
-    return TeacherRun(folder, saved["hash"], network, None)
+    return TeacherRun(folder, saved["hash"], network)
 
 
 def _some(names: tuple[str, ...]) -> str:

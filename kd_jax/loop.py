@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import data, experiment, metrics, runs, sharding, steps, writers
+from kd_jax import data, experiment, metrics, runs, sharding, steps, weights, writers
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.experiment import Experiment
-from kd_jax.types import InputError, MethodVariables, TrainingError, TrainState, Variables
+from kd_jax.types import InputError, MethodVariables, TrainingError, TrainState, Variables, student_logits
 
 
 class Preempted(Exception):
@@ -59,17 +59,28 @@ def run(made: Experiment, folder: str, *, wait: bool = False) -> TrainState:
             runs.write_json(
                 os.path.join(folder, "config.json"), {**saved, "data": experiment.describe_data(made.dataset)}
             )
-        teacher_variables: Variables = {}
-        teacher_result = None
-        if teacher:
-            if not runs.has_result(teacher.folder):
-                assert teacher.experiment is not None
-                print(f"training the teacher {teacher.experiment.config['model']['name']}: {teacher.folder}")
-                run(teacher.experiment, teacher.folder, wait=True)
-            teacher_variables = made.place(experiment.load(teacher.folder)[1])
-            teacher_result = runs.read_json(teacher.folder, "result.json")
-            print(f"teacher {teacher_result['name']}: {_describe(teacher_result)}  {teacher.folder}", flush=True)
+        if teacher and teacher.experiment and not runs.has_result(teacher.folder):
+            print(f"training the teacher {teacher.experiment.config['model']['name']}: {teacher.folder}")
+            run(teacher.experiment, teacher.folder, wait=True)
+        teacher_variables, teacher_result = _load_teacher(made)
         return _train(made, folder, teacher_variables, teacher_result)
+
+
+def _load_teacher(made: Experiment) -> tuple[Variables, dict[str, Any] | None]:
+    """The teacher's variables, and its result, which is printed; that of weights is measured here."""
+    teacher = made.teacher
+    if not teacher:
+        return {}, None
+    if teacher.variables is None:
+        variables, result = weights.read_run(teacher.folder)[0], runs.read_json(teacher.folder, "result.json")
+    else:
+        variables = teacher.variables
+        method = made.parts.method._replace(predict=student_logits)
+        alone = made._replace(parts=made.parts._replace(student=teacher.network, teacher=None, method=method))
+        measured = Evaluator(alone, {}).measure(made.place(variables), MethodVariables({}, {}), made.dataset.test)
+        result = {"name": os.path.basename(teacher.folder), "test": measured}
+    print(f"teacher {result['name']}: {_describe(result)}  {teacher.folder}", flush=True)
+    return made.place(variables), result
 
 
 def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_result) -> TrainState:
@@ -81,6 +92,8 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
     state = init(np.uint32(config["seed"]), teacher_variables, train_data)
     if step := checkpoints.latest() or 0:
         state = checkpoints.load(step, state)
+    elif made.pretrained:
+        state = steps.start_from(state, made.place(made.pretrained))
     if runs.has_result(folder):
         print(f"finished already: {_describe(runs.read_json(folder, 'result.json'))}  {folder}", flush=True)
         checkpoints.close()
@@ -181,8 +194,9 @@ def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "ru
       InputError: when the folder holds no finished run, or the data is not what it was trained on.
     """
     saved = runs.read_json(folder, "config.json")
-    variables, method_variables = experiment.load_variables(folder)
+    variables, method_variables = weights.read_run(folder)
     config = saved["config"]
+    config["model"]["pretrained"] = ""  # where training started from need not be there any more
     while path and config:
         config["dataset"]["path"] = path
         config = config["teacher"]["config"]
@@ -190,8 +204,8 @@ def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "ru
     if made.dataset.fingerprint != saved["data"]["fingerprint"]:
         raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see --path")
     teacher_variables: Variables = {}
-    if made.teacher and runs.has_result(made.teacher.folder):
-        teacher_variables = made.place(experiment.load(made.teacher.folder)[1])
+    if made.teacher and (made.teacher.variables or runs.has_result(made.teacher.folder)):
+        teacher_variables = made.place(made.teacher.variables or weights.read_run(made.teacher.folder)[0])
     else:
         made = made._replace(parts=made.parts._replace(teacher=None))
     variables, method_variables = made.place((variables, method_variables))

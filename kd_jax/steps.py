@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import metrics
 from kd_jax.optim import Optimizer, merge, when
@@ -58,6 +59,18 @@ def init_state(seed: jax.Array, teacher_variables: Variables, data: Images, *, p
         ema=jax.tree.map(jnp.copy, dict(variables)) if parts.ema else None,
         rng=stream(rng, "steps"),
     )
+
+
+def start_from(state: TrainState, variables: Variables) -> TrainState:
+    """The state before the first step with pretrained variables of the student: all of them, or all but the head."""
+
+    def replace(tree, new):
+        return unflatten_dict({**flatten_dict(tree), **flatten_dict(dict(new))})
+
+    params = {**state.params, "student": replace(state.params["student"], variables["params"])}
+    stats = {**state.stats, "student": replace(state.stats["student"], variables["batch_stats"])}
+    ema = state.ema and {"params": params["student"], "batch_stats": stats["student"]}
+    return state.replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, ema))  # type: ignore[attr-defined]
 
 
 def train_step(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import experiment, runs, writers
+from kd_jax import runs, weights, writers
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -276,7 +276,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tm
     for name in ("killed", "whole"):
         status, _, err = call("kd_jax.main", *arguments(name))
         assert status == 0, err
-    killed, whole = (experiment.load_variables(str(tmp_path / name)) for name in ("killed", "whole"))
+    killed, whole = (weights.read_run(str(tmp_path / name)) for name in ("killed", "whole"))
     assert tiny.identical(killed, whole)
     measured = [[{**line, "seconds": 0} for line in writers.read(str(tmp_path / name))] for name in ("killed", "whole")]
     assert measured[0] == measured[1]

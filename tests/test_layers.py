@@ -12,9 +12,9 @@ LAYERS = (
     {"types"},
     {"models", "methods", "teachers", "augment", "metrics"},
     {"steps", "optim", "sharding"},
-    {"data", "checkpoint", "writers", "runs", "quiet_tensorflow"},
+    {"data", "checkpoint", "writers", "runs", "weights", "quiet_tensorflow"},
     {"experiment", "loop"},
-    {"main", "evaluate", "predict", "cli"},
+    {"main", "evaluate", "predict", "export", "cli"},
 )
 HEAVY = {
     "orbax": {"checkpoint"},

@@ -5,6 +5,8 @@ import zlib
 import numpy as np
 
 BATCH, SIZE, STEPS, CLASSES = 4, 40, 10, 10
+SIZES = (128, 224)  # of the images in inference mode
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
 
 
@@ -19,9 +21,9 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return 0.1 * x + is_scale
 
 
-def images(name: str, count: int = BATCH) -> np.ndarray:
-    """[count, H, W, 3] float64."""
-    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal((count, SIZE, SIZE, 3))
+def images(name: str, count: int = BATCH, size: int = SIZE) -> np.ndarray:
+    """[count, size, size, 3] float64."""
+    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal((count, size, size, 3))
 
 
 def labels(name: str) -> np.ndarray:
@@ -30,6 +32,6 @@ def labels(name: str) -> np.ndarray:
 
 
 def fingerprint(key: str, value: np.ndarray) -> np.ndarray:
-    """Three numbers that stand for an array: its sum, its norm, its product with a random one."""
+    """Three numbers of one scale that stand for an array: sum over root of size, norm, product with a random one."""
     probe = np.random.default_rng(zlib.crc32(b"probe " + key.encode())).standard_normal(value.shape)
-    return np.array([value.sum(), np.sqrt(np.square(value).sum()), (value * probe).sum()])
+    return np.array([value.sum() / np.sqrt(value.size), np.sqrt(np.square(value).sum()), (value * probe).sum()])

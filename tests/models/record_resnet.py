@@ -36,8 +36,8 @@ def load_weights(model: torch.nn.Module, running: bool) -> dict[str, tuple[int, 
     return shapes
 
 
-def nchw(name: str) -> torch.Tensor:
-    return torch.from_numpy(fixed.images(name).transpose(0, 3, 1, 2).copy())
+def nchw(name: str, count: int = fixed.BATCH, size: int = fixed.SIZE) -> torch.Tensor:
+    return torch.from_numpy(fixed.images(name, count, size).transpose(0, 3, 1, 2).copy())
 
 
 def record_training(models) -> dict[str, np.ndarray]:
@@ -67,12 +67,21 @@ def record_training(models) -> dict[str, np.ndarray]:
 
 
 def record_inference(models, name: str) -> dict[str, np.ndarray]:
-    """Logits of a network in inference mode, with running statistics that matter, and the shapes of its weights."""
+    """What a network reports in inference mode, with running statistics that matter, and the shapes of its weights."""
     model = getattr(models, name)(num_classes=fixed.CLASSES)
     shapes = load_weights(model, running=True)
     padded = np.array([(*shape, *(0,) * (4 - len(shape))) for shape in shapes.values()])
-    logits = model.eval()(nchw("evaluation")).detach().numpy()
-    return {f"{name} logits": logits, f"{name} keys": np.array(list(shapes)), f"{name} shapes": padded}
+    recorded = {f"{name} keys": np.array(list(shapes)), f"{name} shapes": padded}
+    maps: list[np.ndarray] = []
+    for stage in (model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4):
+        stage.register_forward_hook(lambda module, inputs, output: maps.append(output.numpy()))
+    for size in fixed.SIZES:
+        maps.clear()
+        with torch.no_grad():
+            recorded[f"{name} logits {size}"] = model.eval()(nchw("evaluation", 1, size)).numpy()
+        maps.append(maps[-1].mean((2, 3)))  # the embedding
+        recorded[f"{name} maps {size}"] = np.stack([fixed.fingerprint(f"map {i}", x) for i, x in enumerate(maps)])
+    return recorded
 
 
 if __name__ == "__main__":
@@ -80,5 +89,7 @@ if __name__ == "__main__":
     from torchvision import models
 
     torch.set_default_dtype(torch.float64)
-    recorded = record_training(models) | record_inference(models, "resnet18") | record_inference(models, "resnet50")
+    recorded = record_training(models)
+    for name in fixed.NAMES:
+        recorded |= record_inference(models, name)
     np.savez_compressed(Path(__file__).parent / "resnet.npz", **recorded)

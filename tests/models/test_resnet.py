@@ -44,14 +44,21 @@ def recorded_variables(name):
     return unflatten_dict({path(key): to_flax(fixed.weight(key, shape)) for key, shape in shapes.items()})
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_logits_in_inference_mode_are_pytorchs(name):
-    with jax.enable_x64(True):
-        network = models.create(name, fixed.CLASSES, dtype=jnp.float64)
-        logits = jax.jit(lambda v, x: network.apply(v, x, train=False)[0].logits)(
-            recorded_variables(name), fixed.images("evaluation")
-        )
-        np.testing.assert_allclose(logits, RECORDED[f"{name} logits"], rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("name", fixed.NAMES)
+def test_stage_maps_embedding_and_logits_in_inference_mode_are_pytorchs(name):
+    network = models.create(name, fixed.CLASSES)
+    apply = jax.jit(
+        lambda v, x: network.apply(v, x, train=False)[0], compiler_options={"xla_backend_optimization_level": 2}
+    )
+    variables = jax.tree.map(np.float32, recorded_variables(name))
+    for size in fixed.SIZES:
+        out = apply(variables, fixed.images("evaluation", 1, size).astype(np.float32))
+        logits = RECORDED[f"{name} logits {size}"]
+        np.testing.assert_allclose(out.logits, logits, atol=1e-4 * np.abs(logits).max())
+        maps = [np.asarray(x, np.float64).transpose(0, 3, 1, 2) for x in out.features] + [np.float64(out.embedding)]
+        for i, (x, expected) in enumerate(zip(maps, RECORDED[f"{name} maps {size}"], strict=True)):
+            # The second of the three numbers is the map's norm.
+            np.testing.assert_allclose(fixed.fingerprint(f"map {i}", x), expected, atol=1e-4 * expected[1])
 
 
 def test_ten_sgd_steps_in_training_mode_end_where_pytorchs_do():

@@ -1,0 +1,51 @@
+"""Writes the student of a finished run as safetensors, under PyTorch's key names.
+
+usage: python -m kd_jax.export --workdir=FOLDER --to=model.safetensors
+"""
+
+import json
+import os
+
+from absl import flags
+
+from kd_jax import cli
+from kd_jax.types import InputError
+
+TO = flags.DEFINE_string("to", None, "The file to write; one that is there is never replaced.")
+flags.declare_key_flag("workdir")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments or not cli.WORKDIR.value or not TO.value:
+        raise InputError("expected --workdir=FOLDER, the folder of a finished run, and --to=FILE")
+    export(cli.WORKDIR.value, TO.value)
+    print(f"wrote {TO.value}")
+
+
+def export(run: str, path: str) -> None:
+    """Writes the student's weights, and beside them, as metadata, the network's name, the classes, mean and deviation.
+
+    Raises:
+      InputError: when the folder holds no finished run, or the file is there or cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    from kd_jax import runs, weights
+    from kd_jax.models import torch_names
+
+    saved = runs.read_json(run, "config.json")
+    name = saved["config"]["model"]["name"]
+    state_dict = torch_names.to_state_dict(weights.read_run(run)[0], name)
+    if os.path.exists(path):
+        raise InputError(f"--to is {path!r}, which is there; expected the name of a new file")
+    about = {key: json.dumps(saved["data"][key]) for key in ("class_names", "mean", "std")}
+    partial = f"{path}.{os.getpid()}.tmp"
+    try:
+        save_file({key: value.copy() for key, value in state_dict.items()}, partial, {"model": name, **about})
+        os.replace(partial, path)
+    except FileNotFoundError:
+        raise InputError(f"--to is {path!r}; expected a file in a folder that is there") from None
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,135 @@
+"""Weights from elsewhere: safetensors, PyTorch files, the Hugging Face hub, finished runs. Strict; no code is run."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from kd_jax import runs
+from kd_jax.models import torch_names
+from kd_jax.optim import HEAD
+from kd_jax.types import InputError, MethodVariables, Variables
+
+TORCH_SUFFIXES = (".pth", ".pt", ".th")
+HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
+FILE = "model.safetensors"  # of a repository of the hub
+
+
+def load(source: str, variables: Variables, name: str) -> tuple[Variables, str]:
+    """Replaces variables by those of a source.
+
+    Args:
+      source: a file (.safetensors, .pth, .pt, .th), the folder of a finished run, or a hub id OWNER/NAME[@REVISION].
+      variables: of the network, initialised or their shapes.
+      name: of the network.
+    Returns:
+      (variables, what was done with the head): all of them, or those without the head where the source's is of another
+      size or kind.
+    Raises:
+      InputError: when the source cannot be read, or is not of this network.
+    """
+    state_dict = torch_names.without_prefix(read(source))
+    flat = flatten_dict(dict(variables))
+    own_head = {path for path in flat if path[1] in HEAD}
+    names = torch_names.keys(variables, name)
+    head_keys = {key for key in state_dict if key.split(".")[0] in ("fc", "linear")}
+    try:
+        if head_keys != {names[path] for path in own_head}:
+            raise InputError("")
+        torch_names.match(
+            {key: state_dict[key] for key in head_keys}, unflatten_dict({p: flat[p] for p in own_head}), name
+        )
+    except InputError:
+        trunk = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in own_head})
+        rest = {key: value for key, value in state_dict.items() if key not in head_keys}
+        said = f"weights of {source}; its head is of another size, so a new one starts"
+        return torch_names.match(rest, trunk, name), said
+    return torch_names.match(state_dict, variables, name), f"weights of {source}, its head included"
+
+
+def read(source: str) -> dict[str, np.ndarray]:
+    """The state dict of a source; see `load`."""
+    if os.path.isdir(source):
+        saved = runs.read_json(source, "config.json")
+        return torch_names.to_state_dict(read_run(source)[0], saved["config"]["model"]["name"])
+    return read_state_dict(_file(source))
+
+
+def fingerprint(source: str) -> str:
+    """The SHA-256 of a source's content: of its file, or of the config of its run."""
+    if os.path.isdir(source):
+        return runs.read_json(source, "config.json")["hash"]
+    with open(_file(source), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_state_dict(path: str) -> dict[str, np.ndarray]:
+    """{PyTorch's key: array} of a .safetensors, .pth, .pt or .th file; the last three need PyTorch.
+
+    Raises:
+      InputError: when the file cannot be read as one; code in a pickle is refused, not run.
+    """
+    try:
+        tensors = _read_torch(path) if path.endswith(TORCH_SUFFIXES) else _read_safetensors(path)
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs PyTorch, which is not installed; expected that, or a .safetensors file"
+        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # each library has its own for a file that is cut short or is something else
+        text = " ".join(str(error).split("\n")[0].split())[:160]
+        raise InputError(f"{path} cannot be read as weights; expected a whole file of tensors: {text}") from error
+    return tensors
+
+
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _read_torch(path: str) -> dict[str, np.ndarray]:
+    import torch
+
+    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise InputError(f"{path} holds no state dict; expected tensors by name, or those under the key state_dict")
+    return {key: value.detach().float().numpy() for key, value in loaded.items()}
+
+
+def _file(source: str) -> str:
+    """The path of a source's file, from the hub where it is not one here."""
+    if os.path.isfile(source):
+        return source
+    hub = HUB.fullmatch(source)
+    if not hub or source.endswith((*TORCH_SUFFIXES, ".safetensors")):
+        raise InputError(
+            f"the weights {source!r} are not there; expected a file ({', '.join((*TORCH_SUFFIXES, '.safetensors'))}),"
+            " the folder of a finished run, or a hub id OWNER/NAME@REVISION"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(hub["repository"], FILE, revision=hub["revision"])
+    except Exception as error:  # of the network, the cache, or a repository that is not there
+        text = " ".join(str(error).split())[:160]
+        raise InputError(f"the weights {source!r} cannot be fetched from the hub: {text}") from error
+
+
+def read_run(folder: str) -> tuple[Variables, MethodVariables]:
+    """The student's variables (averaged, where the run averages them) and the method's, of a finished run."""
+    from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
+
+    step = runs.read_json(folder, "result.json")["checkpoint"]
+    tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
+    params, stats = tree["params"], tree["stats"]
+    variables = tree["ema"] or {"params": params["student"], "batch_stats": stats["student"]}
+    return variables, MethodVariables(params["method"], stats["method"])

@@ -1,0 +1,170 @@
+"""Weights from files, the hub and runs: what is read, what is refused, what a run starts from."""
+
+import json
+import pickle
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import kd_jax
+from kd_jax import experiment, export, loop, runs, weights
+from kd_jax.models import torch_names
+from kd_jax.types import InputError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run and its weights in a file."""
+    folder = tmp_path_factory.mktemp("weights")
+    loop.train_and_evaluate(tiny.config(), str(folder / "run"))
+    export.export(str(folder / "run"), str(folder / "model.safetensors"))
+    return folder / "run", folder / "model.safetensors"
+
+
+def shapes(run, num_classes=10):
+    config = runs.read_json(str(run), "config.json")["config"]
+    network = experiment.create_network(config, num_classes)
+    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, 8, 8, 1), np.float32))
+
+
+def test_an_exported_file_holds_the_runs_variables_and_says_what_they_are(run):
+    folder, file = run
+    _, variables, class_names = kd_jax.load(str(folder))
+    loaded = torch_names.to_variables(load_file(file), "resnet8", width=1 / 8)
+    assert tiny.identical(loaded, variables)
+    with open(file, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))["__metadata__"]
+    assert (header["model"], json.loads(header["class_names"])) == ("resnet8", list(class_names))
+
+
+def test_an_export_never_replaces_a_file(run):
+    folder, file = run
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="which is there; expected the name of a new file"):
+        export.export(str(folder), str(file))
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["file", "run"])
+def test_a_run_starts_from_a_file_or_a_run(run, tmp_path, kind):
+    source = str(run[1] if kind == "file" else run[0])
+    config = tiny.config(
+        **{"model.pretrained": source, "optimizer.learning_rate": 1e-30, "optimizer.weight_decay": 0.0}
+    )
+    state = loop.train_and_evaluate(config, str(tmp_path / "run"))
+    _, variables, _ = kd_jax.load(str(run[0]))
+    assert tiny.identical(state.params["student"], variables["params"])
+
+
+def test_a_head_of_another_size_is_replaced_and_the_rest_is_kept(run):
+    folder, file = run
+    loaded, said = weights.load(str(file), shapes(folder, num_classes=3), "resnet8")
+    assert "its head is of another size, so a new one starts" in said
+    assert "fc" not in loaded["params"]
+    assert tiny.identical(loaded["params"]["layer1_0"], kd_jax.load(str(folder))[1]["params"]["layer1_0"])
+
+
+def test_what_a_run_starts_from_is_part_of_its_identity_by_content(run, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(run[1].read_bytes())
+    first, second = (experiment.create(tiny.config(**{"model.pretrained": str(path)})) for path in (run[1], copy))
+    assert first.digest == second.digest != experiment.create(tiny.config()).digest
+
+
+def test_weights_can_teach_and_their_accuracy_is_measured_first(run, tmp_path, capsys):
+    folder, file = run
+    config = tiny.config() | {
+        "method": tiny.METHODS["kd"],
+        "teacher": {"kind": "weights", "path": str(file), "config": tiny.config()},
+    }
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
+    result = runs.read_json(str(tmp_path / "run"), "result.json")
+    expected = runs.read_json(str(folder), "result.json")["test"]["accuracy"]
+    assert result["teacher"] == {"name": "model.safetensors", "accuracy": expected}
+    assert f"teacher model.safetensors: test accuracy {100 * expected:.2f}%" in capsys.readouterr().out
+    assert loop.evaluate_run(str(tmp_path / "run"))["agreement"] == result["test"]["agreement"]
+
+
+def truncated(path, source):
+    path.write_bytes(source.read_bytes()[:-100])
+
+
+def text(path, source):
+    path.write_text("no weights")
+
+
+def smaller(path, source):
+    tensors = load_file(source)
+    save_file({**tensors, "layer1.0.bn1.weight": np.zeros(5, np.float32)}, path)
+
+
+def without_a_key(path, source):
+    tensors = load_file(source)
+    save_file({key: value for key, value in tensors.items() if key != "layer1.0.bn1.weight"}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncated, "cannot be read as weights; expected a whole file of tensors"),
+        (text, "cannot be read as weights"),
+        (smaller, r"layer1.0.bn1.weight is \(5,\), not \(2,\)"),
+        (without_a_key, "the file lacks layer1.0.bn1.weight"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(run, tmp_path, damage, said):
+    damage(tmp_path / "bad.safetensors", run[1])
+    with pytest.raises(InputError, match=said) as error:
+        experiment.create(tiny.config(**{"model.pretrained": str(tmp_path / "bad.safetensors")}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["/nowhere/model.safetensors", "model.pth", "a b"])
+def test_a_missing_source_is_refused_with_the_choices(source):
+    with pytest.raises(InputError, match="are not there; expected a file"):
+        weights.read(source)
+
+
+def test_a_pytorch_file_without_pytorch_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "model.pth").write_bytes(b"")
+    with pytest.raises(InputError, match="needs PyTorch, which is not installed"):
+        weights.read(str(tmp_path / "model.pth"))
+
+
+def test_a_pickle_is_read_by_pytorchs_safe_loader_only(tmp_path, monkeypatch):
+    asked = {}
+
+    def load(path, **options):
+        asked.update(options)
+        raise pickle.UnpicklingError("Weights only load failed\nand much more")
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=np.ndarray))
+    (tmp_path / "model.pth").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot be read as weights.*: Weights only load failed$"):
+        weights.read(str(tmp_path / "model.pth"))
+    assert asked == {"map_location": "cpu", "weights_only": True}
+
+
+def test_a_hub_id_is_fetched_at_its_revision(run, monkeypatch):
+    asked = {}
+
+    def hf_hub_download(repository, file, revision):
+        asked.update(repository=repository, file=file, revision=revision)
+        return str(run[1])
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
+    assert "conv1.weight" in weights.read("owner/name.v1@0123abc")
+    assert asked == {"repository": "owner/name.v1", "file": "model.safetensors", "revision": "0123abc"}
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="cannot be fetched from the hub") as error:
+        weights.read("owner/name@0123abc")
+    assert "\n" not in str(error.value)
