@@ -1,6 +1,7 @@
 """The networks and the recipe that the experiments share, at three scales: one argument chooses.
 
-* "": ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128, as in the project that this one reimplements. For a GPU.
+* "": ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128, as in the project that this one reimplements. Both start from
+  ImageNet weights. For a GPU.
 * "small": ResNet-56 teaches ResNet-20 at 32x32.
 * "smoke": small networks on handwritten digits, in seconds, to see that everything works.
 
@@ -16,6 +17,12 @@ SCALES = {
     "": {"student": "resnet18", "teacher": "resnet50", "width": 1.0, "stem": "imagenet", "size": 128, "epochs": 60},
     "small": {"student": "resnet20", "teacher": "resnet56", "width": 1.0, "stem": "cifar", "size": 32, "epochs": 60},
     "smoke": {"student": "resnet8", "teacher": "resnet14", "width": 0.25, "stem": "cifar", "size": 16, "epochs": 4},
+}
+
+# ImageNet weights of torchvision (IMAGENET1K_V1) on the Hugging Face hub, each at one revision.
+PRETRAINED = {
+    "resnet18": "timm/resnet18.tv_in1k@590dfdd48494d2316a8385e1ca7fbec3b9359b35",
+    "resnet50": "timm/resnet50.tv_in1k@78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
 }
 
 
@@ -55,4 +62,5 @@ def _network(arg: str, role: str) -> ConfigDict:
         config.train.clip = 5.0
     if arg == "":
         config.precision = "bfloat16"
+        config.model.pretrained = PRETRAINED[scale[role]]
     return config

@@ -121,7 +121,7 @@ def _file(source: str) -> str:
         return hf_hub_download(hub["repository"], FILE, revision=hub["revision"])
     except Exception as error:  # of the network, the cache, or a repository that is not there
         text = " ".join(str(error).split())[:160]
-        raise InputError(f"the weights {source!r} cannot be fetched from the hub: {text}") from error
+        raise InputError(f"the weights {source!r} are not in the hub's cache and cannot be fetched: {text}") from error
 
 
 def read_run(folder: str) -> tuple[Variables, MethodVariables]:

@@ -21,6 +21,9 @@ def get_config(name, arg):
 def test_the_experiment_can_be_trained(name, scale):
     config = get_config(name, scale)
     config.dataset.source, config.dataset.normalize = "digits", "dataset"
+    config.model.pretrained = ""
+    if name in DISTILLED:
+        config.teacher.config.model.pretrained = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # digits are small for the larger stems
         made = experiment.create(config)

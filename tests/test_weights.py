@@ -165,6 +165,6 @@ def test_a_hub_id_is_fetched_at_its_revision(run, monkeypatch):
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="cannot be fetched from the hub") as error:
+    with pytest.raises(InputError, match="are not in the hub's cache and cannot be fetched") as error:
         weights.read("owner/name@0123abc")
     assert "\n" not in str(error.value)
