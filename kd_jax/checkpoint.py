@@ -3,9 +3,11 @@
 Orbax writes into a temporary folder and renames it, so a process killed at any moment leaves whole checkpoints only.
 """
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,17 +27,18 @@ class Checkpoints:
         """Keeps the `keep` latest, and the one with the highest "accuracy" among its metrics."""
         policies = ocp.training.preservation_policies
         self._folder = os.path.abspath(folder)
-        self._checkpointer = ocp.training.Checkpointer(
-            self._folder,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
-                ]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        with _named(self._folder):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(keep),
+                        policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+                    ]
+                ),
+                cleanup_tmp_directories=True,
+            )
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, or None."""
@@ -56,8 +59,9 @@ class Checkpoints:
         self._checkpointer.save_async(step, state, metrics=None if accuracy is None else {"accuracy": accuracy})
 
     def load(self, step: int, like: TrainState) -> TrainState:
-        """Loads a step into the structure, types and shardings of `like`."""
-        return self._checkpointer.load(step, jax.tree.map(_abstract, like))
+        """Loads a step into the structure, types and shardings of `like`; raises InputError when it is not whole."""
+        with _named(os.path.join(self._folder, str(step))):
+            return self._checkpointer.load(step, jax.tree.map(_abstract, like))
 
     def wait(self) -> None:
         """Waits until all is written."""
@@ -79,13 +83,16 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 def load_tree(folder: str, step: int) -> dict[str, Any]:
     """The whole state of a step as nested dictionaries, on one device, without knowing its structure."""
     path = os.path.join(os.path.abspath(folder), str(step))
+    with warnings.catch_warnings(), _named(path):
+        warnings.filterwarnings("ignore", message="Sharding info not provided")
+        return ocp.load(path)
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """What Orbax and its file formats raise about a damaged checkpoint, as one line with its path."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sharding info not provided")
-            return ocp.load(path)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read; expected a whole checkpoint: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        yield
+    except (ValueError, LookupError, OSError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"{path} cannot be read; expected a whole checkpoint, or none: {text}") from error

@@ -25,6 +25,7 @@ SELECTIONS = ("last", "best-validation")
 
 # (key, whether a value is good, what was expected)
 CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", lambda v: 0 <= v < 2**32 and v == int(v), "a whole number from 0 to 4294967295"),
     ("train.epochs", lambda v: v >= 1, "at least 1"),
     ("train.steps", lambda v: v >= 0, "a number of steps, or 0"),
     ("train.batch_size", lambda v: v >= 1, "at least 1"),
@@ -41,6 +42,12 @@ CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("log.every_steps", lambda v: v >= 1, "at least 1"),
     ("optimizer.weight_decay", lambda v: v >= 0, "at least 0"),
     ("optimizer.warmup_epochs", lambda v: v >= 0, "at least 0"),
+    ("optimizer.gamma", lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    *(
+        (f"optimizer.{part}{key}", lambda v: 0 <= v < 1, "at least 0 and below 1")
+        for part in ("", "method.")
+        for key in ("momentum", "b1", "b2")
+    ),
 )
 
 

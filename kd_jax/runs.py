@@ -12,6 +12,10 @@ from flax.traverse_util import flatten_dict
 
 from kd_jax.types import InputError
 
+KEYS = {  # that the files of a run cannot lack
+    "config.json": {"config", "identity", "hash", "data"},
+    "result.json": {"name", "test", "checkpoint"},
+}
 NOT_IDENTITY = ("name", "log", "checkpoint")
 
 
@@ -59,11 +63,14 @@ def read_json(folder: str, name: str) -> Any:
     path = os.path.join(folder, name)
     try:
         with open(path) as file:
-            return json.load(file)
+            value = json.load(file)
     except FileNotFoundError:
         raise InputError(f"{folder} has no {name}; expected the folder of a run") from None
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} cannot be read; expected a run's {name}: {error}") from None
+    if missing := KEYS[name] - set(value):
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; expected a run's {name}")
+    return value
 
 
 def has_result(folder: str) -> bool:

@@ -95,11 +95,11 @@ def test_a_tree_loads_without_knowing_its_structure(saved):
     np.testing.assert_array_equal(tree["params"]["student"]["fc"]["kernel"], np.full((2, 3), 6.0))
 
 
-def test_a_checkpoint_cut_short_is_named(saved):
-    _, folder = saved
-    (folder / "4" / "state" / "_METADATA").unlink(missing_ok=True)
+@pytest.mark.parametrize("whole", [True, False], ids=["with its structure", "without"])
+def test_a_checkpoint_cut_short_is_named(saved, whole):
+    checkpoints, folder = saved
     for file in (folder / "4").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(InputError, match="4 cannot be read; expected a whole checkpoint"):
-        checkpoint.load_tree(str(folder), 4)
+    with pytest.raises(InputError, match="4 cannot be read; expected a whole checkpoint, or none"):
+        checkpoints.load(4, state(0)) if whole else checkpoint.load_tree(str(folder), 4)

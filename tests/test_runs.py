@@ -52,7 +52,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "expected the folder of a run"), ("{", "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "expected the folder of a run"), ("{", "cannot be read"), ("{}", "lacks checkpoint, name, test; expected")],
+)
 def test_a_missing_or_broken_file_is_named(tmp_path, text, said):
     if text:
         (tmp_path / "result.json").write_text(text)
@@ -61,7 +64,8 @@ def test_a_missing_or_broken_file_is_named(tmp_path, text, said):
 
 
 def test_a_folder_of_another_config_is_refused_with_the_keys_that_differ(tmp_path):
-    runs.write_json(str(tmp_path / "config.json"), {"identity": identity(seed=3)})
+    saved = {"identity": identity(seed=3), "config": {}, "hash": "", "data": {}}
+    runs.write_json(str(tmp_path / "config.json"), saved)
     with pytest.raises(InputError, match="seed is 3 there, 0 here"):
         runs.check(str(tmp_path), identity())
     runs.check(str(tmp_path), identity(seed=3))
