@@ -6,7 +6,6 @@ Orbax writes into a temporary folder and renames it, so a process killed at any 
 import contextlib
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,11 +80,15 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def load_tree(folder: str, step: int) -> dict[str, Any]:
-    """The whole state of a step as nested dictionaries, on one device, without knowing its structure."""
+    """The whole state of a step as nested dictionaries, on one device, wherever it was saved from."""
     path = os.path.join(os.path.abspath(folder), str(step))
-    with warnings.catch_warnings(), _named(path):
-        warnings.filterwarnings("ignore", message="Sharding info not provided")
-        return ocp.load(path)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def abstract(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+    with _named(path):
+        return ocp.load(path, jax.tree.map(abstract, ocp.metadata(path).metadata))
 
 
 @contextlib.contextmanager

@@ -206,6 +206,17 @@ def test_evaluate_finds_data_that_has_moved(trained, images, tmp_path):
     assert (status, json.loads(out)["images"]) == (0, 12)
 
 
+def test_a_run_on_two_devices_can_be_evaluated_on_one(tmp_path):
+    two = {"XLA_FLAGS": f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+    status, _, err = call("kd_jax.main", *TINY, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}", **two)
+    assert status == 0, err
+    result = runs.read_json(str(tmp_path / "run"), "result.json")
+    assert result["device"] == "2 x cpu"
+    status, out, err = call("kd_jax.evaluate", f"--workdir={tmp_path / 'run'}")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["accuracy"] == result["test"]["accuracy"]
+
+
 def test_predict_prints_class_names_and_probabilities(trained, images):
     folder, _, _ = trained
     files = [images / "test" / name / "0.png" for name in ("cat", "dog")]
