@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -118,8 +119,15 @@ def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, c
     made = experiment.create(tiny.taught(seed=2), runs_folder=str(tmp_path))
     held = runs.locked(made.teacher.folder, wait=False)
     held.__enter__()
-    thread = threading.Timer(1.0, lambda: (_copy(folder, made.teacher.folder), held.__exit__(None, None, None)))
-    thread.start()
+
+    def finish():
+        while not (tmp_path / "run" / ".lock").exists():  # taken just before the teacher's
+            time.sleep(0.01)
+        time.sleep(0.5)
+        _copy(folder, made.teacher.folder)
+        held.__exit__(None, None, None)
+
+    threading.Thread(target=finish).start()
     loop.run(made, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert "waiting for another process" in said

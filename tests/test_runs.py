@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -98,11 +97,12 @@ def test_a_second_starter_waits_for_the_first(tmp_path, capsys):
 
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(0.2)
+        said = ""
+        while "waiting for another process" not in said:
+            said += capsys.readouterr().out
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
-    assert "waiting for another process" in capsys.readouterr().out
 
 
 def test_a_killed_process_releases_its_folder(tmp_path):
