@@ -17,7 +17,7 @@ import numpy as np
 from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers, weights
 from kd_jax.models import torch_names
 from kd_jax.steps import Images, Parts, init_state, train_steps
-from kd_jax.types import Hyper, InputError, Network, Variables, choose
+from kd_jax.types import Hyper, InputError, Method, Network, Variables, choose
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEACHERS = ("none", "config", "run", "weights")
@@ -112,55 +112,23 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
     """
     config = plain(config)
     _check(config)
-    dtype = PRECISIONS[config["precision"]]
     # What needs no data is built first: an unknown name is then reported before a long load.
     method = methods.create(config["method"])
     create_network(config, num_classes=2)
     dataset = data.load(config["dataset"])
-    num_classes = len(dataset.class_names)
     mesh = sharding.mesh(devices)
     steps, steps_per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size)
-    optimizer = optim.create(
-        config["optimizer"],
-        config["optimizer"]["method"],
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        freeze=config["model"]["freeze"],
-        clip=config["train"]["clip"],
-    )
     teacher = _teacher(config, dataset, runs_folder, devices)
     if method.reads and teacher is None:
         raise InputError(
             f"teacher.kind is 'none' and the method's terms ({', '.join(config['method'])}) read a teacher's"
-            f" {', '.join(sorted(method.reads))}; expected 'config' or 'run'"
+            f" {', '.join(sorted(method.reads))}; expected 'config', 'run' or 'weights'"
         )
     identity = runs.identity(config, dataset.fingerprint, teacher.digest if teacher else None)
     source = config["model"]["pretrained"]
     if source:
         identity["model"] = {**identity["model"], "pretrained": weights.fingerprint(source)}
-    pixels = {
-        "size": config["dataset"]["image_size"],
-        "mean": dataset.mean,
-        "std": dataset.std,
-        "dtype": dtype,
-    }
-    parts = Parts(
-        student=create_network(config, num_classes),
-        teacher=teachers.live(teacher.network) if teacher else None,
-        method=method,
-        optimizer=optimizer,
-        augment=augment.create(
-            num_classes=num_classes,
-            kind=config["dataset"]["augment"],
-            label_smoothing=config["train"]["label_smoothing"],
-            mixup=config["train"]["mixup"],
-            **pixels,
-        ),
-        prepare=functools.partial(augment.prepare, **pixels),
-        batch_sharding=sharding.split(mesh),
-        ema=config["train"]["ema"],
-        accumulate=config["train"]["accumulate"],
-    )
+    parts = _parts(config, dataset, method, teacher, mesh, steps, steps_per_epoch)
     hyper = Hyper(
         learning_rate=jnp.float32(config["optimizer"]["learning_rate"]),
         weight_decay=jnp.float32(config["optimizer"]["weight_decay"]),
@@ -269,6 +237,49 @@ def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, i
         )
     steps_per_epoch = images // batch_size
     return train["steps"] or train["epochs"] * steps_per_epoch, steps_per_epoch
+
+
+def _parts(
+    config: dict[str, Any],
+    dataset: data.Dataset,
+    method: Method,
+    teacher: TeacherRun | None,
+    mesh: jax.sharding.Mesh,
+    steps: int,
+    steps_per_epoch: int,
+) -> Parts:
+    """What a step is made of."""
+    num_classes = len(dataset.class_names)
+    pixels = {
+        "size": config["dataset"]["image_size"],
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "dtype": PRECISIONS[config["precision"]],
+    }
+    return Parts(
+        student=create_network(config, num_classes),
+        teacher=teachers.live(teacher.network) if teacher else None,
+        method=method,
+        optimizer=optim.create(
+            config["optimizer"],
+            config["optimizer"]["method"],
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            freeze=config["model"]["freeze"],
+            clip=config["train"]["clip"],
+        ),
+        augment=augment.create(
+            num_classes=num_classes,
+            kind=config["dataset"]["augment"],
+            label_smoothing=config["train"]["label_smoothing"],
+            mixup=config["train"]["mixup"],
+            **pixels,
+        ),
+        prepare=functools.partial(augment.prepare, **pixels),
+        batch_sharding=sharding.split(mesh),
+        ema=config["train"]["ema"],
+        accumulate=config["train"]["accumulate"],
+    )
 
 
 def _shapes(network: Network, prepare: Callable, dataset: data.Dataset) -> Variables:
