@@ -1,8 +1,8 @@
 """A table of finished runs: test accuracy per name over seeds, and the paired difference to one of them.
 
-usage: python -m launch.compare [--to=student] RUNS...
+usage: python -m launch.compare [--against=student] RUNS...
 
-RUNS are folders of runs. Runs of one name are seeds of one row, and a row is paired with `--to` seed by seed.
+RUNS are folders of runs. Runs of one name are seeds of one row, and a row is paired with `--against` seed by seed.
 """
 
 import math
@@ -15,7 +15,7 @@ from scipy import stats
 from kd_jax import cli, runs
 from kd_jax.types import InputError, choose
 
-TO = flags.DEFINE_string("to", "student", "The name of the runs that the others are compared with.")
+AGAINST = flags.DEFINE_string("against", "student", "The name of the runs that the others are compared with.")
 
 
 def main(arguments: list[str]) -> None:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     for folder in arguments:
         result = runs.read_json(folder, "result.json")
         rows.setdefault(result["name"], {})[result["seed"]] = result
-    print(table(rows, choose("--to", TO.value, list(rows))))
+    print(table(rows, choose("--against", AGAINST.value, list(rows))))
 
 
 def table(rows: Mapping[str, Mapping[int, Mapping]], to: str, labels: Mapping[str, str] | None = None) -> str:

@@ -89,10 +89,10 @@ def test_standardize_is_an_option_of_every_lifted_loss():
 
 
 def counter(name, start=0.0, moves=True, **fields):
-    """A method whose state counts its calls and whose parameter is its term."""
+    """A method whose parameter is its term and whose state counts its calls, both from `start`."""
 
     def init(rng, student, teacher):
-        return MethodVariables(jnp.float32(start), jnp.int32(0))
+        return MethodVariables(jnp.float32(start), jnp.int32(start))
 
     def run(variables, student, teacher, batch, *, step, rng, train):
         return {name: variables.params}, variables.state + 1
@@ -104,7 +104,28 @@ def test_joined_methods_keep_their_own_variables():
     joined = compose.join({"a": counter("a", 1.0), "b": counter("b", 2.0)})
     variables = joined.init(jax.random.key(0), None, None)
     terms, state = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(0), train=True)
-    assert (terms, state) == ({"a": 1.0, "b": 2.0}, {"a": 1, "b": 1})
+    assert (terms, state) == ({"a": 1.0, "b": 2.0}, {"a": 2, "b": 3})
+
+
+def test_joined_methods_have_randomness_of_their_own():
+    def noise(name):
+        def init(rng, student, teacher):
+            return MethodVariables(jax.random.normal(rng), {})
+
+        def run(variables, student, teacher, batch, *, step, rng, train):
+            return {f"{name}/init": variables.params, f"{name}/apply": jax.random.normal(rng)}, {}
+
+        return Method(init, run)
+
+    joined = compose.join({"a": noise("a"), "b": noise("b")})
+    variables = joined.init(jax.random.key(0), None, None)
+    terms, _ = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(1), train=True)
+    assert len({float(value) for value in terms.values()}) == 4
+
+
+def test_joined_methods_keep_their_weights():
+    joined = compose.join({name: counter(name, weights={name: weight}) for name, weight in [("a", 0.5), ("b", 2.0)]})
+    assert joined.weights == {"a": 0.5, "b": 2.0}
 
 
 def test_joined_methods_read_what_any_of_them_reads():

@@ -66,6 +66,13 @@ def test_large_logits_give_finite_values_and_gradients(loss):
     assert np.isfinite(gradient).all()
 
 
+def test_kd_of_bfloat16_logits_is_finite_with_a_finite_gradient():
+    student, teacher = (jnp.asarray(x, jnp.bfloat16) for x in (STUDENT, TEACHER))
+    value, gradient = jax.value_and_grad(lambda x: logits.kd(x, teacher).sum())(student)
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(gradient).all()
+
+
 def test_kd_has_no_gradient_to_the_teacher():
     assert not jax.grad(lambda t: logits.kd(STUDENT, t).sum())(jnp.asarray(TEACHER, jnp.float32)).any()
 

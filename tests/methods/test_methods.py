@@ -1,10 +1,112 @@
-"""Methods by name: their weights, their options, a loss of one's own."""
+"""Methods by name: what holds for all of them, their weights, their options, a loss of one's own."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kd_jax import methods
-from kd_jax.types import InputError
+from kd_jax.types import InputError, MethodVariables
+from tests.methods.numeric import STUDENT, TEACHER, batch, log_softmax, outputs
+
+METHODS = {
+    "cross_entropy": {"cross_entropy": {}},
+    "kd": {"kd": {}},
+    "standardised": {"kd": {"standardize": True}},
+    "rkd_distance": {"rkd_distance": {}},
+    "rkd_angle": {"rkd_angle": {}},
+    "nonsaturating": {"adversarial": {"hidden": [8]}},
+    "wasserstein": {"adversarial": {"hidden": [8], "objective": "wasserstein"}},
+}
+every = pytest.mark.parametrize("name", METHODS)
+
+
+@functools.cache
+def build(name):
+    """A function of (parameters, student's logits, teacher's Outputs) that sums a method's terms, and parameters."""
+    method = methods.create(METHODS[name])
+    variables = method.init(jax.random.key(0), outputs(STUDENT), outputs(TEACHER))
+
+    def loss(params, student, teacher):
+        own = MethodVariables(params, variables.state)
+        labels = batch([0] * len(student))
+        terms, _ = method.apply(own, outputs(student), teacher, labels, step=0, rng=jax.random.key(1), train=True)
+        return sum(terms.values())
+
+    return loss, jax.jit(jax.value_and_grad(loss, (0, 1))), variables.params
+
+
+CASES = {
+    "the student's rows are equal": (STUDENT[[1] * 6], TEACHER),
+    "the teacher's rows are equal": (STUDENT, TEACHER[[1] * 6]),
+    "all rows are equal": (STUDENT[[1] * 6], STUDENT[[1] * 6]),
+    "all entries are zero": (0 * STUDENT, 0 * TEACHER),
+    "there is one image": (STUDENT[:1], TEACHER[:1]),
+    "logits are large": (1e4 * STUDENT, 1e4 * TEACHER),
+}
+
+
+@every
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients_are_finite_when(name, case):
+    student, teacher = CASES[case]
+    _, value_and_gradients, params = build(name)
+    results = value_and_gradients(params, jnp.asarray(student, jnp.float32), outputs(teacher))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+
+
+@every
+def test_the_teacher_gets_exactly_no_gradient(name):
+    loss, _, params = build(name)
+    gradients = jax.jit(jax.grad(loss, 2))(params, jnp.asarray(STUDENT, jnp.float32), outputs(TEACHER))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+@every
+def test_students_can_be_mapped_over(name):
+    loss, value_and_gradients, params = build(name)
+    students = jnp.asarray([STUDENT, STUDENT[::-1]], jnp.float32)
+    mapped = jax.jit(jax.vmap(loss, (None, 0, None)))(params, students, outputs(TEACHER))
+    single = [value_and_gradients(params, student, outputs(TEACHER))[0] for student in students]
+    np.testing.assert_allclose(mapped, single, rtol=1e-5)
+
+
+def apply(method, student, teacher, labels=(0,) * 6):
+    """The terms of a method without parameters."""
+    rng = jax.random.key(0)
+    variables = method.init(rng, student, teacher)
+    return method.apply(variables, student, teacher, batch(labels), step=0, rng=rng, train=True)[0]
+
+
+def cross_entropy(logits, labels):
+    """The cross entropy of a method and its gradient to the logits."""
+    method = methods.create({"cross_entropy": {}})
+
+    def loss(logits):
+        return apply(method, outputs(logits), None, labels)["cross_entropy"]
+
+    return jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
+
+
+def test_images_without_a_label_do_not_enter_the_mean_of_the_cross_entropy():
+    value, _ = cross_entropy(STUDENT, [2, -1, -1, 4, -1, -1])
+    np.testing.assert_allclose(value, -log_softmax(STUDENT)[[0, 3], [2, 4]].mean(), rtol=1e-5)
+
+
+def test_without_any_label_the_cross_entropy_and_its_gradient_are_zero():
+    value, gradient = cross_entropy(STUDENT, [-1] * 6)
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_a_terms_options_reach_its_loss():
+    method = methods.create({"soft": {"loss": "kd", "temperature": 2, "on": "embedding"}})
+    student, teacher = outputs(TEACHER, STUDENT), outputs(STUDENT, TEACHER)
+    terms = apply(method, student, teacher)
+    p, q = log_softmax(TEACHER / 2), log_softmax(STUDENT / 2)
+    np.testing.assert_allclose(terms["soft"], 4 * (np.exp(p) * (p - q)).sum(-1).mean(), rtol=1e-5)
 
 
 def test_a_terms_name_is_its_loss_unless_it_says_otherwise():
@@ -44,7 +146,14 @@ def test_a_registered_loss_is_a_term_with_its_own_options(monkeypatch):
         return scale * jnp.abs(student - teacher).mean(-1)
 
     methods.register("difference", methods.lift(difference, on="embedding"))
-    assert methods.create({"difference": {"scale": 2.0}}).reads == {"embedding"}
+    method = methods.create({"difference": {"scale": 2.0}})
+    student, teacher = outputs(TEACHER, STUDENT), outputs(TEACHER, TEACHER)
+    terms = apply(method, student, teacher)
+    np.testing.assert_allclose(terms["difference"], 2 * np.abs(STUDENT - TEACHER).mean(), rtol=1e-5)
+
+
+def test_a_registered_losses_unknown_option_is_named_with_the_choices(monkeypatch):
+    monkeypatch.setitem(methods.LOSSES, "difference", methods.lift(lambda student, teacher, *, scale=1.0: scale))
     with pytest.raises(InputError, match="is 'size'; expected one of: loss, on, scale"):
         methods.create({"difference": {"size": 2.0}})
 

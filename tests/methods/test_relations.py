@@ -27,8 +27,8 @@ def cosines(x):
     n = len(x)
     result = np.zeros((n, n, n))
     for i, j, k in itertools.product(range(n), repeat=3):
-        if i not in (j, k):
-            a, b = x[j] - x[i], x[k] - x[i]
+        a, b = x[j] - x[i], x[k] - x[i]
+        if a.any() and b.any():
             result[i, j, k] = a @ b / np.sqrt((a @ a) * (b @ b))
     return result
 
@@ -90,6 +90,12 @@ def test_images_that_coincide_give_finite_values_and_gradients(loss, same):
     assert np.isfinite(gradient).all()
 
 
+@both
+def test_two_images_that_coincide_are_at_no_distance_and_make_no_angle(loss, formula):
+    student = STUDENT[[0, 0, 2, 3, 4, 5]]
+    np.testing.assert_allclose(jax.jit(loss)(student, TEACHER), formula(student, TEACHER), rtol=1e-5)
+
+
 @each
 def test_a_batch_of_one_gives_zero_and_a_finite_gradient(loss):
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.ones((1, 5)), jnp.ones((1, 7)))
@@ -102,12 +108,13 @@ def test_the_teacher_gets_no_gradient(loss):
     assert not jax.jit(jax.grad(loss, 1))(STUDENT, jnp.asarray(TEACHER, jnp.float32)).any()
 
 
-def test_groups_of_anchors_give_what_one_group_gives(monkeypatch):
-    whole = jax.value_and_grad(relations.rkd_angle)(jnp.asarray(STUDENT, jnp.float32), TEACHER)
-    monkeypatch.setattr(relations, "LARGEST", 2 * 6**2)  # two anchors at a time
-    grouped = jax.value_and_grad(relations.rkd_angle)(jnp.asarray(STUDENT, jnp.float32), TEACHER)
-    np.testing.assert_allclose(grouped[0], whole[0], rtol=1e-6)
-    np.testing.assert_allclose(grouped[1], whole[1], atol=1e-7)
+@pytest.mark.parametrize("group", [1, 2, 4])  # anchors at a time; 4 do not divide the batch
+def test_groups_of_anchors_give_the_papers_value_and_gradient_too(monkeypatch, group):
+    monkeypatch.setattr(relations, "LARGEST", group * 6**2)
+    loss = jax.jit(jax.value_and_grad(lambda x: relations.rkd_angle(x, TEACHER)))  # not from an earlier size's cache
+    value, gradient = loss(jnp.asarray(STUDENT, jnp.float32))
+    np.testing.assert_allclose(value, rkd_angle(STUDENT, TEACHER), rtol=1e-5)
+    assert_gradient(gradient, slope(lambda x: rkd_angle(x, TEACHER), STUDENT))
 
 
 def equations(jaxpr):
@@ -119,20 +126,29 @@ def equations(jaxpr):
 
 
 @functools.cache
-def program(loss, batch=1024, width=4096):
+def program(loss, batch, width):
     """The equations of a loss and its gradient."""
     x = jax.ShapeDtypeStruct((batch, width), jnp.float32)
     return list(equations(jax.make_jaxpr(jax.value_and_grad(loss))(x, x).jaxpr))
 
 
-@each
-def test_memory_does_not_grow_with_pairs_times_features_nor_with_triples(loss):
-    sizes = [variable.aval.size for equation in program(loss) for variable in equation.outvars]
-    assert max(sizes) <= relations.LARGEST  # 1024^2 x 4096 and 1024^3 are 256 and 64 times as many
+def largest(equations):
+    return max(variable.aval.size for equation in equations for variable in equation.outvars)
 
 
 @each
-def test_products_are_at_the_highest_precision(loss):
-    products = [e.params["precision"] for e in program(loss) if e.primitive.name == "dot_general"]
+def test_no_difference_of_two_images_is_kept_per_feature(loss):
+    assert largest(program(loss, 32, 512)) < 32 * 32 * 512
+
+
+@each
+def test_memory_of_a_large_batch_does_not_grow_with_triples(loss):
+    assert largest(program(loss, 1024, 4096)) <= relations.LARGEST  # 1024^3 is 64 times as many
+
+
+@each
+@pytest.mark.parametrize("batch", [32, 1024])
+def test_products_are_at_the_highest_precision(loss, batch):
+    products = [e.params["precision"] for e in program(loss, batch, 512) if e.primitive.name == "dot_general"]
     assert products
     assert all(p == (jax.lax.Precision.HIGHEST,) * 2 for p in products)
