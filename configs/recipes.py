@@ -1,8 +1,9 @@
-"""The networks and the recipe that the experiments share, at three scales: one argument chooses.
+"""The networks and the recipe that the experiments share, at four scales: one argument chooses.
 
 * "": ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128, as in the project that this one reimplements. Both start from
   ImageNet weights. For a GPU.
 * "small": ResNet-56 teaches ResNet-20 at 32x32.
+* "laptop": ResNet-20 teaches a ResNet-8 of half the width, on 10,000 of the images. For two CPU cores.
 * "smoke": small networks on handwritten digits, in seconds, to see that everything works.
 
 What an experiment compares is trained by one recipe: SGD with momentum, a cosine schedule, the same epochs.
@@ -14,9 +15,10 @@ from configs import base
 from kd_jax.types import InputError
 
 SCALES = {
-    "": {"student": "resnet18", "teacher": "resnet50", "width": 1.0, "stem": "imagenet", "size": 128, "epochs": 60},
-    "small": {"student": "resnet20", "teacher": "resnet56", "width": 1.0, "stem": "cifar", "size": 32, "epochs": 60},
-    "smoke": {"student": "resnet8", "teacher": "resnet14", "width": 0.25, "stem": "cifar", "size": 16, "epochs": 4},
+    "": {"student": ("resnet18", 1.0), "teacher": ("resnet50", 1.0), "stem": "imagenet", "size": 128, "epochs": 60},
+    "small": {"student": ("resnet20", 1.0), "teacher": ("resnet56", 1.0), "stem": "cifar", "size": 32, "epochs": 60},
+    "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "stem": "cifar", "size": 32, "epochs": 10},
+    "smoke": {"student": ("resnet8", 0.25), "teacher": ("resnet14", 0.25), "stem": "cifar", "size": 16, "epochs": 4},
 }
 
 # ImageNet weights of torchvision (IMAGENET1K_V1) on the Hugging Face hub, each at one revision.
@@ -45,11 +47,11 @@ def distilled(arg: str, method: dict) -> ConfigDict:
 
 def _network(arg: str, role: str) -> ConfigDict:
     if arg not in SCALES:
-        raise InputError(f"the config's argument is {arg!r}; expected nothing, 'small' or 'smoke'")
+        raise InputError(f"the config's argument is {arg!r}; expected nothing, 'small', 'laptop' or 'smoke'")
     scale = SCALES[arg]
     config = base.get_config()
-    config.name = config.model.name = scale[role]
-    config.model.width = scale["width"]
+    config.model.name, config.model.width = scale[role]
+    config.name = config.model.name
     config.model.stem = scale["stem"]
     config.dataset.image_size = scale["size"]
     config.train.epochs = scale["epochs"]
@@ -60,6 +62,9 @@ def _network(arg: str, role: str) -> ConfigDict:
         config.dataset.augment = "crop_flip"
         config.train.batch_size = 128
         config.train.clip = 5.0
+    if arg == "laptop":
+        config.dataset.train_images = 10_000
+        config.train.batch_size = 64
     if arg == "":
         config.precision = "bfloat16"
         config.model.pretrained = PRETRAINED[scale[role]]

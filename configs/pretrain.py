@@ -1,0 +1,31 @@
+"""A network on Tiny ImageNet at 32x32, from whose weights others start where no hub can be reached.
+
+Stanford's CS231n course, 200 classes of 500 images; here as class folders, `train` and `val`.
+
+    python -m kd_jax.main --config=configs/pretrain.py:student[,small|,laptop|,smoke] \
+        --config.dataset.path=tinyimagenet32 --workdir=runs/pretrained
+    python -m kd_jax.main --config=configs/kd.py:small --config.model.pretrained=runs/pretrained
+
+The argument is "student" or "teacher" and a scale of configs/recipes.py. At 128x128 all images are used, for a GPU; at
+"small" and "laptop" 20,000 of them, 100 of each class, for two CPU cores. At "smoke" the images are handwritten digits.
+"""
+
+from configs import base, recipes
+from kd_jax.types import choose
+
+EPOCHS = {"": 40, "small": 10, "laptop": 10, "smoke": 2}
+
+
+def get_config(arg="student"):
+    role, _, scale = arg.partition(",")
+    networks = {"student": recipes.student, "teacher": recipes.teacher}
+    config = base.alone(choose("the network to pretrain", role, networks)(scale))
+    config.name = f"pretrained-{config.model.name}"
+    config.model.pretrained = ""
+    config.train.epochs = EPOCHS[scale]
+    if scale != "smoke":
+        config.dataset.source = "folder"
+        config.dataset.name = "tinyimagenet32"
+        config.dataset.holdout = 0.02
+        config.dataset.train_images = 20_000 if scale else 0
+    return config
