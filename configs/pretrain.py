@@ -13,7 +13,7 @@ The argument is "student" or "teacher" and a scale of configs/recipes.py. At 128
 from configs import base, recipes
 from kd_jax.types import choose
 
-EPOCHS = {"": 40, "small": 10, "laptop": 10, "smoke": 2}
+EPOCHS = {"": 40, "small": 10, "laptop": 6, "smoke": 2}
 
 
 def get_config(arg="student"):
