@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # "none", "config" (the run below, trained when missing), "run" (a finished run), "weights" (of the model below)
     teacher.kind = "none"
     teacher.path = ""  # for "run": its folder; for "weights": as model.pretrained
+    teacher.batch_statistics = False  # it teaches as it trained: by the batch's statistics, and with dropout
     teacher.config = ConfigDict()  # for "config": a whole tree like this one; its `model` is the teacher
 
     config.method = ConfigDict()  # {term: {"loss": name, "weight": 1.0, options}}; `loss` defaults to the term's name
@@ -71,7 +72,8 @@ def get_config(arg: str = "") -> ConfigDict:
     optimizer.method.nesterov = False
     optimizer.method.b1 = 0.5
     optimizer.method.b2 = 0.999
-    optimizer.method.schedule = "constant"
+    optimizer.method.weight_decay = 0.0
+    optimizer.method.schedule = "constant"  # with the milestones and gamma above
 
     config.train = train = ConfigDict()
     train.epochs = 30

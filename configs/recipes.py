@@ -67,5 +67,5 @@ def _network(arg: str, role: str) -> ConfigDict:
         config.train.batch_size = 64
     if arg == "":
         config.precision = "bfloat16"
-        config.model.pretrained = PRETRAINED[scale[role]]
+        config.model.pretrained = PRETRAINED[config.model.name]
     return config

@@ -256,9 +256,10 @@ def _parts(
         "std": dataset.std,
         "dtype": PRECISIONS[config["precision"]],
     }
+    kind = teachers.batch_statistics if config["teacher"]["batch_statistics"] else teachers.live
     return Parts(
         student=create_network(config, num_classes),
-        teacher=teachers.live(teacher.network) if teacher else None,
+        teacher=kind(teacher.network) if teacher else None,
         method=method,
         optimizer=optim.create(
             config["optimizer"],

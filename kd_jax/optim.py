@@ -125,15 +125,14 @@ def create(
         choose(f"{name}.name", options["name"], OPTIMIZERS)
         if not options["learning_rate"] > 0:
             raise InputError(f"{name}.learning_rate is {options['learning_rate']}; expected a number above 0")
-    student_schedule = schedule(
-        student["schedule"],
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=student["warmup_epochs"],
-        milestones=tuple(student["milestones"]),
-        gamma=student["gamma"],
-    )
-    method_schedule = schedule(method["schedule"], steps=steps, steps_per_epoch=steps_per_epoch)
+    shared = {
+        "steps": steps,
+        "steps_per_epoch": steps_per_epoch,
+        "milestones": tuple(student["milestones"]),
+        "gamma": student["gamma"],
+    }
+    student_schedule = schedule(student["schedule"], warmup_epochs=student["warmup_epochs"], **shared)
+    method_schedule = schedule(method["schedule"], **shared)
 
     def chains(hyper: Hyper | None):
         # States do not depend on the traced rates, so `init` needs none.
@@ -145,7 +144,7 @@ def create(
 
         return {
             "student": _direction(student, decay, decayed, clip),
-            "method": _direction(method, 0.0, None, 0.0),
+            "method": _direction(method, method["weight_decay"], None, 0.0),
         }
 
     def split(params):

@@ -28,7 +28,12 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: str | None) -
       teacher: the hash of the teacher's run, or None.
     """
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    return {**kept, "dataset": {**config["dataset"], "path": fingerprint}, "teacher": teacher}
+    how = {key: value for key, value in config["teacher"].items() if key not in ("kind", "path", "config")}
+    return {
+        **kept,
+        "dataset": {**config["dataset"], "path": fingerprint},
+        "teacher": {**how, "hash": teacher} if teacher else None,
+    }
 
 
 def digest(identity: Mapping[str, Any]) -> str:

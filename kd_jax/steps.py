@@ -202,5 +202,5 @@ def eval_step(
     teacher_logits = None
     if parts.teacher is not None:
         batch = Batch(images, labels, jnp.zeros_like(outputs.logits), index, jnp.zeros_like(index))
-        teacher_logits = parts.teacher(teacher_variables, batch, jax.random.key(0)).logits
+        teacher_logits = parts.teacher(teacher_variables, batch, None).logits
     return metrics.sums(parts.method.predict(method_variables, outputs), labels, mask, teacher_logits)

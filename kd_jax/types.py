@@ -81,7 +81,7 @@ class MethodVariables(NamedTuple):
     state: Any  # not trained: memory banks, running statistics
 
 
-Teacher = Callable[[Variables, Batch, jax.Array], Outputs]
+Teacher = Callable[[Variables, Batch, jax.Array | None], Outputs]  # the key is None in evaluation
 Terms = dict[str, jax.Array]
 
 

@@ -122,7 +122,7 @@ def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(argument
     ("argument", "said"),
     [
         ("configs/studen.py:smoke", r"--config is 'configs/studen.py'; .*; did you mean 'configs/student.py'\?"),
-        ("configs/student.py:huge", "the config's argument is 'huge'; expected nothing, 'small' or 'smoke'"),
+        ("configs/student.py:huge", "the config's argument is 'huge'; expected nothing, 'small', 'laptop' or 'smoke'"),
     ],
 )
 def test_a_config_that_is_not_there_is_refused_with_the_choices(argument, said, tmp_path):

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 
+from configs import recipes, seed
 from kd_jax import experiment
 from kd_jax.types import InputError
 
@@ -16,18 +17,49 @@ def get_config(name, arg):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-@pytest.mark.parametrize("scale", ["", "small", "smoke"])
+@pytest.mark.parametrize("scale", recipes.SCALES)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_experiment_can_be_trained(name, scale):
-    config = get_config(name, scale)
-    config.dataset.source, config.dataset.normalize = "digits", "dataset"
+    assert_trainable(get_config(name, scale), has_teacher=name in DISTILLED)
+
+
+def assert_trainable(config, has_teacher):
+    config.dataset.source, config.dataset.normalize, config.dataset.train_images = "digits", "dataset", 0
     config.model.pretrained = ""
-    if name in DISTILLED:
+    if has_teacher:
         config.teacher.config.model.pretrained = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # digits are small for the larger stems
         made = experiment.create(config)
-    assert (made.teacher is not None) == (name in DISTILLED)
+    assert (made.teacher is not None) == has_teacher
+
+
+@pytest.mark.parametrize("preset", ["", ",faithful"])
+@pytest.mark.parametrize("row", seed.ROWS)
+def test_every_row_of_the_original_table_can_be_trained(row, preset):
+    config = seed.get_config(f"{row}{preset},smoke")
+    assert_trainable(config, has_teacher=not row.startswith(("student", "teacher")))
+    assert config.model.freeze == ("convolutions" if row.endswith("_frozen") else "none")
+
+
+@pytest.mark.parametrize("row", [row for row in seed.ROWS if not row.startswith("teacher")])
+def test_the_corrected_rows_share_one_recipe_and_one_teacher(row):
+    config, student, teacher = (seed.get_config(f"{name},laptop") for name in (row, "student", "teacher"))
+    for section in ("optimizer", "train", "dataset", "evaluate", "precision"):
+        assert config[section] == student[section]
+    if config.teacher.kind == "config":
+        assert config.teacher.config.to_dict() | {"name": "seed-teacher"} == teacher.to_dict() | {
+            "name": "seed-teacher"
+        }
+
+
+def test_the_faithful_rows_have_the_originals_schedules():
+    config = seed.get_config("kd_frozen,faithful")
+    assert (config.optimizer.learning_rate, config.optimizer.gamma, config.train.batch_size) == (1e-3, 0.7, 32)
+    assert config.teacher.batch_statistics
+    teacher = config.teacher.config
+    assert (teacher.optimizer.learning_rate, teacher.optimizer.gamma) == (3e-4, 0.95)
+    assert (teacher.model.freeze, teacher.model.head) == ("convolutions", "mlp")
 
 
 @pytest.mark.parametrize("row", ["alone", "kd_same", "kd", "rkd_same", "rkd"])
@@ -59,7 +91,9 @@ def test_the_original_pair_and_size_are_the_default():
     assert (config.dataset.name, config.dataset.image_size) == ("cifar10", 128)
 
 
-@pytest.mark.parametrize(("name", "said"), [("rkd", "'small' or 'smoke'"), ("quickstart", "alone"), ("base", "no arg")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("rkd", "'laptop' or 'smoke'"), ("quickstart", "alone"), ("base", "no arg")]
+)
 def test_an_unknown_scale_is_refused_with_the_choices(name, said):
     with pytest.raises(InputError, match=said):
         get_config(name, "huge")

@@ -142,7 +142,7 @@ def _copy(folder, to):
 def test_a_finished_run_can_be_a_teacher_by_its_folder(taught, tmp_path):
     folder, _, result = taught
     teacher = str(next((folder / "teachers").iterdir()))
-    config = tiny.config() | {"method": tiny.METHODS["kd"], "teacher": {"kind": "run", "path": teacher, "config": {}}}
+    config = tiny.config(**{"teacher.kind": "run", "teacher.path": teacher}) | {"method": tiny.METHODS["kd"]}
     _, other = train(config, tmp_path)
     # The same teacher, found in another way: the same training.
     assert (other["teacher"], other["test"]) == (result["teacher"], result["test"])
@@ -158,7 +158,7 @@ def test_a_finished_run_can_be_a_teacher_by_its_folder(taught, tmp_path):
 def test_a_run_that_reads_images_otherwise_is_refused_as_a_teacher(taught, overrides, said):
     teacher = str(next((taught[0] / "teachers").iterdir()))
     with pytest.raises(InputError, match=said):
-        experiment.create(tiny.config(**overrides) | {"teacher": {"kind": "run", "path": teacher, "config": {}}})
+        experiment.create(tiny.config(**overrides, **{"teacher.kind": "run", "teacher.path": teacher}))
 
 
 def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
@@ -167,7 +167,7 @@ def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
     saved = json.loads((teacher / "config.json").read_text())
     saved["data"]["class_names"] = ["cat", "dog"]
     (teacher / "config.json").write_text(json.dumps(saved))
-    config = tiny.config() | {"teacher": {"kind": "run", "path": str(teacher), "config": {}}}
+    config = tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)})
     with pytest.raises(InputError, match=r"knows 2 classes \(cat, dog\); expected the student's 10 classes \(0, 1, "):
         experiment.create(config)
 

@@ -80,7 +80,7 @@ def test_weights_can_teach_and_their_accuracy_is_measured_first(run, tmp_path, c
     folder, file = run
     config = tiny.config() | {
         "method": tiny.METHODS["kd"],
-        "teacher": {"kind": "weights", "path": str(file), "config": tiny.config()},
+        "teacher": tiny.config()["teacher"] | {"kind": "weights", "path": str(file), "config": tiny.config()},
     }
     loop.train_and_evaluate(config, str(tmp_path / "run"))
     result = runs.read_json(str(tmp_path / "run"), "result.json")

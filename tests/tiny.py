@@ -46,7 +46,7 @@ def taught(**overrides) -> dict:
     whole = config(**overrides)
     shared = {key: value for key, value in overrides.items() if key in ("dataset.holdout", "dataset.train_images")}
     teacher = config(**shared, **{"name": "tiny-teacher", "model.width": 1 / 4})
-    whole["teacher"] = {"kind": "config", "path": "", "config": teacher}
+    whole["teacher"] |= {"kind": "config", "config": teacher}
     whole["method"] = METHODS["kd"]
     return whole
 

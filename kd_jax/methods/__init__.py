@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd_jax.methods import logits, relations
+from kd_jax.methods import logits, relations, seed
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.compose import join, lift, standardize
 from kd_jax.types import InputError, Method, choose
@@ -18,6 +18,11 @@ LOSSES: dict[str, Callable[..., Method]] = {
     "rkd_distance": lift(relations.rkd_distance, on="embedding"),
     "rkd_angle": lift(relations.rkd_angle, on="embedding"),
     "adversarial": adversarial,
+    "seed_cross_entropy": lift(seed.cross_entropy, arguments=("student", "targets")),
+    "seed_kd": lift(seed.kd),
+    "seed_rkd_distance": lift(seed.rkd_distance),
+    "seed_rkd_angle": lift(seed.rkd_angle),
+    "seed_adversarial": seed.adversarial,
 }
 
 # What an option of a loss may be, by its default; None and no default allow anything.
