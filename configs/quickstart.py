@@ -1,9 +1,10 @@
 """A first run, in seconds on a laptop: a small student on handwritten digits, of which only 200 have a label.
 
     bash launch/quickstart.sh
-    python -m kd_jax.main --config=configs/quickstart.py[:ROW]
+    python -m kd_jax.main --config=configs/quickstart.py[:ROW[,smoke]]
 
-The argument is a row of the quickstart's table. Every row has the same student, recipe and number of steps:
+Small as it is, with "smoke" it takes a few steps only. The argument's first part is a row of the quickstart's table.
+Every row has the same student, recipe and number of steps:
 
 * alone: the 200 labelled images, by cross entropy.
 * kd_same, rkd_same: the same 200 images, with a teacher that saw every label of the training set.
@@ -13,7 +14,7 @@ The argument is a row of the quickstart's table. Every row has the same student,
 from ml_collections import ConfigDict
 
 from configs import base
-from kd_jax.types import InputError
+from kd_jax.types import choose
 
 METHODS = {
     "alone": {"cross_entropy": {"weight": 1.0}},
@@ -28,13 +29,15 @@ ROWS = ("alone", "kd_same", "kd", "rkd_same", "rkd")
 
 
 def get_config(arg: str = "rkd") -> ConfigDict:
-    if arg not in ROWS:
-        raise InputError(f"the config's argument is {arg!r}; expected one of: {', '.join(ROWS)}")
+    parts = arg.split(",")
+    smoke = "smoke" in parts
+    arg = next((part for part in parts if part not in ("small", "smoke")), "rkd")
+    choose("the config's argument", arg, (*ROWS, "small", "smoke"))
     config = base.get_config()
     config.name = f"quickstart-{arg}"
     config.dataset.labelled = 200
     config.dataset.unlabelled = arg in ("kd", "rkd")
-    config.train.steps = 600
+    config.train.steps = 30 if smoke else 600
     config.train.batch_size = 64
     config.evaluate.every_epochs = 1000  # an epoch has three steps; the end is enough
     config.checkpoint.every_epochs = 50
@@ -43,16 +46,16 @@ def get_config(arg: str = "rkd") -> ConfigDict:
     config.optimizer.learning_rate = 1.0
     config.train.clip = 1.0  # the losses differ in scale; a bounded gradient makes one rate suit them all
     if arg != "alone":
-        base.with_teacher(config, _teacher())
+        base.with_teacher(config, _teacher(epochs=1 if smoke else 20))
     config.method = ConfigDict(METHODS[arg.removesuffix("_same")])
     return config
 
 
-def _teacher() -> ConfigDict:
+def _teacher(epochs: int) -> ConfigDict:
     config = base.get_config()
     config.name = "quickstart-teacher"
     config.model.width = 1.0
-    config.train.epochs = 20
+    config.train.epochs = epochs
     config.evaluate.every_epochs = 5
     config.checkpoint.every_epochs = 5
     return config

@@ -17,7 +17,7 @@ from kd_jax.types import InputError
 SCALES = {
     "": {"student": ("resnet18", 1.0), "teacher": ("resnet50", 1.0), "stem": "imagenet", "size": 128, "epochs": 60},
     "small": {"student": ("resnet20", 1.0), "teacher": ("resnet56", 1.0), "stem": "cifar", "size": 32, "epochs": 60},
-    "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "stem": "cifar", "size": 32, "epochs": 10},
+    "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "stem": "cifar", "size": 32, "epochs": 6},
     "smoke": {"student": ("resnet8", 0.25), "teacher": ("resnet14", 0.25), "stem": "cifar", "size": 16, "epochs": 4},
 }
 
@@ -65,6 +65,7 @@ def _network(arg: str, role: str) -> ConfigDict:
     if arg == "laptop":
         config.dataset.train_images = 10_000
         config.train.batch_size = 64
+        config.evaluate.every_epochs = config.train.epochs
     if arg == "":
         config.precision = "bfloat16"
         config.model.pretrained = PRETRAINED[config.model.name]

@@ -5,6 +5,7 @@ Nothing is written here, so that a refused run leaves nothing behind.
 
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ class TeacherRun(NamedTuple):
     """A teacher, by the folder of its run or with its variables."""
 
     folder: str  # or the source of its weights
-    digest: str
+    identity: dict[str, Any]
     network: Network
     experiment: "Experiment | None" = None  # how to train it when the folder has no result
     variables: Variables | None = None  # of weights that are no run
@@ -100,13 +101,14 @@ class Experiment(NamedTuple):
         return Images(self.place(split.images), self.place(split.labels))
 
 
-def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None) -> Experiment:
+def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None, training: bool = True) -> Experiment:
     """Checks a config, loads its data, and builds its functions.
 
     Args:
       config: a complete tree (see configs/base.py), a ConfigDict or plain.
       runs_folder: where the runs of teachers lie.
       devices: to run on; by default all local ones.
+      training: False for evaluation alone, which needs neither a teacher nor a batch that the devices divide.
     Raises:
       InputError: for anything that is wrong with the config or the data.
     """
@@ -117,14 +119,14 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
     create_network(config, num_classes=2)
     dataset = data.load(config["dataset"])
     mesh = sharding.mesh(devices)
-    steps, steps_per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size)
+    steps, steps_per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
     teacher = _teacher(config, dataset, runs_folder, devices)
-    if method.reads and teacher is None:
+    if training and method.reads and teacher is None:
         raise InputError(
             f"teacher.kind is 'none' and the method's terms ({', '.join(config['method'])}) read a teacher's"
             f" {', '.join(sorted(method.reads))}; expected 'config', 'run' or 'weights'"
         )
-    identity = runs.identity(config, dataset.fingerprint, teacher.digest if teacher else None)
+    identity = runs.identity(config, dataset.fingerprint, teacher.identity if teacher else None)
     source = config["model"]["pretrained"]
     if source:
         identity["model"] = {**identity["model"], "pretrained": weights.fingerprint(source)}
@@ -135,7 +137,8 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
         method_learning_rate=jnp.float32(config["optimizer"]["method"]["learning_rate"]),
         weights={term: jnp.float32(weight) for term, weight in method.weights.items()},
     )
-    _trace(parts, hyper, dataset, config["train"]["batch_size"], teacher)
+    if training:
+        _trace(parts, hyper, dataset, config["train"]["batch_size"], teacher)
     pretrained = None
     if source:
         pretrained, said = weights.load(source, _shapes(parts.student, parts.prepare, dataset), config["model"]["name"])
@@ -215,9 +218,15 @@ def versions() -> dict[str, str]:
 
 def _check(config: dict[str, Any]) -> None:
     for key, good, expected in CHECKS:
-        value: Any = functools.reduce(lambda tree, part: tree[part], key.split("."), config)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not good(value):
+        try:
+            value: Any = functools.reduce(lambda tree, part: tree[part], key.split("."), config)
+        except KeyError:
+            raise InputError(f"the config lacks {key}; expected every key of configs/base.py") from None
+        if type(value) not in (int, float) or not math.isfinite(value) or not good(value):
             raise InputError(f"{key} is {value!r}; expected {expected}")
+    milestones = config["optimizer"]["milestones"]
+    if not all(type(epoch) in (int, float) and epoch > 0 for epoch in milestones):
+        raise InputError(f"optimizer.milestones is {milestones!r}; expected epochs above 0, as in (150, 180)")
     choose("precision", config["precision"], PRECISIONS)
     choose("teacher.kind", config["teacher"]["kind"], TEACHERS)
     choose("evaluate.select", config["evaluate"]["select"], SELECTIONS)
@@ -322,9 +331,17 @@ def _teacher(config, dataset: data.Dataset, runs_folder: str, devices) -> Teache
                 f"teacher.config.dataset.{key} is {there!r}; expected the student's {here!r}"
                 " (a teacher of other data is given as a run)"
             )
-    experiment = create(nested, runs_folder=runs_folder, devices=devices)
-    folder = os.path.join(runs_folder, "teachers", experiment.digest[:8])
-    return TeacherRun(folder, experiment.digest, experiment.parts.student, experiment)
+    try:
+        experiment = create(nested, runs_folder=runs_folder, devices=devices)
+    except InputError as error:
+        raise InputError(f"in the teacher's config, {error}") from error
+    folder = teacher_folder(experiment.digest, runs_folder)
+    return TeacherRun(folder, experiment.identity, experiment.parts.student, experiment)
+
+
+def teacher_folder(digest: str, runs_folder: str) -> str:
+    """Where the run of a teacher lies that a config describes."""
+    return os.path.join(runs_folder, "teachers", digest[:8])
 
 
 def _teacher_of_weights(config, dataset: data.Dataset) -> TeacherRun:
@@ -337,7 +354,7 @@ def _teacher_of_weights(config, dataset: data.Dataset) -> TeacherRun:
         network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     )
     variables = torch_names.match(torch_names.without_prefix(weights.read(source)), shapes, nested["model"]["name"])
-    return TeacherRun(source, weights.fingerprint(source), network, variables=variables)
+    return TeacherRun(source, {"weights": weights.fingerprint(source)}, network, variables=variables)
 
 
 def _finished_teacher(config, dataset: data.Dataset) -> TeacherRun:
@@ -363,7 +380,7 @@ def _finished_teacher(config, dataset: data.Dataset) -> TeacherRun:
                 " (see dataset.image_size and dataset.normalize)"
             )
     network = create_network({**saved["config"], "precision": config["precision"]}, len(class_names))
-    return TeacherRun(folder, saved["hash"], network)
+    return TeacherRun(folder, saved["identity"], network)
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 usage: python -m kd_jax.export --workdir=FOLDER --to=model.safetensors
 """
 
+import errno
 import json
 import os
 
@@ -28,6 +29,7 @@ def export(run: str, path: str) -> None:
     Raises:
       InputError: when the folder holds no finished run, or the file is there or cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from kd_jax import runs, weights
@@ -38,13 +40,17 @@ def export(run: str, path: str) -> None:
     state_dict = torch_names.to_state_dict(weights.read_run(run)[0], name)
     if os.path.exists(path):
         raise InputError(f"--to is {path!r}, which is there; expected the name of a new file")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise InputError(f"--to is {path!r}; expected a file in a folder that is there")
     about = {key: json.dumps(saved["data"][key]) for key in ("class_names", "mean", "std")}
     partial = f"{path}.{os.getpid()}.tmp"
     try:
         save_file({key: value.copy() for key, value in state_dict.items()}, partial, {"model": name, **about})
         os.replace(partial, path)
-    except FileNotFoundError:
-        raise InputError(f"--to is {path!r}; expected a file in a folder that is there") from None
+    except (OSError, SafetensorError) as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise
+        raise InputError(f"--to is {path!r}, which cannot be written: {' '.join(str(error).split())}") from None
 
 
 if __name__ == "__main__":

@@ -51,19 +51,21 @@ def run(made: Experiment, folder: str, *, wait: bool = False) -> TrainState:
     """Runs an experiment in a folder, or goes on with it. `wait`: for another process that runs the same one."""
     runs.check(folder, made.identity)
     teacher = made.teacher
+    missing = False
     if teacher and teacher.experiment:
         runs.check(teacher.folder, teacher.experiment.identity)
+        missing = not runs.has_result(teacher.folder)
+    loaded = None if missing else _load_teacher(made)  # before anything is written: it may be damaged
     with runs.locked(folder, wait=wait):
         if not os.path.exists(os.path.join(folder, "config.json")):
             saved = {"config": made.config, "identity": made.identity, "hash": made.digest}
             runs.write_json(
                 os.path.join(folder, "config.json"), {**saved, "data": experiment.describe_data(made.dataset)}
             )
-        if teacher and teacher.experiment and not runs.has_result(teacher.folder):
+        if teacher and teacher.experiment and missing:
             print(f"training the teacher {teacher.experiment.config['model']['name']}: {teacher.folder}")
             run(teacher.experiment, teacher.folder, wait=True)
-        teacher_variables, teacher_result = _load_teacher(made)
-        return _train(made, folder, teacher_variables, teacher_result)
+        return _train(made, folder, *(loaded or _load_teacher(made)))
 
 
 def _load_teacher(made: Experiment) -> tuple[Variables, dict[str, Any] | None]:
@@ -90,14 +92,16 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
     evaluate = Evaluator(made, teacher_variables)
     checkpoints = Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"])
     state = init(np.uint32(config["seed"]), teacher_variables, train_data)
+    if runs.has_result(folder):
+        result = runs.read_json(folder, "result.json")
+        with contextlib.closing(checkpoints):
+            state = checkpoints.load(result["checkpoint"], state)
+        print(f"finished already: {_describe(result)}  {folder}", flush=True)
+        return state
     if step := checkpoints.latest() or 0:
         state = checkpoints.load(step, state)
     elif made.pretrained:
         state = steps.start_from(state, made.place(made.pretrained))
-    if runs.has_result(folder):
-        print(f"finished already: {_describe(runs.read_json(folder, 'result.json'))}  {folder}", flush=True)
-        checkpoints.close()
-        return state
 
     print(f"{'going on with' if step else 'training'} {config['model']['name']} from step {step} to {total}: {folder}")
     writer, window = writers.Writer(folder, step), _Window()
@@ -195,19 +199,20 @@ def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "ru
     """
     saved = runs.read_json(folder, "config.json")
     variables, method_variables = weights.read_run(folder)
-    config = saved["config"]
+    config, identity = saved["config"], saved["identity"]
     config["model"]["pretrained"] = ""  # where training started from need not be there any more
-    while path and config:
-        config["dataset"]["path"] = path
-        config = config["teacher"]["config"]
-    made = experiment.create(saved["config"], runs_folder=runs_folder)
+    config["dataset"]["path"] = path or config["dataset"]["path"]
+    teacher = config["teacher"]
+    if teacher["kind"] == "config":
+        teacher["path"] = experiment.teacher_folder(runs.digest(identity["teacher"]["run"]), runs_folder)
+    if teacher["kind"] in ("config", "run"):
+        teacher["kind"] = "run" if runs.has_result(teacher["path"]) else "none"
+    made = experiment.create(config, runs_folder=runs_folder, training=False)
     if made.dataset.fingerprint != saved["data"]["fingerprint"]:
         raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see --path")
     teacher_variables: Variables = {}
-    if made.teacher and (made.teacher.variables or runs.has_result(made.teacher.folder)):
+    if made.teacher:
         teacher_variables = made.place(made.teacher.variables or weights.read_run(made.teacher.folder)[0])
-    else:
-        made = made._replace(parts=made.parts._replace(teacher=None))
     variables, method_variables = made.place((variables, method_variables))
     return Evaluator(made, teacher_variables).measure(variables, method_variables, made.dataset.test)
 

@@ -39,11 +39,15 @@ def main(arguments: list[str]) -> None:
 
 def with_config(arguments: list[str]) -> list[str]:
     """The command line with the default config where none is given. Refuses a file that is missing."""
-    given = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
-    path = given[-1].partition(":")[0] if given else DEFAULT
-    if "--config" not in arguments and not os.path.isfile(path):
+    flag = re.compile("--?config(=|$)")
+    given = [i for i, argument in enumerate(arguments) if flag.match(argument)]
+    path = DEFAULT
+    if given:
+        _, equals, value = arguments[given[-1]].partition("=")
+        path = (value if equals else (*arguments, "")[given[-1] + 1]).partition(":")[0]
+    if not os.path.isfile(path):
         choose("--config", path, glob.glob("configs/*.py") or ["a Python file, such as one in the project's configs/"])
-    return arguments if given or "--config" in arguments else [f"--config={DEFAULT}", *arguments]
+    return arguments if given else [f"--config={DEFAULT}", *arguments]
 
 
 def add_term(terms: dict[str, dict[str, Any]], text: str) -> None:

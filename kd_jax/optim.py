@@ -35,6 +35,7 @@ def schedule(
     warmup_epochs: float = 0.0,
     milestones: tuple[float, ...] = (),
     gamma: float = 0.1,
+    key: str = "optimizer.schedule",
 ) -> Schedule:
     """A factor in [0, 1] on the highest learning rate, as a function of the step (from 0).
 
@@ -43,8 +44,9 @@ def schedule(
         "exponential", times `gamma` at the end of every epoch. Each begins with a linear warmup.
       steps: of the whole run. steps_per_epoch: of one epoch.
       warmup_epochs: may be a fraction, and is cut to half of the run.
+      key: of the config, for the error about an unknown name.
     """
-    choose("optimizer.schedule", name, SCHEDULES)
+    choose(key, name, SCHEDULES)
     warmup = min(round(warmup_epochs * steps_per_epoch), steps // 2)
 
     def factor(step):
@@ -132,7 +134,7 @@ def create(
         "gamma": student["gamma"],
     }
     student_schedule = schedule(student["schedule"], warmup_epochs=student["warmup_epochs"], **shared)
-    method_schedule = schedule(method["schedule"], **shared)
+    method_schedule = schedule(method["schedule"], key="optimizer.method.schedule", **shared)
 
     def chains(hyper: Hyper | None):
         # States do not depend on the traced rates, so `init` needs none.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import empty_node, flatten_dict
 
 from kd_jax.types import InputError
 
@@ -16,41 +16,54 @@ KEYS = {  # that the files of a run cannot lack
     "config.json": {"config", "identity", "hash", "data"},
     "result.json": {"name", "test", "checkpoint"},
 }
+TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves
 NOT_IDENTITY = ("name", "log", "checkpoint")
 
 
-def identity(config: Mapping[str, Any], fingerprint: str, teacher: str | None) -> dict[str, Any]:
+def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
     """The keys of a config that affect results; the data's fingerprint stands in its path's place.
 
     Args:
       config: a complete tree.
       fingerprint: of the data set.
-      teacher: the hash of the teacher's run, or None.
+      teacher: the identity of the teacher's run, or None.
     """
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     how = {key: value for key, value in config["teacher"].items() if key not in ("kind", "path", "config")}
     return {
         **kept,
         "dataset": {**config["dataset"], "path": fingerprint},
-        "teacher": {**how, "hash": teacher} if teacher else None,
+        "teacher": {**how, "run": teacher} if teacher else None,
     }
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """The SHA-256 of the canonical JSON, in hexadecimal."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    """The SHA-256 of the canonical JSON, in hexadecimal; 4 and 4.0 are the same."""
+    flat = {key: _canonical(value) for key, value in _flat(identity).items()}
+    text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One "key is A there, B here" for every key that two identities do not share."""
-    flat = (flatten_dict(dict(tree), sep=".", keep_empty_nodes=True) for tree in (there, here))
-    a, b = ({key: repr(value) for key, value in tree.items()} for tree in flat)
+    a, b = ({key: repr(_canonical(value)) for key, value in _flat(tree).items()} for tree in (there, here))
     return [
         f"{key} is {a.get(key, 'absent')} there, {b.get(key, 'absent')} here"
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key)
     ]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten_dict(dict(tree), sep=".", keep_empty_nodes=True)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return {} if value is empty_node else value
 
 
 def write_json(path: str, value: Any) -> None:
@@ -70,10 +83,16 @@ def read_json(folder: str, name: str) -> Any:
         with open(path) as file:
             value = json.load(file)
     except FileNotFoundError:
+        if name == "result.json" and os.path.exists(os.path.join(folder, "config.json")):
+            raise InputError(
+                f"the run in {folder} has not finished; the command that began it goes on with it"
+            ) from None
         raise InputError(f"{folder} has no {name}; expected the folder of a run") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # of the disk, of the text, of the JSON
         raise InputError(f"{path} cannot be read; expected a run's {name}: {error}") from None
-    if missing := KEYS[name] - set(value):
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no keys; expected a run's {name}")
+    if missing := KEYS[name] - {key for key, part in value.items() if key not in TREES or isinstance(part, dict)}:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; expected a run's {name}")
     return value
 

@@ -1,6 +1,7 @@
 """Weights from elsewhere: safetensors, PyTorch files, the Hugging Face hub, finished runs. Strict; no code is run."""
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -117,6 +118,7 @@ def _file(source: str) -> str:
         )
     from huggingface_hub import hf_hub_download
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt before the error
     try:
         return hf_hub_download(hub["repository"], FILE, revision=hub["revision"])
     except Exception as error:  # of the network, the cache, or a repository that is not there

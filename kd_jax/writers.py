@@ -3,6 +3,7 @@
 The only importer of clu.metric_writers, and so of TensorFlow. Where those are missing the rest still works.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -46,12 +47,15 @@ class Writer:
 
 
 def read(folder: str) -> list[dict]:
-    """The lines of a run's metrics.jsonl. A last line that a killed process cut short is left out."""
+    """The lines of a run's metrics.jsonl, up to one that a killed process or a power cut left unreadable."""
     path = os.path.join(folder, "metrics.jsonl")
+    lines: list[dict] = []
     if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+        return lines
+    with open(path, errors="replace") as file, contextlib.suppress(json.JSONDecodeError):
+        for line in file:
+            lines.append(json.loads(line))
+    return lines
 
 
 def _clu_writer(folder: str):

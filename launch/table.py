@@ -225,7 +225,7 @@ def _key(config: Mapping[str, Any]) -> str:
     nested = config["teacher"]["config"]
     weights = os.path.basename(config["model"]["pretrained"])
     config = {**config, "model": {**config["model"], "pretrained": weights}}
-    return runs.digest(runs.identity(config, "", _key(nested) if nested else None))
+    return runs.digest(runs.identity(config, "", {"key": _key(nested)} if nested else None))
 
 
 def _pretrained(role: str) -> str:

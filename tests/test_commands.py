@@ -109,6 +109,7 @@ def refused(arguments, folder, **environment):
             ["--config.dataset.source=folder", "--config.dataset.path=/no"],
             "dataset.path is '/no', which does not exist",
         ),
+        (["--config.optimizer.milestones=(0,3)"], r"optimizer.milestones is \[0, 3\]; expected epochs above 0"),
         (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
         (["nonsense"], "the argument 'nonsense' is not known; expected flags only"),
     ],
@@ -127,6 +128,7 @@ def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(argument
 )
 def test_a_config_that_is_not_there_is_refused_with_the_choices(argument, said, tmp_path):
     assert re.search("^error: " + said, refused([f"--config={argument}", "--config.seed=1"], tmp_path))
+    assert re.search("^error: " + said, refused(["--config", argument, "--config.seed=1"], tmp_path))
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
@@ -237,6 +239,11 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
         ("kd_jax.evaluate", ["--workdir=/nowhere"], "/nowhere has no config.json; expected the folder of a run"),
         ("kd_jax.predict", ["--workdir=/nowhere"], "one image file or more"),
         ("kd_jax.predict", ["--workdir=RUN", "/nowhere.png"], "/nowhere.png"),
+        (
+            "kd_jax.export",
+            ["--workdir=RUN", "--to=/nowhere/x.safetensors"],
+            "expected a file in a folder that is there",
+        ),
         ("launch.compare", [], "expected the folder of one run or more"),
     ],
 )

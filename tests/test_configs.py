@@ -92,7 +92,7 @@ def test_the_original_pair_and_size_are_the_default():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("rkd", "'laptop' or 'smoke'"), ("quickstart", "alone"), ("base", "no arg")]
+    ("name", "said"), [("rkd", "'laptop' or 'smoke'"), ("quickstart", "alone"), ("base", "small, smoke")]
 )
 def test_an_unknown_scale_is_refused_with_the_choices(name, said):
     with pytest.raises(InputError, match=said):

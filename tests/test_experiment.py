@@ -48,6 +48,10 @@ def test_every_option_can_be_trained_with(overrides):
         ({"optimizer.momentum": 1.0}, "optimizer.momentum is 1.0; expected at least 0 and below 1"),
         ({"optimizer.method.b2": -0.5}, "optimizer.method.b2 is -0.5; expected at least 0 and below 1"),
         ({"train.epochs": 0}, "train.epochs is 0; expected at least 1"),
+        ({"optimizer.warmup_epochs": float("inf")}, "optimizer.warmup_epochs is inf; expected at least 0"),
+        ({"optimizer.milestones": ("a",)}, r"optimizer.milestones is \['a'\]; expected epochs above 0"),
+        ({"optimizer.method.schedule": "cosin"}, "optimizer.method.schedule is 'cosin'"),
+        ({"dataset.image_size": 100_000}, "dataset.image_size is 100000; expected at most 4096"),
         ({"train.mixup": -0.1}, "train.mixup is -0.1; expected at least 0"),
         ({"evaluate.select": "best"}, "evaluate.select is 'best'; expected one of: best-validation, last"),
         ({"evaluate.select": "best-validation", "dataset.holdout": 0.0}, "there is no validation split"),
@@ -77,6 +81,35 @@ def test_a_teacher_of_other_data_is_refused():
     config["teacher"]["config"]["dataset"]["train_images"] = 32
     with pytest.raises(InputError, match=r"teacher.config.dataset.train_images is 32; expected the student's 64"):
         experiment.create(config)
+
+
+def test_a_mistake_in_the_teachers_config_is_said_to_be_there():
+    config = tiny.taught()
+    config["teacher"]["config"]["model"]["name"] = "resnet19"
+    with pytest.raises(InputError, match="in the teacher's config, model"):
+        experiment.create(config)
+
+
+def test_a_config_that_lacks_a_key_is_refused():
+    config = tiny.config()
+    del config["train"]
+    with pytest.raises(InputError, match=r"the config lacks train.epochs; expected every key of configs/base.py"):
+        experiment.create(config)
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        ({"loss": "rkd_distance", "on": "feature:9"}, r"on is 'feature:9'; expected feature:0 .* to feature:3"),
+        ({"loss": "kd", "on": "pooled"}, r"compares \[16, 8\] with \[16, 16\]; expected equal shapes"),
+        ({"loss": "cross_entropy", "on": "pooled"}, r"compares \[16, 8\] with \[16, 10\]; expected equal"),
+        ({"loss": "adversarial", "on": "pooled"}, r"reads \[2, 8\] of the student, \[2, 16\] of the teacher"),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_a_loss_that_does_not_fit_the_networks_is_refused(term, said):
+    with pytest.raises(InputError, match=said):
+        experiment.create(tiny.taught() | {"method": {"term": term}})
 
 
 def test_a_mistake_in_a_loss_shows_before_anything_is_trained(monkeypatch):

@@ -77,7 +77,7 @@ def test_the_loss_falls(taught):
 def test_config_json_is_enough_to_repeat_the_run(taught):
     folder, _, result = taught
     saved = runs.read_json(str(folder / "run"), "config.json")
-    assert saved["config"] == tiny.taught()
+    assert saved["config"] == experiment.plain(tiny.taught())
     assert experiment.create(saved["config"], runs_folder=str(folder)).digest == result["config_hash"] == saved["hash"]
 
 
@@ -223,6 +223,14 @@ def test_the_best_checkpoint_on_the_validation_split_is_the_one_that_is_tested(t
     assert result["selected"] == "best-validation"
 
 
+def test_the_same_run_again_returns_the_state_that_was_tested(tmp_path):
+    config = tiny.config(**{"evaluate.select": "best-validation", "optimizer.learning_rate": 3.0, "train.epochs": 4})
+    first, result = train(config, tmp_path)
+    again, _ = train(config, tmp_path)
+    assert int(first.step) == int(again.step) == result["checkpoint"]
+    assert tiny.identical(first.params, again.params)
+
+
 def test_the_average_of_the_student_is_what_is_evaluated_and_loaded(tmp_path):
     state, result = train(tiny.config(**{"train.ema": 0.5}), tmp_path)
     _, variables, _ = kd_jax.load(str(tmp_path / "run"))
@@ -256,3 +264,24 @@ def test_a_refused_run_leaves_nothing_behind(tmp_path):
     with pytest.raises(InputError):
         train(tiny.taught(**{"train.batch_size": 1000}), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_teacher_is_refused_before_anything_is_written(taught, tmp_path):
+    folder, _, _ = taught
+    shutil.copytree(next((folder / "teachers").iterdir()), tmp_path / "teacher")
+    shutil.rmtree(tmp_path / "teacher" / "checkpoints" / "12")
+    config = tiny.config(**{"teacher.kind": "run", "teacher.path": str(tmp_path / "teacher")})
+    with pytest.raises(InputError, match="cannot be read; expected a whole checkpoint"):
+        train(config | {"method": tiny.METHODS["kd"]}, tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["config", "run"])
+def test_a_run_can_be_evaluated_when_its_teacher_is_gone(taught, tmp_path, kind):
+    folder, _, result = taught
+    shutil.copytree(folder / "run", tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    saved["config"]["teacher"] |= {"kind": kind, "path": str(tmp_path / "gone")}
+    runs.write_json(str(tmp_path / "run" / "config.json"), saved)
+    measured = loop.evaluate_run(str(tmp_path / "run"), runs_folder=str(tmp_path))
+    assert measured == result["test"] | {"agreement": None, "fidelity_kl": None}

@@ -30,7 +30,23 @@ def test_what_affects_results_is_part_of_the_identity(overrides):
 
 
 def test_the_data_and_the_teacher_are_part_of_the_identity():
-    assert len({runs.digest(identity(*pair)) for pair in [("a", None), ("b", None), ("a", "t"), ("a", "u")]}) == 4
+    pairs = [("a", None), ("b", None), ("a", {"seed": 1}), ("a", {"seed": 2})]
+    assert len({runs.digest(identity(*pair)) for pair in pairs}) == 4
+
+
+def test_how_a_teacher_teaches_is_part_of_the_identity_and_where_it_lies_is_not():
+    first = identity("a", {"seed": 1})
+    assert runs.digest(identity("a", {"seed": 1}, **{"teacher.batch_statistics": True})) != runs.digest(first)
+    assert runs.digest(identity("a", {"seed": 1}, **{"teacher.path": "/elsewhere"})) == runs.digest(first)
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    assert (
+        runs.digest({"a": 4, "b": [1, 2]})
+        == runs.digest({"a": 4.0, "b": [1.0, 2]})
+        != runs.digest({"a": 4.5, "b": [1, 2]})
+    )
+    assert runs.differences({"a": 4}, {"a": 4.0}) == []
 
 
 def test_the_digest_does_not_depend_on_the_order_of_keys():
@@ -53,12 +69,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(None, "expected the folder of a run"), ("{", "cannot be read"), ("{}", "lacks checkpoint, name, test; expected")],
+    [
+        (None, "expected the folder of a run"),
+        ("{", "cannot be read"),
+        ("null", "holds no keys"),
+        ("{}", "lacks checkpoint, name, test; expected"),
+        ('{"name": 1, "checkpoint": 2, "test": 3}', "lacks test; expected"),
+    ],
 )
 def test_a_missing_or_broken_file_is_named(tmp_path, text, said):
     if text:
         (tmp_path / "result.json").write_text(text)
     with pytest.raises(InputError, match=said):
+        runs.read_json(str(tmp_path), "result.json")
+
+
+def test_a_run_that_has_not_finished_is_named_as_one(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="has not finished; the command that began it goes on"):
         runs.read_json(str(tmp_path), "result.json")
 
 

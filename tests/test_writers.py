@@ -42,6 +42,11 @@ def test_a_restart_cuts_the_lines_behind_its_step_and_those_cut_short(tmp_path, 
     assert writers.read(str(tmp_path))[-1]["loss"] == 1.0
 
 
+def test_what_a_power_cut_left_is_no_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "seconds": 2.0}\n' + bytes(40) + b"\n")
+    assert [line["step"] for line in writers.read(str(tmp_path))] == [1]
+
+
 def test_scalars_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util

@@ -15,6 +15,7 @@ __all__ = ["AUGMENT", "NORMALIZE", "SOURCES", "Dataset", "Source", "Split", "epo
 
 SOURCES = ("digits", "folder", "tfds")
 NORMALIZE = ("dataset", "imagenet")
+LARGEST = 4096  # pixels of an image's side
 AUGMENT = ("none", "crop", "crop_flip")
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -79,6 +80,8 @@ def _check(config: Mapping[str, Any]) -> None:
     choose("dataset.source", config["source"], SOURCES)
     choose("dataset.normalize", config["normalize"], NORMALIZE)
     choose("dataset.augment", config["augment"], AUGMENT)
+    if type(config["image_size"]) is int and config["image_size"] > LARGEST:
+        raise InputError(f"dataset.image_size is {config['image_size']}; expected at most {LARGEST}")
     for key, least in (("image_size", 1), ("train_images", 0), ("labelled", 0)):
         if type(config[key]) is not int or config[key] < least:
             raise InputError(f"dataset.{key} is {config[key]!r}; expected an integer of at least {least}")

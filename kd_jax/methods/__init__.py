@@ -26,7 +26,7 @@ LOSSES: dict[str, Callable[..., Method]] = {
 }
 
 # What an option of a loss may be, by its default; None and no default allow anything.
-KINDS = ((bool, "true or false"), ((int, float), "a number"), (str, "a text"), ((list, tuple), "a list"))
+KINDS = (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a text"), ((list, tuple), "a list"))
 
 
 def register(name: str, constructor: Callable[..., Method]) -> None:
@@ -65,13 +65,13 @@ def create(terms: Mapping[str, Mapping[str, Any]]) -> Method:
         options = dict(given)
         constructor = choose(f"method.{term}.loss", options.pop("loss", term), LOSSES)
         weights[term] = options.pop("weight", 1.0)
-        if not isinstance(weights[term], int | float) or not math.isfinite(weights[term]):
+        if type(weights[term]) not in (int, float) or not math.isfinite(weights[term]):
             raise InputError(f"method.{term}.weight is {weights[term]!r}; expected a finite number")
         known = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name != "name"}
         for option, value in options.items():
             choose(f"an option of method.{term}", option, ["loss", "weight", *known])
             for kind, expected in KINDS:
-                if isinstance(known[option], kind) and not isinstance(value, kind):
+                if type(known[option]) in kind and type(value) not in kind:
                     raise InputError(f"method.{term}.{option} is {value!r}; expected {expected}")
         methods[term] = constructor(term, **options)
     return join(methods)._replace(weights=weights)

@@ -90,10 +90,12 @@ def adversarial(
     choose(f"method.{name}.objective", objective, OBJECTIVES)
     choose(f"method.{name}.condition", condition, ("embedding", "none"))
     reads = frozenset({field(on)} | ({"embedding"} if condition == "embedding" else set()))
-    if turns is not None and (len(turns) != 2 or min(turns) < 1):
-        raise InputError(f"method.{name}.turns is {list(turns)}; expected [discriminator steps, student steps]")
-    if not hidden or min(hidden) < 1:
-        raise InputError(f"method.{name}.hidden is {list(hidden)}; expected the width of one layer or more")
+    if turns is not None and not (_are_counts(turns) and len(turns) == 2):
+        raise InputError(f"method.{name}.turns is {turns!r}; expected [discriminator steps, student steps]")
+    if not hidden or not _are_counts(hidden):
+        raise InputError(f"method.{name}.hidden is {hidden!r}; expected the width of one layer or more")
+    if penalty is not None and not (isinstance(penalty, int | float) and penalty >= 0):
+        raise InputError(f"method.{name}.penalty is {penalty!r}; expected a number of at least 0")
     penalty = penalty if penalty is not None else {"nonsaturating": 1.0, "wasserstein": 10.0}[objective]
     network = Discriminator(tuple(hidden))
 
@@ -106,7 +108,11 @@ def adversarial(
         return jnp.concatenate([x, _standardize(teacher.embedding)], -1) if condition == "embedding" else x
 
     def init(rng, student, teacher):
-        del student
+        fake, real = (jax.eval_shape(inputs, outputs).shape for outputs in (student, teacher))
+        if fake != real:
+            raise InputError(
+                f"method.{name} reads {list(fake)} of the student, {list(real)} of the teacher; expected one"
+            )
         shapes = jax.eval_shape(lambda outputs: beside(inputs(outputs), outputs), teacher)
         variables = network.init(rng, jnp.zeros(shapes.shape, shapes.dtype))
         return MethodVariables(variables["params"], {})
@@ -140,6 +146,10 @@ def adversarial(
         return {"student": ~discriminator_moves, "method": discriminator_moves}
 
     return Method(init, apply, reads, turns=both_move if turns is None else take_turns)
+
+
+def _are_counts(values) -> bool:
+    return isinstance(values, list | tuple) and all(type(value) is int and value >= 1 for value in values)
 
 
 _standardize = standardize  # the constructor has an option of this name

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from kd_jax.models.layers import at_least_float32
 from kd_jax.types import InputError, Method, MethodVariables, Outputs, choose, student_logits
 
 READS = {
@@ -21,7 +22,10 @@ ARGUMENTS = ("student", "teacher", "targets", "labels")
 def read(outputs: Outputs, on: str) -> jax.Array:
     """What `on` names: a key of `READS`, or `feature:N` for the N-th map, the stem's being 0 and the last -1."""
     if on.startswith("feature:"):
-        return outputs.features[int(on.removeprefix("feature:"))]
+        number, count = int(on.removeprefix("feature:")), len(outputs.features)
+        if not -count <= number < count:
+            raise InputError(f"on is {on!r}; expected feature:0 (the stem's map) to feature:{count - 1}")
+        return at_least_float32(outputs.features[number])  # relations and norms lose too much in bfloat16
     value = getattr(outputs, READS[on])
     if on == "probabilities":
         return jax.nn.softmax(value)

@@ -15,6 +15,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Returns:
       [B], in nats.
     """
+    _check_shapes(logits, targets)
     return optax.losses.softmax_cross_entropy(logits, targets)
 
 
@@ -38,6 +39,12 @@ def kd(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: flo
     """
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
         raise InputError(f"temperature is {temperature}; expected a number above 0")
+    _check_shapes(student_logits, teacher_logits)
     student = jax.nn.log_softmax(student_logits / temperature)
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
+
+
+def _check_shapes(student: jax.Array, other: jax.Array) -> None:
+    if student.shape != other.shape:
+        raise InputError(f"the loss compares {list(student.shape)} with {list(other.shape)}; expected equal shapes")

@@ -176,6 +176,10 @@ def test_its_inputs_are_standardised_on_request():
         ({"on": "logit"}, "on is 'logit'; .*; did you mean 'logits'"),
         ({"turns": [30]}, r"method.adversarial.turns is \[30\]; expected"),
         ({"turns": [0, 5]}, r"method.adversarial.turns is \[0, 5\]; expected"),
+        ({"turns": [1.5, 2]}, r"method.adversarial.turns is \[1.5, 2\]; expected"),
+        ({"turns": 5}, "method.adversarial.turns is 5; expected"),
+        ({"hidden": [6.5]}, r"method.adversarial.hidden is \[6.5\]; expected"),
+        ({"penalty": -1.0}, "method.adversarial.penalty is -1.0; expected a number of at least 0"),
         ({"hidden": []}, r"method.adversarial.hidden is \[\]; expected the width of one layer or more"),
     ],
 )

@@ -109,6 +109,20 @@ def test_a_terms_options_reach_its_loss():
     np.testing.assert_allclose(terms["soft"], 4 * (np.exp(p) * (p - q)).sum(-1).mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["rkd_distance", "rkd_angle"])
+def test_maps_of_half_precision_are_compared_in_float32(loss):
+    rng = np.random.default_rng(0)
+    # Two close clusters, whose inner distances bfloat16's products would lose.
+    maps = [np.repeat(rng.normal(size=(2, 2, 2, 3)), 3, 0) + 0.05 * rng.normal(size=(6, 2, 2, 3)) for _ in range(2)]
+    half = [jnp.asarray(x, jnp.bfloat16) for x in maps]
+    method = methods.create({loss: {"on": "feature:0"}})
+
+    def value(pair):
+        return apply(method, *(outputs(STUDENT)._replace(features=(x,)) for x in pair))[loss]
+
+    np.testing.assert_allclose(value(half), value([x.astype(jnp.float32) for x in half]), rtol=1e-6)
+
+
 def test_a_terms_name_is_its_loss_unless_it_says_otherwise():
     method = methods.create({"soft": {"loss": "kd", "weight": 0.9, "temperature": 2.0}, "cross_entropy": {}})
     assert method.weights == {"soft": 0.9, "cross_entropy": 1.0}
@@ -131,6 +145,7 @@ def test_labels_need_no_teacher():
         ({"kd": {"on": 3}}, "method.kd.on is 3; expected a text"),
         ({"adversarial": {"hidden": 64}}, "method.adversarial.hidden is 64; expected a list"),
         ({"kd": {"weight": "1"}}, "method.kd.weight is '1'; expected a finite number"),
+        ({"kd": {"weight": True}}, "method.kd.weight is True; expected a finite number"),
         ({"kd": {"weight": float("nan")}}, "method.kd.weight is nan; expected a finite number"),
     ],
 )
