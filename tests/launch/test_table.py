@@ -1,0 +1,144 @@
+"""The table of experiments: what is missing is run, what is there is picked up, what fails stands at its row."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from kd_jax import cli
+from kd_jax.types import InputError, TrainingError
+from launch import table
+
+flags.FLAGS.mark_as_parsed()
+
+
+def result(accuracy, model="resnet8"):
+    test = {"accuracy": accuracy, "images": 10}
+    return {"name": "x", "model": model, "checkpoint": 1, "test": test, "seconds": 1.0, "device": "1 x cpu"}
+
+
+RESULTS = {
+    "student": {0: result(0.90), 1: result(0.92), 2: result(0.91)},
+    "kd": {0: result(0.93), 1: result(0.94), 2: result(0.95)},
+    "kd_frozen": {0: result(0.5)},
+    "rkd_angle": {},
+}
+
+
+def test_a_row_is_compared_with_cross_entropy_seed_by_seed():
+    row = table.summary(RESULTS)["kd"]
+    gains = np.array([3.0, 2.0, 4.0])
+    assert (row["mean"], row["difference"]) == (pytest.approx(94), pytest.approx(3))
+    assert row["deviation"] == pytest.approx(1)
+    assert row["interval"] == pytest.approx(4.3027 * gains.std(ddof=1) / 3**0.5, rel=1e-4)
+    assert row["published"] == 94.26
+
+
+def test_frozen_rows_are_compared_with_the_frozen_student_only():
+    assert table.summary(RESULTS)["kd_frozen"]["difference"] is None
+    both = RESULTS | {"student_frozen": {0: result(0.4)}}
+    assert table.summary(both)["kd_frozen"]["difference"] == pytest.approx(10)
+
+
+def test_the_table_has_the_originals_columns_and_names_failures_at_their_row():
+    lines = table.table(RESULTS, [table.Failure("rkd_angle", 0, "no memory")]).splitlines()
+    assert lines[2] == "| resnet8 | cross entropy | trained | 91.00 ± 1.00 |  | 93.65 | 3 |"
+    assert lines[3].startswith("| resnet8 | KD | trained | 94.00 ± 1.00 | +3.00 ± 2.48 | 94.26 | 3 |")
+    assert lines[4] == "| resnet8 | KD | frozen | 50.00 |  | 93.29 | 1 |"
+    assert lines[5] == "| student | RKD angle | trained |  |  |  | 0; seed 0 failed: no memory |"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """The flags of a small table whose files lie in a folder of the test's own."""
+    own = {"scale": "smoke", "seeds": 2, "only": ["student", "kd"], "results": str(tmp_path / "results.jsonl")}
+    with flagsaver.flagsaver(runs=str(tmp_path / "runs"), **own):
+        yield tmp_path
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Takes the place of the processes: what was run, and which of it fails."""
+    ran, fails = [], set()
+
+    def run(command, folder, row, number, cores):
+        ran.append((row, number))
+        if (row, number) in fails:
+            return table.Failure(row, number, "it broke")
+        return result(0.9 if row == "kd" else 0.8 + number / 100)
+
+    monkeypatch.setattr(table, "_run", run)
+    return ran, fails
+
+
+def test_every_row_is_run_once_and_picked_up_afterwards(settings, fake, capsys):
+    ran, _ = fake
+    table.main([])
+    assert ran == [("student", 0), ("kd", 0), ("student", 1), ("kd", 1)]
+    table.main([])
+    assert len(ran) == 4
+    assert "4 of 4 runs are in" in capsys.readouterr().out
+    numbers = json.loads((settings / "runs" / "seed-smoke" / "table.json").read_text())
+    assert numbers["kd"]["difference"] == pytest.approx(9.5)
+    text = (settings / "runs" / "seed-smoke" / "table.md").read_text()
+    assert "| resnet8 | KD | trained | 90.00 ± 0.00 | +9.50 ± 6.35 | 94.26 | 2 |" in text
+
+
+def test_a_row_that_fails_does_not_stop_the_others_and_is_tried_again(settings, fake, capsys):
+    ran, fails = fake
+    fails.add(("student", 0))
+    with pytest.raises(TrainingError, match="1 of 4 runs failed; the same command tries them again"):
+        table.main([])
+    assert len(ran) == 4
+    assert "seed 0 failed: it broke" in capsys.readouterr().out
+    fails.clear()
+    table.main([])
+    assert ran[4:] == [("student", 0)]
+
+
+def test_a_line_of_the_results_says_how_it_was_made(settings, fake):
+    table.main([])
+    line = json.loads((settings / "results.jsonl").read_text().splitlines()[1])
+    assert (line["row"], line["seed"], line["result"]["test"]["accuracy"]) == ("kd", 0, 0.9)
+    assert line["command"] == "python -m kd_jax.main --config=configs/seed.py:kd,smoke --config.seed=0"
+    assert line["hardware"].startswith("1 x cpu, ")
+    assert len(line["date"]) == len("2026-01-01")
+
+
+def test_a_change_reaches_every_row_and_its_teacher_and_is_another_table(settings):
+    plain, changed = (table._job("kd", 0, changes) for changes in ([], ["optimizer.learning_rate=0.3"]))
+    assert changed.config["optimizer"]["learning_rate"] == 0.3
+    assert changed.config["teacher"]["config"]["optimizer"]["learning_rate"] == 0.3
+    assert changed.key != plain.key
+
+
+def test_where_data_and_weights_lie_does_not_matter(settings):
+    first, second = (table._job("kd", 0, [f"dataset.path={path}"]).key for path in ("here", "there"))
+    assert first == second
+    with flagsaver.flagsaver(pretrain_on="images"):
+        here = table._job("kd", 0, [])
+        with flagsaver.flagsaver(runs="elsewhere"):
+            assert table._job("kd", 0, []).key == here.key != first
+    assert here.config["teacher"]["config"]["model"]["pretrained"].endswith("pretrained-teacher-smoke")
+
+
+@pytest.mark.parametrize("change", ["dataset.path", "--x=1", "no.key=1", "train.epochs=many"])
+def test_a_change_that_does_not_fit_is_refused(settings, change):
+    with pytest.raises(InputError, match=change.split("=")[0]):
+        table.main([change])
+
+
+def test_a_run_is_a_process_whose_last_line_says_why_it_failed(settings):
+    job = table._job("student", 0, ["dataset.image_size=8", "train.steps=2"])
+    made = table._run(job.command, str(settings / "runs" / "a"), "student", 0, None)
+    assert made["steps"] == 2
+    failed = table._run((*job.command, "--config.model.width=0.0"), str(settings / "runs" / "b"), "student", 0, None)
+    assert failed.reason.startswith("model.width is 0.0; expected a factor above 0")
+
+
+def test_the_teacher_of_the_others_lies_where_they_look_for_it(settings):
+    job = table._job("teacher", 0, [])
+    assert table._folder(job).startswith(f"{cli.RUNS.value}/teachers/")
+    assert table._folder(job._replace(seed=1)).startswith(f"{cli.RUNS.value}/seed-smoke/teacher-1-")
