@@ -62,6 +62,7 @@ def get_config(arg: str = "kd") -> ConfigDict:
 
     def network(role):
         config = base.alone((recipes.teacher if role == "teacher" else recipes.student)(scale))
+        config.dataset.unlabelled = False  # cross entropy has no use for images without a label
         if faithful:
             _recipe(config, *SCHEDULES.get(method if role == "student" else "teacher", (1e-3, 0.65)))
         return config
@@ -73,6 +74,7 @@ def get_config(arg: str = "kd") -> ConfigDict:
         teacher.name = "seed-teacher"
         teacher.model.freeze = "convolutions" if frozen and faithful else "none"
         base.with_teacher(config, teacher)
+        config.dataset.unlabelled = True
         config.teacher.batch_statistics = faithful
     config.name = f"seed-{row}"
     config.method = ConfigDict((FAITHFUL if faithful else CORRECTED)[method])

@@ -3,9 +3,9 @@
 usage: python -m launch.table --rows=seed [--seeds=3] [--scale=laptop] [--preset=faithful] [--jobs=2] [KEY=VALUE ...]
 
 The rows are those of configs/seed.py. KEY=VALUE changes a key of every row's config and of its teacher's, as in
-dataset.path=cifar10. A run that fails is named at its row, and the others go on; the same command tries it again.
-With --pretrain_on=FOLDER all networks start from ones that are first trained on that folder of images, as
-configs/pretrain.py says, in the place of ImageNet weights.
+dataset.path=cifar10; but a teacher sees every label, whatever dataset.labelled says. With --pretrain_on=FOLDER all
+networks start from ones that are first trained on that folder of images, as configs/pretrain.py says, in the place of
+ImageNet weights. A run that fails is named at its row, and the others go on; the same command tries it again.
 
 Every result is added to a file of JSON lines (--results), from which the table is made: runs whose results stand there
 are not run again, on whatever machine they were made. --jobs=N runs N at a time, each on its share of the cores.
@@ -199,6 +199,8 @@ def _job(row: str, number: int, changes: Sequence[str]) -> Job:
         key, equals, value = change.partition("=")
         if not key or not equals or key.startswith("-"):
             raise InputError(f"the argument is {change!r}; expected KEY=VALUE, for example dataset.path=cifar10")
+        if key == "dataset.labelled" and row.startswith("teacher"):
+            continue  # a teacher sees every label
         flat[key] = _parse(value)
         own = key.partition(".")[0]
         if config.teacher.kind == "config" and own not in ("method", "teacher", "dataset", "precision"):

@@ -21,10 +21,10 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """x [B, D] -> scores [B], high for the teacher's."""
+        """x [B, D] -> (scores [B], high for the teacher's, and the last hidden layer [B, H])."""
         for width in self.hidden:
             x = nn.leaky_relu(nn.Dense(width, param_dtype=x.dtype)(x), 0.2)
-        return nn.Dense(1, param_dtype=x.dtype)(x)[:, 0]
+        return nn.Dense(1, param_dtype=x.dtype)(x)[:, 0], x
 
 
 def student_loss(objective: str, fake: jax.Array) -> jax.Array:
@@ -70,6 +70,7 @@ def adversarial(
     condition: str = "embedding",
     hidden: tuple[int, ...] = (64, 64),
     penalty: float | None = None,
+    matching: float = 0.0,
     turns: tuple[int, int] | None = None,
 ) -> Method:
     """The logits discriminator. Two terms with disjoint gradients: `name`, the student's, and `name/discriminator`.
@@ -82,6 +83,9 @@ def adversarial(
       condition: "embedding" shows it the teacher's standardised embedding of the same image too, "none" does not.
       hidden: widths of its layers.
       penalty: weight of the gradient penalty; None for the papers' (1 for R1, 10 on interpolates).
+      matching: weight, within the student's term, of the squared distance between the discriminator's last hidden layer
+        at the student's and at the teacher's output of the same image. Salimans et al., "Improved Techniques for
+        Training GANs", NeurIPS 2016, equation in section 3.1, there between means over the batch.
       turns: None when both move at every step, or [d, s]: d steps of the discriminator, then s of the student, and so
         on. The learning rates go on with the step, whoever moves.
     Raises:
@@ -123,22 +127,22 @@ def adversarial(
         fake, real = inputs(student), inputs(teacher)
         fixed_fake, fixed_params = jax.lax.stop_gradient((fake, variables.params))
 
-        def score(params, x):
+        def judge(params, x):
             return network.apply({"params": params}, beside(x, teacher))
 
         def own_score(x):
-            return score(variables.params, x)
+            return judge(variables.params, x)[0]
 
         loss = discriminator_loss(objective, own_score(real), own_score(fixed_fake))
         if penalty and objective == "nonsaturating":
             loss += penalty * r1_penalty(own_score, real)
         elif penalty:
             loss += penalty * interpolation_penalty(own_score, real, fixed_fake, rng)
-        terms = {
-            name: student_loss(objective, score(fixed_params, fake)).mean(),
-            f"{name}/discriminator": loss.mean(),
-        }
-        return terms, variables.state
+        score, hidden_fake = judge(fixed_params, fake)
+        fool = student_loss(objective, score)
+        if matching:
+            fool += matching * jnp.square(hidden_fake - judge(fixed_params, real)[1]).sum(-1)
+        return {name: fool.mean(), f"{name}/discriminator": loss.mean()}, variables.state
 
     def take_turns(step):
         discriminator, student = turns

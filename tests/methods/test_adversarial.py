@@ -26,13 +26,21 @@ def apply(method, variables, student, teacher=None):
     return method.apply(variables, student, teacher, batch([0] * 6), step=0, rng=RNG, train=True)[0]
 
 
+def hidden(params, x):
+    """The discriminator's last hidden layer, layer by layer."""
+    for i in range(2):
+        x = linear(params, i, x)
+        x = np.where(x > 0, x, 0.2 * x)
+    return x
+
+
+def linear(params, i, x):
+    layer = params["adversarial"][f"Dense_{i}"]
+    return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+
+
 def score(params, x):
-    """The discriminator, layer by layer."""
-    layers = [params["adversarial"][f"Dense_{i}"] for i in range(3)]
-    for i, layer in enumerate(layers):
-        x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
-        x = np.where(x > 0, x, 0.2 * x) if i < 2 else x
-    return x[:, 0]
+    return linear(params, 2, hidden(params, x))[:, 0]
 
 
 def seen(logits):
@@ -44,9 +52,10 @@ def softplus(x):
     return np.logaddexp(0, x)
 
 
-def student_term(objective, params, student):
+def student_term(objective, params, student, matching=0.0):
     scores = score(params, seen(student))
-    return (softplus(-scores) if objective == "nonsaturating" else -scores).mean()
+    distance = np.square(hidden(params, seen(student)) - hidden(params, seen(TEACHER))).sum(-1)
+    return ((softplus(-scores) if objective == "nonsaturating" else -scores) + matching * distance).mean()
 
 
 def input_gradient(params, x):
@@ -71,9 +80,10 @@ def discriminator_term(objective, params, penalty):
 
 
 @each
-def test_the_students_term_is_the_papers(objective):
-    method, variables = build(objective=objective)
-    expected = student_term(objective, variables.params, STUDENT)
+@pytest.mark.parametrize("matching", [0.0, 2.0])
+def test_the_students_term_is_the_papers(objective, matching):
+    method, variables = build(objective=objective, matching=matching)
+    expected = student_term(objective, variables.params, STUDENT, matching)
     np.testing.assert_allclose(apply(method, variables, outputs(STUDENT))["adversarial"], expected, rtol=1e-5)
 
 
@@ -126,8 +136,9 @@ def test_the_discriminators_gradient_is_that_of_finite_differences(objective, pe
 
 
 @each
-def test_each_term_moves_one_side_only(objective):
-    method, variables = build(objective=objective)
+@pytest.mark.parametrize("matching", [0.0, 2.0])
+def test_each_term_moves_one_side_only(objective, matching):
+    method, variables = build(objective=objective, matching=matching)
 
     def terms(params, student):
         return apply(method, MethodVariables(params, variables.state), outputs(student))
