@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +99,14 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
 def _read_torch(path: str) -> dict[str, np.ndarray]:
     import torch
 
-    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of other pickle protocols
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is refused: it is damaged, or a pickle with more than tensors in it, which could run code;"
+            " expected a state dict that torch.load(weights_only=True) reads"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -146,9 +146,27 @@ def test_a_pickle_is_read_by_pytorchs_safe_loader_only(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=np.ndarray))
     (tmp_path / "model.pth").write_bytes(b"")
-    with pytest.raises(InputError, match=r"cannot be read as weights.*: Weights only load failed$"):
+    with pytest.raises(InputError, match="is refused: it is damaged, or a pickle with more than tensors in it"):
         weights.read(str(tmp_path / "model.pth"))
     assert asked == {"map_location": "cpu", "weights_only": True}
+
+
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.save({"state_dict": {"conv1.weight": Code(str(tmp_path / "made"))}}, tmp_path / "model.pth")
+    with pytest.raises(InputError, match="is refused"):
+        weights.read(str(tmp_path / "model.pth"))
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_hub_id_is_fetched_at_its_revision(run, monkeypatch):
