@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
     {"types"},
-    {"models", "methods", "teachers", "augment", "metrics"},
+    {"models", "methods", "teachers", "augment", "gradcam", "metrics"},
     {"steps", "optim", "sharding"},
     {"data", "checkpoint", "writers", "runs", "weights", "quiet_tensorflow"},
     {"experiment", "loop"},
-    {"main", "evaluate", "predict", "export", "cli"},
+    {"main", "evaluate", "explain", "predict", "export", "cli"},
 )
 HEAVY = {
     "orbax": {"checkpoint"},
