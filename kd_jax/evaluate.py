@@ -11,9 +11,8 @@ from absl import flags
 from kd_jax import cli
 from kd_jax.types import InputError
 
-PATH = flags.DEFINE_string("path", None, "Where the data lies now, if not where it lay in training.")
-flags.declare_key_flag("workdir")
-flags.declare_key_flag("runs")
+for name in ("workdir", "runs", "path"):
+    flags.declare_key_flag(name)
 
 
 def main(arguments: list[str]) -> None:
@@ -21,7 +20,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and nothing else")
     from kd_jax import loop
 
-    metrics = loop.evaluate_run(cli.WORKDIR.value, path=PATH.value, runs_folder=cli.RUNS.value)
+    metrics = loop.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
     print(json.dumps({"workdir": os.path.normpath(cli.WORKDIR.value), **metrics}, indent=1))
 
 

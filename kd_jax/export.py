@@ -12,15 +12,15 @@ from absl import flags
 from kd_jax import cli
 from kd_jax.types import InputError
 
-TO = flags.DEFINE_string("to", None, "The file to write; one that is there is never replaced.")
 flags.declare_key_flag("workdir")
+flags.declare_key_flag("to")
 
 
 def main(arguments: list[str]) -> None:
-    if arguments or not cli.WORKDIR.value or not TO.value:
+    if arguments or not cli.WORKDIR.value or not cli.TO.value:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and --to=FILE")
-    export(cli.WORKDIR.value, TO.value)
-    print(f"wrote {TO.value}")
+    export(cli.WORKDIR.value, cli.TO.value)
+    print(f"wrote {cli.TO.value}")
 
 
 def export(run: str, path: str) -> None:

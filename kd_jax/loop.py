@@ -197,6 +197,17 @@ def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "ru
     Raises:
       InputError: when the folder holds no finished run, or the data is not what it was trained on.
     """
+    made, variables, method_variables, teacher_variables = restore(folder, path=path, runs_folder=runs_folder)
+    return Evaluator(made, teacher_variables).measure(variables, method_variables, made.dataset.test)
+
+
+def restore(
+    folder: str, *, path: str | None = None, runs_folder: str = "runs"
+) -> tuple[Experiment, Variables, MethodVariables, Variables]:
+    """A finished run as it was evaluated: (experiment, the student's variables, the method's, the teacher's).
+
+    The experiment has no teacher where the teacher's run is gone. For the arguments and errors see `evaluate_run`.
+    """
     saved = runs.read_json(folder, "config.json")
     variables, method_variables = weights.read_run(folder)
     config, identity = saved["config"], saved["identity"]
@@ -214,7 +225,16 @@ def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "ru
     if made.teacher:
         teacher_variables = made.place(made.teacher.variables or weights.read_run(made.teacher.folder)[0])
     variables, method_variables = made.place((variables, method_variables))
-    return Evaluator(made, teacher_variables).measure(variables, method_variables, made.dataset.test)
+    return made, variables, method_variables, teacher_variables
+
+
+def batches(made: Experiment, count: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """(indices [B], mask [B] that is False for padding) of `count` images in their order, split over the devices."""
+    size = min(made.config["evaluate"]["batch_size"], count)
+    size += -size % made.mesh.size
+    for start in range(0, count, size):
+        index = np.arange(start, start + size, dtype=np.int32)
+        yield jax.device_put((np.minimum(index, count - 1), index < count), sharding.split(made.mesh))
 
 
 class Evaluator:
@@ -237,13 +257,8 @@ class Evaluator:
         if id(split) not in self._placed:
             self._placed[id(split)] = made.images(split)
         images = self._placed[id(split)]
-        count = len(split.labels)
-        size = min(made.config["evaluate"]["batch_size"], count)
-        size += -size % made.mesh.size
         total = None
-        for start in range(0, count, size):
-            index = np.arange(start, start + size, dtype=np.int32)
-            batch = jax.device_put((np.minimum(index, count - 1), index < count), sharding.split(made.mesh))
+        for batch in batches(made, len(split.labels)):
             sums = self._step(variables, method_variables, self._teacher_variables, images, *batch)
             total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
         return metrics.summarize(jax.device_get(total))

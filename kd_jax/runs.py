@@ -104,11 +104,7 @@ def has_result(folder: str) -> bool:
 
 def check(folder: str, own: Mapping[str, Any]) -> None:
     """Raises InputError when the folder cannot be written, or holds a run of another identity. Writes nothing."""
-    parent = os.path.abspath(folder)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"the work directory {folder!r} cannot be written: {parent} is not a writable folder")
+    check_writable(folder)
     if not os.path.exists(os.path.join(folder, "config.json")):
         return
     there = read_json(folder, "config.json")["identity"]
@@ -117,6 +113,15 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
             f"the work directory {folder!r} holds a run of another config ({'; '.join(changed)});"
             " expected the same config, or another --workdir"
         )
+
+
+def check_writable(folder: str) -> None:
+    """Raises InputError when the folder cannot be made or written. Writes nothing."""
+    parent = os.path.abspath(folder)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"the work directory {folder!r} cannot be written: {parent} is not a writable folder")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
 
 from kd_jax.quiet_tensorflow import import_tensorflow
 
@@ -26,7 +29,7 @@ class Writer:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(path + ".tmp", path)
         self._file = open(path, "a")  # noqa: SIM115
-        self._clu = _clu_writer(folder)
+        self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal")
 
     def elapsed(self) -> float:
         """Seconds spent on this run, those before a restart included."""
@@ -58,27 +61,72 @@ def read(folder: str) -> list[dict]:
     return lines
 
 
-def _clu_writer(folder: str):
+def write_image(folder: str, step: int, name: str, image: np.ndarray) -> None:
+    """Adds an image [H, W, 3] uint8 to TensorBoard."""
+    if clu := _clu_writer(folder, f"the image {name} goes to its file"):
+        clu.write_images(step, {name: image[None]})
+        clu.close()
+
+
+def _clu_writer(folder: str, instead: str):
     try:
         import_tensorflow()
         from clu import metric_writers
     except ImportError as error:
         name = error.name or "TensorFlow"
-        print(f"{name} is not installed: metrics go to metrics.jsonl and the terminal, not to TensorBoard", flush=True)
+        print(f"{name} is not installed: {instead}, not to TensorBoard", flush=True)
         return None
     return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
 
 
-class Progress:
+class _Line:
     """One line on a terminal that overwrites itself; in a file, a line now and then."""
 
     INTERVAL = 10.0  # seconds between lines of a file
 
+    def __init__(self) -> None:
+        self._interactive = sys.stderr.isatty()
+        self._printed = 0.0
+
+    def show(self, text: str, now: float, *, last: bool) -> None:
+        """Shows the text, unless it goes to a file, a line was written just before, and it is not the last."""
+        if not self._interactive and now - self._printed < self.INTERVAL and not last:
+            return
+        self._printed = now
+        end = "" if self._interactive else "\n"
+        print(("\r\033[K" if self._interactive else "") + text, end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._interactive and self._printed:
+            print(file=sys.stderr, flush=True)
+
+
+T = TypeVar("T")
+
+
+def counted(batches: Iterable[T], size: int, total: int) -> Iterator[T]:
+    """Yields batches of `size` images, and shows how many of `total` are done, images per second and the time left."""
+    line, begin = _Line(), 0.0
+    with contextlib.closing(line):
+        for count, batch in enumerate(batches, start=1):
+            yield batch
+            now, done = time.monotonic(), min(count * size, total)
+            speed = ""
+            if count == 1:  # the time before is compilation
+                begin = now
+            else:
+                rate = (count - 1) * size / max(now - begin, 1e-9)
+                speed = f"  {rate:,.0f} images/s  {duration((total - done) / rate)} left"
+            line.show(f"{done}/{total} images{speed}", now, last=done == total)
+
+
+class Progress:
+    """The line of a training run."""
+
     def __init__(self, total: int, batch_size: int):
         """`total`: steps of the run."""
         self._total, self._batch_size = total, batch_size
-        self._interactive = sys.stderr.isatty()
-        self._printed = 0.0
+        self._line = _Line()
         self._mark: tuple[int, float] | None = None  # none before the first line: that time is compilation
         self._steps, self._seconds = 0, 0.0
 
@@ -100,17 +148,12 @@ class Progress:
             left = (self._total - step) * seconds / steps
             speed = f"  {steps * self._batch_size / seconds:,.0f} images/s  {duration(left)} left"
         self._mark = (step, now)
-        if not self._interactive and now - self._printed < self.INTERVAL and step < self._total:
-            return
-        self._printed = now
         terms = ", ".join(f"{n.removeprefix('loss/')} {v:.4g}" for n, v in scalars.items() if n.startswith("loss/"))
         text = f"step {step}/{self._total}  epoch {epoch}  loss {scalars['loss']:.4g} ({terms}){speed}"
-        end = "" if self._interactive else "\n"
-        print(("\r\033[K" if self._interactive else "") + text, end=end, file=sys.stderr, flush=True)
+        self._line.show(text, now, last=step >= self._total)
 
     def close(self) -> None:
-        if self._interactive and self._printed:
-            print(file=sys.stderr, flush=True)
+        self._line.close()
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from scipy import stats
 from kd_jax import cli, runs
 from kd_jax.types import InputError, choose
 
-AGAINST = flags.DEFINE_string("against", "student", "The name of the runs that the others are compared with.")
+flags.declare_key_flag("against")
 
 
 def main(arguments: list[str]) -> None:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     for folder in arguments:
         result = runs.read_json(folder, "result.json")
         rows.setdefault(result["name"], {})[result["seed"]] = result
-    print(table(rows, choose("--against", AGAINST.value, list(rows))))
+    print(table(rows, choose("--against", (cli.AGAINST.value or ["student"])[-1], list(rows))))
 
 
 def table(rows: Mapping[str, Mapping[int, Mapping]], to: str, labels: Mapping[str, str] | None = None) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from kd_jax import writers
@@ -103,3 +104,29 @@ def test_speed_leaves_out_the_time_before_the_first_line_and_pauses(monkeypatch)
 @pytest.mark.parametrize(("seconds", "text"), [(9.4, "9s"), (125, "2m05s"), (3720, "1h02m"), (59.6, "1m00s")])
 def test_durations_are_written_for_people(seconds, text):
     assert writers.duration(seconds) == text
+
+
+def test_an_image_reaches_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    writers.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("gaze")
+    width, height, png = tensor_util.make_ndarray(event.tensor_proto)
+    assert (event.step, width, height, png[1:4]) == (5, b"3", b"2", b"PNG")
+
+
+def test_without_tensorflow_an_image_is_a_line_that_says_so(tmp_path, without_tensorflow, capsys):
+    writers.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
+    assert (
+        capsys.readouterr().out == "tensorflow is not installed: the image gaze goes to its file, not to TensorBoard\n"
+    )
+
+
+def test_batches_are_counted_in_images_with_speed_and_time_left(monkeypatch):
+    clock, stream = iter([10.0, 12.0, 14.0]), Terminal()
+    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(writers.counted("abc", 4, 10)) == ["a", "b", "c"]
+    lines = stream.getvalue().removesuffix("\n").split("\r\033[K")[1:]
+    assert lines == ["4/10 images", "8/10 images  2 images/s  1s left", "10/10 images  2 images/s  0s left"]
