@@ -160,7 +160,7 @@ def test_a_work_directory_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_help_answers_with_the_flags_and_status_0():
-    for module in ("kd_jax.main", "kd_jax.evaluate", "kd_jax.predict"):
+    for module in ("kd_jax.main", "kd_jax.evaluate", "kd_jax.predict", "kd_jax.explain"):
         status, out, err = call(module, "--help")
         assert (status, err) == (0, "")
         assert f"usage: python -m {module}" in out
@@ -244,6 +244,9 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
             ["--workdir=RUN", "--to=/nowhere/x.safetensors"],
             "expected a file in a folder that is there",
         ),
+        ("kd_jax.explain", [], "expected --workdir=FOLDER, the folder of a finished run with a teacher"),
+        ("kd_jax.explain", ["--workdir=RUN"], "has no teacher; expected a distilled one"),
+        ("kd_jax.explain", ["--workdir=RUN", "--variant=cam"], "--variant=cam: value should be one of"),
         ("launch.compare", [], "expected the folder of one run or more"),
     ],
 )

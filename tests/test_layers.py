@@ -13,7 +13,7 @@ LAYERS = (
     {"models", "methods", "teachers", "augment", "gradcam", "metrics"},
     {"steps", "optim", "sharding"},
     {"data", "checkpoint", "writers", "runs", "weights", "quiet_tensorflow"},
-    {"experiment", "loop"},
+    {"experiment", "loop", "gaze"},
     {"main", "evaluate", "explain", "predict", "export", "cli"},
 )
 HEAVY = {
