@@ -26,7 +26,10 @@ CORRECTED = {
     "kd": {"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}},
     "rkd_distance": {"cross_entropy": {"weight": 1.0}, "rkd_distance": {"weight": 5.0}},
     "rkd_angle": {"cross_entropy": {"weight": 1.0}, "rkd_angle": {"weight": 50.0}},
-    "adversarial": {"cross_entropy": {"weight": 1.0}, "adversarial": {"weight": 0.3}},
+    "adversarial": {
+        "cross_entropy": {"weight": 1.0},
+        "adversarial": {"weight": 0.3, "hidden": [128, 128], "penalty": 0.1},
+    },
 }
 FAITHFUL = {
     "student": {"cross_entropy": {"weight": 1.0}},
