@@ -5,14 +5,13 @@ usage: python -m launch.compare [--against=student] RUNS...
 RUNS are folders of runs. Runs of one name are seeds of one row, and a row is paired with `--against` seed by seed.
 """
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from absl import flags
-from scipy import stats
 
 from kd_jax import cli, runs
+from kd_jax.intervals import mean_and_deviation, paired_difference
 from kd_jax.types import InputError, choose
 
 flags.declare_key_flag("against")
@@ -55,26 +54,6 @@ def table(rows: Mapping[str, Mapping[int, Mapping]], to: str, labels: Mapping[st
     if any(len(results) > 1 for results in rows.values()):
         lines += ["", "Mean and standard deviation over seeds; differences are paired by seed, with a 95% interval."]
     return "\n".join(lines)
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 of a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean of a - b over pairs, and the half width of its interval by Student's t (infinite for one pair).
-
-    >>> mean, half = paired_difference([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
-    >>> round(mean, 3), round(half, 3)
-    (2.0, 2.484)
-    """
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    mean, deviation = mean_and_deviation(differences)
-    if len(differences) < 2:
-        return mean, math.inf
-    quantile = float(stats.t.ppf(0.5 + confidence / 2, len(differences) - 1))
-    return mean, quantile * deviation / math.sqrt(len(differences))
 
 
 def _accuracy(result: Mapping) -> float:

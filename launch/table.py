@@ -28,9 +28,8 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from configs import recipes, seed
-from kd_jax import cli, runs, writers
+from kd_jax import cli, intervals, runs, writers
 from kd_jax.types import InputError, TrainingError, choose
-from launch import compare
 
 TABLES = {"seed": seed}
 TABLE = flags.DEFINE_enum("rows", "seed", list(TABLES), "Which table.")
@@ -116,10 +115,10 @@ def summary(results: Mapping[str, Mapping[int, Mapping]], failures: Sequence[Fai
         accuracy = {number: 100 * result["test"]["accuracy"] for number, result in sorted(by_seed.items())}
         base = _baseline(row)
         paired = {n: 100 * results[base][n]["test"]["accuracy"] for n in results.get(base, {}) if n in accuracy}
-        mean, deviation = compare.mean_and_deviation(list(accuracy.values())) if accuracy else (None, None)
+        mean, deviation = intervals.mean_and_deviation(list(accuracy.values())) if accuracy else (None, None)
         difference = interval = None
         if base != row and paired:
-            difference, half = compare.paired_difference([accuracy[n] for n in paired], list(paired.values()))
+            difference, half = intervals.paired_difference([accuracy[n] for n in paired], list(paired.values()))
             interval = half if len(paired) > 1 else None
         rows[row] = {
             "accuracy": accuracy,

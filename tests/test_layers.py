@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
     {"types"},
-    {"models", "methods", "teachers", "augment", "gradcam", "metrics"},
+    {"models", "methods", "teachers", "augment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
     {"data", "checkpoint", "writers", "runs", "weights", "quiet_tensorflow"},
     {"experiment", "loop", "gaze"},
@@ -22,7 +22,7 @@ HEAVY = {
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
 }
-PURE = {"absl", "flax", "jax", "ml_collections", "numpy", "optax"} | set(sys.stdlib_module_names)
+PURE = {"absl", "flax", "jax", "ml_collections", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 
 

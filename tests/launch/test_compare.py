@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 
 from launch import compare
 
@@ -31,12 +30,3 @@ def test_the_table_pairs_each_row_with_the_one_it_is_compared_with():
 def test_only_seeds_that_both_rows_have_are_paired():
     rows = {"student": {0: result(0.5), 1: result(0.9)}, "kd": {1: result(0.95), 2: result(0.1)}}
     assert "| +5.00 |" in compare.table(rows, "student")
-
-
-def test_one_pair_has_no_interval():
-    assert compare.paired_difference([3.0], [1.0]) == (2.0, math.inf)
-
-
-def test_mean_and_deviation_are_those_of_a_sample():
-    mean, deviation = compare.mean_and_deviation([1.0, 2.0, 6.0])
-    assert (mean, deviation) == (3.0, pytest.approx(np.std([1.0, 2.0, 6.0], ddof=1)))
