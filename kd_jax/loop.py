@@ -145,6 +145,7 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
         if config["evaluate"]["select"] == "best-validation":
             step = checkpoints.best() or step
             state = checkpoints.load(step, state)
+        total_of_test = evaluate.total(*_evaluated(state), made.dataset.test)
         result = {
             "name": config["name"],
             "model": config["model"]["name"],
@@ -152,7 +153,7 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
             "config_hash": made.digest,
             "teacher": teacher_result
             and {"name": teacher_result["name"], "accuracy": teacher_result["test"]["accuracy"]},
-            "test": evaluate(state, made.dataset.test),
+            "test": metrics.summarize(total_of_test),
             "validation": evaluate(state, split) if split else None,
             "selected": config["evaluate"]["select"],
             "checkpoint": step,
@@ -165,6 +166,7 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
             "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
             "versions": experiment.versions(),
         }
+    runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
     runs.write_json(os.path.join(folder, "result.json"), result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
     return state
@@ -247,12 +249,16 @@ class Evaluator:
 
     def __call__(self, state: TrainState, split: data.Split) -> dict[str, float | int | None]:
         """See `metrics.summarize`. With an average of the student, that is what is evaluated."""
-        variables = state.ema or {"params": state.params["student"], "batch_stats": state.stats["student"]}
-        method_variables = MethodVariables(state.params["method"], state.stats["method"])
-        return self.measure(variables, method_variables, split)
+        return self.measure(*_evaluated(state), split)
 
     def measure(self, variables: Variables, method_variables: MethodVariables, split: data.Split):
         """The same for variables that are not a state's."""
+        return metrics.summarize(self.total(variables, method_variables, split))
+
+    def total(
+        self, variables: Variables, method_variables: MethodVariables, split: data.Split
+    ) -> dict[str, np.ndarray]:
+        """The sums of `metrics.sums` over a split."""
         made = self._made
         if id(split) not in self._placed:
             self._placed[id(split)] = made.images(split)
@@ -261,7 +267,13 @@ class Evaluator:
         for batch in batches(made, len(split.labels)):
             sums = self._step(variables, method_variables, self._teacher_variables, images, *batch)
             total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
-        return metrics.summarize(jax.device_get(total))
+        return jax.device_get(total)
+
+
+def _evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:
+    """The variables of a state that its evaluation sees."""
+    variables = state.ema or {"params": state.params["student"], "batch_stats": state.stats["student"]}
+    return variables, MethodVariables(state.params["method"], state.stats["method"])
 
 
 class _Window:

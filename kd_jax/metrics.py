@@ -18,7 +18,7 @@ def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, teacher_logits: 
       logits: [B, K]. labels: [B] int32. mask: [B] bool, False for padding.
       teacher_logits: [B, K], or None where there is no teacher.
     Returns:
-      {name: [] or [BINS]}; `summarize` turns their total into metrics.
+      {name: [], [BINS] or [K, K]}; `summarize` turns their total into metrics, `details` into what a report draws.
     """
     weight = mask.astype(logits.dtype)
     log_p = jax.nn.log_softmax(logits)
@@ -34,6 +34,9 @@ def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, teacher_logits: 
         "nll": -(jnp.take_along_axis(log_p, labels[:, None], -1)[:, 0] * weight).sum(),
         "bin_confidence": inside.T @ (confidence * weight),
         "bin_correct": inside.T @ correct,
+        "bin_count": inside.T @ weight,
+        "confusion": (jax.nn.one_hot(labels, logits.shape[-1]) * weight[:, None]).T
+        @ jax.nn.one_hot(best, logits.shape[-1]),
     }
     if teacher_logits is not None:
         log_q = jax.nn.log_softmax(teacher_logits)
@@ -62,4 +65,19 @@ def summarize(total: Mapping[str, np.ndarray]) -> dict[str, float | int | None]:
         "agreement": float(total["agree"]) / images if has_teacher else None,
         "fidelity_kl": float(total["kl"]) / images if has_teacher else None,
         "images": round(images),
+    }
+
+
+def details(total: Mapping[str, np.ndarray]) -> dict[str, list]:
+    """What a calibration diagram and a confusion matrix are drawn from, of summed `sums`.
+
+    Returns:
+      bin_confidence, bin_correct, bin_count: [BINS], sums over the images whose confidence lies in that equal part of
+      [0, 1]; confusion: [K, K], the number of images by label and prediction.
+    """
+    return {
+        "bin_confidence": [float(x) for x in total["bin_confidence"]],
+        "bin_correct": [round(float(x)) for x in total["bin_correct"]],
+        "bin_count": [round(float(x)) for x in total["bin_count"]],
+        "confusion": [[round(float(x)) for x in row] for row in total["confusion"]],
     }

@@ -15,6 +15,7 @@ from kd_jax.types import InputError
 KEYS = {  # that the files of a run cannot lack
     "config.json": {"config", "identity", "hash", "data"},
     "result.json": {"name", "test", "checkpoint"},
+    "test_details.json": {"bin_confidence", "bin_correct", "bin_count", "confusion"},
 }
 TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves
 NOT_IDENTITY = ("name", "log", "checkpoint")
@@ -66,10 +67,10 @@ def _canonical(value: Any) -> Any:
     return {} if value is empty_node else value
 
 
-def write_json(path: str, value: Any) -> None:
-    """Writes a file whole or not at all."""
+def write_json(path: str, value: Any, indent: int | None = 1) -> None:
+    """Writes a file whole or not at all; with `indent` None on one line."""
     with open(path + ".tmp", "w") as file:
-        json.dump(value, file, indent=1)
+        json.dump(value, file, indent=indent)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

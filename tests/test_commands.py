@@ -24,7 +24,8 @@ TINY = [
 ]
 
 
-RUN = {".lock", "config.json", "metrics.jsonl", "checkpoints", "result.json"}  # what a run leaves, events aside
+# What a run leaves, events aside.
+RUN = {".lock", "config.json", "metrics.jsonl", "checkpoints", "result.json", "test_details.json"}
 
 
 def start(module, *arguments, **environment):

@@ -46,6 +46,15 @@ def test_the_result_says_what_was_trained_and_how_well(taught):
     assert result["versions"].keys() >= {"python", "jax", "flax", "optax"}
 
 
+def test_the_details_beside_the_result_add_up_to_it(taught):
+    folder, _, result = taught
+    details = runs.read_json(str(folder / "run"), "test_details.json")
+    confusion = np.array(details["confusion"])
+    assert confusion.shape == (10, 10)
+    assert (confusion.sum(), sum(details["bin_count"])) == (359, 359)
+    assert np.trace(confusion) / 359 == pytest.approx(result["test"]["accuracy"])
+
+
 def test_accuracy_and_agreement_are_those_of_the_saved_networks(taught):
     folder, _, result = taught
     predicted = []

@@ -76,3 +76,23 @@ def test_a_certain_prediction_falls_into_the_last_bin():
     logits = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
     summary = metrics.summarize(metrics.sums(logits, np.array([0, 1]), np.ones(2, bool)))
     assert summary["ece"] == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def details():
+    order = np.arange(80) % 60  # twenty of padding
+    return metrics.details(jax.jit(metrics.sums)(LOGITS[order], LABELS[order], np.arange(80) < 60))
+
+
+def test_the_confusion_matrix_counts_labels_by_row_and_predictions_by_column(details):
+    expected = np.zeros((7, 7), int)
+    np.add.at(expected, (LABELS, LOGITS.argmax(-1)), 1)
+    assert details["confusion"] == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["bin_count", "bin_correct", "bin_confidence"])
+def test_a_bin_sums_over_the_images_of_its_confidence(details, name):
+    confidence, right = probabilities(LOGITS).max(-1), LOGITS.argmax(-1) == LABELS
+    values = {"bin_count": np.ones(60), "bin_correct": right, "bin_confidence": confidence}[name]
+    expected = np.bincount((confidence * 15).astype(int), values, minlength=15)
+    assert details[name] == pytest.approx(expected.tolist(), rel=1e-5)
