@@ -18,7 +18,9 @@ from kd_jax.types import InputError, TrainingError
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs; those of teachers lie in its folder `teachers`.")
 PATH = flags.DEFINE_string("path", None, "Where the data lies now, if not where it lay in training.")
-TO = flags.DEFINE_string("to", None, "export: the new file to write; explain: the folder to write into, not the run's.")
+TO = flags.DEFINE_string(
+    "to", None, "export: the new file to write; explain, report: the folder to write into, for explain not the run's."
+)
 AGAINST = flags.DEFINE_multi_string(
     "against", [], "explain: the folder of a run to compare with; compare: the name of the runs, by default `student`."
 )

@@ -1,6 +1,8 @@
 """Writes the student of a finished run as safetensors, under PyTorch's key names.
 
 usage: python -m kd_jax.export --workdir=FOLDER --to=model.safetensors
+
+A file that is there is never replaced.
 """
 
 import errno

@@ -40,14 +40,13 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
 
 def digest(identity: Mapping[str, Any]) -> str:
     """The SHA-256 of the canonical JSON, in hexadecimal; 4 and 4.0 are the same."""
-    flat = {key: _canonical(value) for key, value in _flat(identity).items()}
-    text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(flat(identity), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One "key is A there, B here" for every key that two identities do not share."""
-    a, b = ({key: repr(_canonical(value)) for key, value in _flat(tree).items()} for tree in (there, here))
+    a, b = ({key: repr(value) for key, value in flat(tree).items()} for tree in (there, here))
     return [
         f"{key} is {a.get(key, 'absent')} there, {b.get(key, 'absent')} here"
         for key in sorted(a.keys() | b.keys())
@@ -55,8 +54,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return flatten_dict(dict(tree), sep=".", keep_empty_nodes=True)
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"section.key": value} of a tree; 4.0 is 4, and a tuple a list."""
+    return {key: _canonical(value) for key, value in flatten_dict(dict(tree), sep=".", keep_empty_nodes=True).items()}
 
 
 def _canonical(value: Any) -> Any:
@@ -116,13 +116,13 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
         )
 
 
-def check_writable(folder: str) -> None:
+def check_writable(folder: str, what: str = "the work directory") -> None:
     """Raises InputError when the folder cannot be made or written. Writes nothing."""
     parent = os.path.abspath(folder)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"the work directory {folder!r} cannot be written: {parent} is not a writable folder")
+        raise InputError(f"{what} {folder!r} cannot be written: {parent} is not a writable folder")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ The only importer of clu.metric_writers, and so of TensorFlow. Where those are m
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -49,14 +50,18 @@ class Writer:
             self._clu.close()
 
 
-def read(folder: str) -> list[dict]:
-    """The lines of a run's metrics.jsonl, up to one that a killed process or a power cut left unreadable."""
+def read(folder: str, most: int | None = None) -> list[dict]:
+    """The lines of a run's metrics.jsonl, up to one that a killed process or a power cut left unreadable.
+
+    With `most`, of a longer file only about so many lines of training and so many of validation, evenly spaced, and the
+    last of each.
+    """
     path = os.path.join(folder, "metrics.jsonl")
     lines: list[dict] = []
     if not os.path.exists(path):
         return lines
     with open(path, errors="replace") as file, contextlib.suppress(json.JSONDecodeError):
-        for line in file:
+        for line in file if most is None else _thinned(file.readlines(), most):
             lines.append(json.loads(line))
     return lines
 
@@ -66,6 +71,14 @@ def write_image(folder: str, step: int, name: str, image: np.ndarray) -> None:
     if clu := _clu_writer(folder, f"the image {name} goes to its file"):
         clu.write_images(step, {name: image[None]})
         clu.close()
+
+
+def _thinned(lines: list[str], most: int) -> list[str]:
+    kinds: dict[bool, list[int]] = {True: [], False: []}
+    for index, line in enumerate(lines):
+        kinds['"validation/' in line].append(index)
+    kept = {index for kind in kinds.values() for index in kind[:: math.ceil(len(kind) / most) or 1] + kind[-1:]}
+    return [lines[index] for index in sorted(kept)]
 
 
 def _clu_writer(folder: str, instead: str):

@@ -248,6 +248,8 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
         ("kd_jax.explain", [], "expected --workdir=FOLDER, the folder of a finished run with a teacher"),
         ("kd_jax.explain", ["--workdir=RUN"], "has no teacher; expected a distilled one"),
         ("kd_jax.explain", ["--workdir=RUN", "--variant=cam"], "--variant=cam: value should be one of"),
+        ("kd_jax.report", [], "expected the folder of one run or more"),
+        ("kd_jax.report", ["/nowhere"], "'/nowhere' is not a folder"),
         ("launch.compare", [], "expected the folder of one run or more"),
     ],
 )
@@ -255,6 +257,13 @@ def test_the_other_commands_refuse_bad_input_in_one_line_too(trained, module, ar
     status, out, err = call(module, *(a.replace("RUN", str(trained[0])) for a in arguments))
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert said in err
+
+
+def test_report_writes_where_it_is_told_to(trained, tmp_path):
+    status, out, err = call("kd_jax.report", trained[0], f"--to={tmp_path / 'report'}")
+    assert (status, err) == (0, "")
+    assert out == f"{tmp_path / 'report' / 'index.html'} and report.md: 1 run, 0 left out\n"
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "report.md"}
 
 
 def test_unreadable_images_can_be_skipped_and_are_counted(broken, tmp_path):

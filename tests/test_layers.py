@@ -14,7 +14,7 @@ LAYERS = (
     {"steps", "optim", "sharding"},
     {"data", "checkpoint", "writers", "runs", "weights", "quiet_tensorflow"},
     {"experiment", "loop", "gaze"},
-    {"main", "evaluate", "explain", "predict", "export", "cli"},
+    {"main", "evaluate", "explain", "predict", "export", "report", "page", "plots", "cli"},
 )
 HEAVY = {
     "orbax": {"checkpoint"},

@@ -48,6 +48,15 @@ def test_what_a_power_cut_left_is_no_line(tmp_path):
     assert [line["step"] for line in writers.read(str(tmp_path))] == [1]
 
 
+def test_a_long_file_is_thinned_by_kind_and_keeps_the_last_of_each(tmp_path):
+    lines = [{"step": step, ("validation/nll" if step % 100 == 0 else "train/loss"): 1.0} for step in range(1, 1001)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = writers.read(str(tmp_path), most=20)
+    assert [line["step"] for line in read if "validation/nll" in line] == list(range(100, 1001, 100))
+    steps = [line["step"] for line in read if "train/loss" in line]
+    assert (15 <= len(steps) <= 21, steps[-1], steps == sorted(steps)) == (True, 999, True)
+
+
 def test_scalars_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util

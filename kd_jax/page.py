@@ -1,0 +1,147 @@
+"""A page of text, tables and figures, as one HTML file without scripts or links to elsewhere, and as Markdown."""
+
+import base64
+import html as escapes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+    """Cells are plain text; those of every column but the first stand to the right where `numbers`."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: bool = True
+
+
+class Figures(NamedTuple):
+    """Plots side by side where there is room, and what their marks mean."""
+
+    svgs: Sequence[str]
+    legend: Sequence[tuple[str, str]] = ()  # (SVG of the mark, label)
+
+
+class Image(NamedTuple):
+    """A PNG."""
+
+    png: bytes
+    title: str
+
+
+class Folded(NamedTuple):
+    """Blocks that are seen when their title is clicked."""
+
+    title: str
+    blocks: Sequence["Block"]
+
+
+Block = str | Table | Figures | Image | Folded  # a string is a paragraph
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --line: #d0d7de; --soft: #59636e; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e8eb; --back: #14171a; --line: #3a4149; --soft: #9aa4af; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 75rem; padding: 1rem; color: var(--text); background: var(--back);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 0 0 .5rem; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid var(--line); }
+p { max-width: 46rem; margin: .5rem 0; }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 1rem 0; }
+a { color: inherit; }
+.scroll { overflow-x: auto; margin: .75rem 0; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+td:first-child { min-width: 8rem; }
+.numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
+.numbers td:not(:first-child) { white-space: nowrap; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
+.figures svg { display: block; width: 100%; max-width: 30rem; height: auto; font-family: inherit; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; margin: .75rem 0; list-style: none;
+  font-size: .875rem; }
+.legend li { display: flex; align-items: center; gap: .4rem; }
+.legend svg { flex: none; }
+img { display: block; max-width: 100%; height: auto; background: #fff; }
+figure { margin: .75rem 0; }
+figcaption, .soft { color: var(--soft); font-size: .875rem; }
+summary { cursor: pointer; margin: .75rem 0; }
+"""
+
+
+def html(title: str, sections: Sequence[Section]) -> str:
+    """The page as one HTML file."""
+    links = "".join(f'<a href="#{number}">{_escape(section.title)}</a>' for number, section in enumerate(sections, 1))
+    body = "".join(
+        f'<section><h2 id="{number}">{_escape(section.title)}</h2>{"".join(map(_html, section.blocks))}</section>\n'
+        for number, section in enumerate(sections, 1)
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{_escape(title)}</title><style>{STYLE}</style></head>\n'
+        f"<body><h1>{_escape(title)}</h1><nav>{links}</nav>\n{body}</body></html>\n"
+    )
+
+
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """The page as Markdown; figures and images are in the HTML file only."""
+    parts = [f"# {_plain(title)}"]
+    for section in sections:
+        parts += [f"## {_plain(section.title)}", *(text for block in section.blocks if (text := _markdown(block)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, str):
+        return f"<p>{_escape(block)}</p>"
+    if isinstance(block, Table):
+        rows = "".join(_row("td", row) for row in block.rows)
+        kind = ' class="numbers"' if block.numbers else ""
+        table = f"<table{kind}><thead>{_row('th', block.header)}</thead><tbody>{rows}</tbody></table>"
+        return f'<div class="scroll" tabindex="0">{table}</div>'
+    if isinstance(block, Figures):
+        keys = "".join(f"<li>{mark}<span>{_escape(label)}</span></li>" for mark, label in block.legend)
+        legend = f'<ul class="legend">{keys}</ul>' if keys else ""
+        return f'{legend}<div class="figures">{"".join(block.svgs)}</div>'
+    if isinstance(block, Image):
+        source = base64.b64encode(block.png).decode()
+        picture = f'<img alt="{_escape(block.title)}" src="data:image/png;base64,{source}">'
+        return f"<figure>{picture}<figcaption>{_escape(block.title)}</figcaption></figure>"
+    return f"<details><summary>{_escape(block.title)}</summary>{''.join(map(_html, block.blocks))}</details>"
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{_escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, str):
+        return _plain(block)
+    if isinstance(block, Table):
+        rows = [block.header, ["---"] * len(block.header), *block.rows]
+        return "\n".join("| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows)
+    if isinstance(block, Folded):
+        return "\n\n".join([f"{_plain(block.title)}:", *map(_markdown, block.blocks)])
+    return "(In index.html: a picture.)" if isinstance(block, Image) else "(In index.html: figures.)"
+
+
+def _escape(text: str) -> str:
+    return escapes.escape(text)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = " ".join(text.split())
+    for character in "\\`*_[]|~":
+        text = text.replace(character, "\\" + character)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,150 @@
+"""Plots as SVG text that stands in a page: readable on light and on dark, and told apart without colour.
+
+Text and axes take the page's colour. Series have the colours of Okabe and Ito (2008), without black and yellow, which
+one of the two backgrounds hides, and each has a marker of its own.
+"""
+
+import io
+import itertools
+import re
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+STYLES = (  # (colour, marker)
+    ("#888888", "o"),
+    ("#D55E00", "s"),
+    ("#0072B2", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#E69F00", "P"),
+    ("#56B4E9", "X"),
+)
+WIDTH, HEIGHT = 4.5, 3.1  # inches
+TEXT, GRID = "#010203", "#040506"  # stand for the page's colours, until the text of the SVG is made
+MARKS = 8  # about so many on a line
+_numbers = itertools.count()
+
+
+class Series(NamedTuple):
+    """One line, or one cloud of points."""
+
+    style: int  # of STYLES
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None  # of a band around y
+    high: Sequence[float] | None = None
+
+
+def lines(title: str, x: str, y: str, series: Sequence[Series], *, diagonal: bool = False) -> str:
+    """Lines with a band each; `diagonal` adds the line of equal x and y, from 0 to 1."""
+    figure, axes = _figure(title, x, y)
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle=(0, (4, 4)))
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+    for one in series:
+        colour, marker = STYLES[one.style]
+        every = max(1, len(one.x) // MARKS)
+        axes.plot(one.x, one.y, color=colour, marker=marker, markersize=5, linewidth=1.6, markevery=every)
+        if one.low is not None and one.high is not None:
+            axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
+    return _svg(figure, title)
+
+
+def points(title: str, x: str, y: str, series: Sequence[Series]) -> str:
+    """A cloud of points for each series."""
+    figure, axes = _figure(title, x, y)
+    for one in series:
+        colour, marker = STYLES[one.style]
+        axes.plot(one.x, one.y, color=colour, marker=marker, markersize=6, linestyle="none", alpha=0.85)
+    return _svg(figure, title)
+
+
+def matrix(title: str, names: Sequence[str], shares: np.ndarray) -> str:
+    """A confusion matrix. `shares`: [N, N], a row's fractions by column; its numbers are printed in per cent."""
+    from matplotlib.colors import to_rgba
+
+    size = WIDTH
+    figure, axes = _figure(title, "predicted", "label", height=size)
+    pixels = np.zeros((*shares.shape, 4))
+    pixels[...] = to_rgba(STYLES[2][0])
+    pixels[..., 3] = 0.6 * np.sqrt(np.clip(shares, 0, 1))  # the root, so that rare mistakes are seen too
+    count = len(names)
+    axes.grid(False)
+    axes.pcolormesh(np.arange(count + 1) - 0.5, np.arange(count + 1) - 0.5, pixels, edgecolor="none")
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
+    short = [textwrap.shorten(name, 12, placeholder="…") if " " in name else _cut(name, 12) for name in names]
+    axes.set_xticks(range(count), short, rotation=90)
+    axes.set_yticks(range(count), short)
+    axes.tick_params(length=0)
+    for row, column in np.ndindex(*shares.shape):
+        percent = 100 * shares[row, column]
+        if percent >= 0.5:
+            axes.text(column, row, f"{percent:.0f}", ha="center", va="center", fontsize=8, color=TEXT)
+    return _svg(figure, title)
+
+
+def mark(style: int) -> str:
+    """The line and the marker of a style, for a legend."""
+    from matplotlib.markers import MarkerStyle
+
+    colour, marker = STYLES[style]
+    own = MarkerStyle(marker)
+    shape: Any = own.get_path().transformed(own.get_transform()).to_polygons(closed_only=True)
+    outline = "".join("M" + "L".join(f"{14 + 9 * x:.1f},{6 - 9 * y:.1f}" for x, y in part) + "Z" for part in shape)
+    return (
+        '<svg width="28" height="12" viewBox="0 0 28 12" aria-hidden="true">'
+        f'<path d="M0,6H28" stroke="{colour}" stroke-width="2"/><path d="{outline}" fill="{colour}"/></svg>'
+    )
+
+
+def _figure(title: str, x: str, y: str, height: float = HEIGHT) -> tuple[Any, Any]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 9, "text.parse_math": False, "axes.titlesize": 10}):
+        figure = Figure((WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(_cut(title, 48), color=TEXT, loc="left")
+        axes.set_xlabel(x, color=TEXT)
+        axes.set_ylabel(y, color=TEXT)
+    axes.patch.set_alpha(0)
+    axes.grid(color=GRID, linewidth=0.5)
+    axes.tick_params(color=GRID, labelcolor=TEXT)
+    for side in axes.spines.values():
+        side.set_color(GRID)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any, title: str) -> str:
+    """The figure's SVG element, with names of its own inside the page."""
+    from html import escape
+
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "kd_jax", "text.parse_math": False}
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that the font of the layout lacks; the browser has its own
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    prefix = f"plot{next(_numbers)}-"
+    text = re.sub(r'\bid="', f'id="{prefix}', text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{prefix}", text)
+    text = text.replace(TEXT, "currentColor").replace(GRID, "var(--line)")
+    text = re.sub(r"font(-family)?: ([^;\"']*?)'[^;\"]*sans-serif", r"font\1: \2inherit", text)
+    head, rest = text.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    label = escape(title)
+    return f'<svg {box[0] if box else ""} role="img" aria-label="{label}" xmlns:xlink="http://www.w3.org/1999/xlink">{rest}'
+
+
+def _cut(text: str, length: int) -> str:
+    """Text on one line, cut off where it is longer."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

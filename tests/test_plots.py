@@ -1,0 +1,41 @@
+"""Plots are SVG that fits into any page."""
+
+import re
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+
+from kd_jax import plots
+
+SERIES = [plots.Series(style, [0, 1, 2], [0.1, 0.2, style], [0, 0, 0], [1, 1, 1]) for style in range(7)]
+TITLE = "a < b & $\\frac \u732b"
+
+
+@pytest.fixture(scope="module", params=["lines", "points", "matrix"])
+def svg(request):
+    if request.param == "matrix":
+        return plots.matrix(TITLE, ["<b>", "$x$", "\u732b"], np.eye(3))
+    return getattr(plots, request.param)(TITLE, "epoch", "loss", SERIES)
+
+
+def test_any_title_is_text(svg):
+    root = xml.etree.ElementTree.fromstring(svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1))
+    assert root.attrib["aria-label"] == TITLE
+    assert TITLE in [element.text for element in root.iter() if element.tag.endswith("text")]
+
+
+def test_text_and_axes_have_the_colours_of_the_page(svg):
+    assert not re.search("#000000|#0102|#0405|#fff", svg)
+    assert "currentColor" in svg
+    assert "var(--line)" in svg
+
+
+def test_two_plots_of_a_page_share_no_id():
+    first, second = (set(re.findall(r'\bid="(.*?)"', plots.lines("loss", "epoch", "", SERIES))) for _ in range(2))
+    assert first
+    assert not first & second
+
+
+def test_each_style_has_a_colour_and_a_marker_of_its_own():
+    assert [len(set(column)) for column in zip(*plots.STYLES, strict=True)] == [len(plots.STYLES)] * 2
