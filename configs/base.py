@@ -97,6 +97,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.log = log = ConfigDict()
     log.every_steps = 50
+    log.wandb = ""  # mirror the run to this project of Weights & Biases; "": no. A teacher's config has its own
     if arg == "smoke":
         train.epochs = 2
     return config

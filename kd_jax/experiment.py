@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers, weights
+from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers, weights, writers
 from kd_jax.models import torch_names
 from kd_jax.steps import Images, Parts, init_state, train_steps
 from kd_jax.types import Hyper, InputError, Method, Network, Variables, choose
@@ -117,6 +117,8 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
     # What needs no data is built first: an unknown name is then reported before a long load.
     method = methods.create(config["method"])
     create_network(config, num_classes=2)
+    if training and (project := config["log"].get("wandb")):
+        writers.check_wandb(project)
     dataset = data.load(config["dataset"])
     mesh = sharding.mesh(devices)
     steps, steps_per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)

@@ -96,6 +96,7 @@ def explain(
     image = os.path.join(to, "gaze.png")
     _save(grid, image)
     writers.write_image(to, runs.read_json(run, "result.json")["checkpoint"], "gaze", grid)
+    writers.mirror_image(run, "gaze", image)
     _print(gaze)
     print(f"wrote {os.path.join(to, 'gaze.json')} and {image}")
     return gaze

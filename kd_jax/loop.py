@@ -104,7 +104,7 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
         state = steps.start_from(state, made.place(made.pretrained))
 
     print(f"{'going on with' if step else 'training'} {config['model']['name']} from step {step} to {total}: {folder}")
-    writer, window = writers.Writer(folder, step), _Window()
+    writer, window = writers.Writer(folder, step, {"config": config, "hash": made.digest}), _Window()
     progress = writers.Progress(total, config["train"]["batch_size"])
     with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(progress), _sigterm() as stop:
         for index, end in _calls(made, step):
@@ -166,6 +166,7 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
             "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
             "versions": experiment.versions(),
         }
+        writer.write_result(result)
     runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
     runs.write_json(os.path.join(folder, "result.json"), result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)

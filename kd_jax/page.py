@@ -62,7 +62,9 @@ a { color: inherit; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-td:first-child { min-width: 8rem; }
+td { min-width: min(14rem, 50vw); }
+td:first-child { min-width: min(10rem, 35vw); }
+.numbers td:not(:first-child) { min-width: 0; }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
 .numbers td:not(:first-child) { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }

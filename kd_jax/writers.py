@@ -1,27 +1,31 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), and a progress line for people.
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), W&B, and a progress line for people.
 
-The only importer of clu.metric_writers, and so of TensorFlow. Where those are missing the rest still works.
+The only importer of clu.metric_writers, and so of TensorFlow, and of wandb. Where the first two are missing the rest
+still works; W&B is used when the config's log.wandb names a project, and must then be there.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from kd_jax import runs
 from kd_jax.quiet_tensorflow import import_tensorflow
+from kd_jax.types import InputError
 
 
 class Writer:
     """Writes scalars by step. After a restart the lines behind the restored step are cut off and written again."""
 
-    def __init__(self, folder: str, step: int):
-        """Opens the files of a run that goes on from `step`."""
+    def __init__(self, folder: str, step: int, saved: Mapping[str, Any] | None = None):
+        """Opens the files of a run that goes on from `step`; `saved`: its config and hash, as in config.json."""
         path = os.path.join(folder, "metrics.jsonl")
         kept = [line for line in read(folder) if line["step"] <= step]
         self.seconds = kept[-1]["seconds"] if kept else 0.0  # that earlier processes spent on this run
@@ -30,6 +34,7 @@ class Writer:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(path + ".tmp", path)
         self._file = open(path, "a")  # noqa: SIM115
+        self._wandb = wandb_run(folder, saved) if saved else None
         self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal")
 
     def elapsed(self) -> float:
@@ -37,15 +42,25 @@ class Writer:
         return self.seconds + time.monotonic() - self._start
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """Adds a line to metrics.jsonl and the scalars that are numbers to TensorBoard."""
+        """Adds a line to metrics.jsonl and the scalars that are numbers to TensorBoard and W&B."""
+        numbers = {name: value for name, value in scalars.items() if value is not None}
         line = {"step": step, "seconds": round(self.elapsed(), 3), **scalars}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._clu:
-            self._clu.write_scalars(step, {name: value for name, value in scalars.items() if value is not None})
+            self._clu.write_scalars(step, numbers)
+        if self._wandb:
+            self._wandb.log(numbers, step=step)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Mirrors a run's result to W&B; the file is the loop's."""
+        if self._wandb:
+            self._wandb.summary.update({"result": result})
 
     def close(self) -> None:
         self._file.close()
+        if self._wandb:
+            self._wandb.finish()
         if self._clu:
             self._clu.close()
 
@@ -90,6 +105,70 @@ def _clu_writer(folder: str, instead: str):
         print(f"{name} is not installed: {instead}, not to TensorBoard", flush=True)
         return None
     return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
+
+
+def check_wandb(project: str) -> None:
+    """Raises InputError when a run cannot be mirrored to a project of W&B. Writes nothing."""
+    if not isinstance(project, str) or len(project) > 128 or set(project) & set("/\\#?%:"):
+        raise InputError(f"log.wandb is {project!r}; expected a project of W&B, of 128 characters without / \\ # ? % :")
+    try:
+        import wandb
+    except ImportError:
+        raise InputError(
+            f"log.wandb is {project!r} and wandb is not installed; expected `pip install wandb`, or log.wandb ''"
+        ) from None
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        logged_in = wandb.login(prompt=False)
+    except wandb.Error as error:
+        raise InputError(f"log.wandb is {project!r} and W&B refuses the login: {error}") from None
+    if not logged_in:
+        raise InputError(
+            f"log.wandb is {project!r} and nobody is logged in; see `wandb login`, or set WANDB_MODE=offline"
+        )
+
+
+def wandb_run(folder: str, saved: Mapping[str, Any]) -> Any:
+    """The open W&B run that mirrors the run in a folder, the same one after a restart; None without log.wandb.
+
+    Args:
+      folder: of the run.
+      saved: its config and hash, as in config.json.
+    """
+    project = saved["config"]["log"].get("wandb", "")  # a config of an older version lacks the key
+    if not project:
+        return None
+    import wandb
+
+    place = hashlib.sha256(f"{saved['hash']} {os.path.abspath(folder)}".encode()).hexdigest()
+    return wandb.init(
+        project=project,
+        name=saved["config"]["name"],
+        id=place[:16],
+        resume="allow",
+        dir=folder,
+        config={"hash": saved["hash"], **saved["config"]},
+        settings=wandb.Settings(console="off"),  # the progress line is for the terminal
+    )
+
+
+def mirror_image(folder: str, name: str, path: str) -> None:
+    """Adds an image's file to the W&B run of a finished run that has one; prints a line where W&B is out of reach."""
+    saved = runs.read_json(folder, "config.json")
+    project = saved["config"]["log"].get("wandb", "")
+    if not project:
+        return
+    try:
+        check_wandb(project)
+    except InputError as error:
+        print(f"{path} does not go to W&B: {error}", flush=True)
+        return
+    import wandb
+
+    run = wandb_run(folder, saved)
+    run.log({name: wandb.Image(path)})
+    run.finish()
 
 
 class _Line:

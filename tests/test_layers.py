@@ -19,6 +19,7 @@ LAYERS = (
 HEAVY = {
     "orbax": {"checkpoint"},
     "clu": {"writers"},
+    "wandb": {"writers"},
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
 }

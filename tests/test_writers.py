@@ -3,11 +3,14 @@
 import io
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from kd_jax import writers
+from kd_jax import loop, writers
+from kd_jax.types import InputError
+from tests import tiny
 
 
 @pytest.fixture
@@ -67,6 +70,133 @@ def test_scalars_reach_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     (event,) = events.Tensors("train/loss")
     assert (event.step, tensor_util.make_ndarray(event.tensor_proto)) == (7, 0.25)
+
+
+class FakeWandb(types.ModuleType):
+    """Records what is mirrored."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, mode="online", logged_in=True):
+        super().__init__("wandb")
+        self.started, self.logged, self.summary, self.finished = [], [], {}, 0
+        self._mode, self._logged_in = mode, logged_in
+
+    def setup(self):
+        return types.SimpleNamespace(settings=types.SimpleNamespace(mode=self._mode))
+
+    def login(self, prompt):
+        assert not prompt
+        if isinstance(self._logged_in, Exception):
+            raise self._logged_in
+        return self._logged_in
+
+    def init(self, **options):
+        self.started.append(options)
+        return self
+
+    def log(self, values, step=None):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+    Settings = Image = staticmethod(lambda *arguments, **options: arguments or options)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Puts a fake wandb in place."""
+
+    def place(**options):
+        fake = FakeWandb(**options)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        return fake
+
+    return place
+
+
+MIRRORED = {"hash": "abc", "config": {"name": "kd", "seed": 3, "log": {"wandb": "project"}}}
+
+
+def test_scalars_and_the_result_reach_wandb(tmp_path, without_tensorflow, wandb):
+    fake = wandb()
+    writer = writers.Writer(str(tmp_path), 0, MIRRORED)
+    writer.write(3, {"train/loss": 0.5, "validation/agreement": None})
+    writer.write_result({"seed": 3})
+    writer.close()
+    assert fake.logged == [(3, {"train/loss": 0.5})]
+    assert (fake.summary, fake.finished) == ({"result": {"seed": 3}}, 1)
+    (start,) = fake.started
+    assert (start["project"], start["name"], start["config"]["seed"]) == ("project", "kd", 3)
+
+
+def test_a_restart_goes_on_in_the_same_wandb_run_and_another_folder_in_another(tmp_path, without_tensorflow, wandb):
+    fake = wandb()
+    for folder in ("a", "a", "b"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        writers.Writer(str(tmp_path / folder), 0, MIRRORED).close()
+    first, again, other = (start["id"] for start in fake.started)
+    assert (first == again, first == other) == (True, False)
+    assert {start["resume"] for start in fake.started} == {"allow"}
+
+
+@pytest.mark.parametrize("config", [{"log": {"wandb": ""}}, {"log": {}}], ids=["empty", "of an older version"])
+def test_without_a_project_wandb_is_left_alone(tmp_path, without_tensorflow, monkeypatch, config):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    writers.Writer(str(tmp_path), 0, {"hash": "abc", "config": config}).close()
+
+
+@pytest.fixture
+def mirrored(tmp_path):
+    """The folder of a run that is mirrored."""
+    (tmp_path / "config.json").write_text(json.dumps(MIRRORED | {"identity": {}, "data": {}}))
+    return str(tmp_path)
+
+
+def test_an_image_reaches_the_run_of_its_folder(mirrored, wandb):
+    fake = wandb()
+    writers.mirror_image(mirrored, "gaze", "gaze.png")
+    assert (fake.logged, fake.finished) == ([(None, {"gaze": ("gaze.png",)})], 1)
+
+
+def test_an_image_that_cannot_be_mirrored_is_one_line(mirrored, wandb, capsys):
+    wandb(logged_in=False)
+    writers.mirror_image(mirrored, "gaze", "gaze.png")
+    assert capsys.readouterr().out.startswith("gaze.png does not go to W&B: log.wandb is 'project' and nobody is")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"logged_in": False}, "nobody is logged in; see `wandb login`, or set WANDB_MODE=offline"),
+        ({"logged_in": FakeWandb.Error("bad key")}, "W&B refuses the login: bad key"),
+    ],
+    ids=["nobody", "refused"],
+)
+def test_wandb_without_a_login_is_refused(wandb, options, said):
+    wandb(**options)
+    with pytest.raises(InputError, match=f"log.wandb is 'project' and {said}"):
+        writers.check_wandb("project")
+
+
+def test_wandb_offline_needs_no_login(wandb):
+    wandb(mode="offline", logged_in=False)
+    writers.check_wandb("project")
+
+
+def test_a_project_that_wandb_would_refuse_is_refused_first():
+    with pytest.raises(InputError, match=r"log\.wandb is 'a/b'; expected a project of W&B"):
+        writers.check_wandb("a/b")
+
+
+def test_without_wandb_a_run_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = tiny.config(**{"log.wandb": "project"})
+    with pytest.raises(InputError, match=r"log\.wandb is 'project' and wandb is not installed"):
+        loop.train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 class Terminal(io.StringIO):
