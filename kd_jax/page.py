@@ -45,6 +45,7 @@ class Section(NamedTuple):
     blocks: Sequence[Block]
 
 
+LONG = 40  # characters; cells of more get room
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --line: #d0d7de; --soft: #59636e; }
 @media (prefers-color-scheme: dark) {
@@ -62,9 +63,8 @@ a { color: inherit; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-td { min-width: min(14rem, 50vw); }
 td:first-child { min-width: min(10rem, 35vw); }
-.numbers td:not(:first-child) { min-width: 0; }
+td.long { min-width: min(16rem, 55vw); }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
 .numbers td:not(:first-child) { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
@@ -123,7 +123,8 @@ def _html(block: Block) -> str:
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{_escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    kinds = [tag + ' class="long"' * (len(cell) > LONG) for cell in cells]
+    return "<tr>" + "".join(f"<{k}>{_escape(cell)}</{tag}>" for k, cell in zip(kinds, cells, strict=True)) + "</tr>"
 
 
 def _markdown(block: Block) -> str:

@@ -7,7 +7,6 @@ one of the two backgrounds hides, and each has a marker of its own.
 import io
 import itertools
 import re
-import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -76,7 +75,7 @@ def matrix(title: str, names: Sequence[str], shares: np.ndarray) -> str:
     axes.grid(False)
     axes.pcolormesh(np.arange(count + 1) - 0.5, np.arange(count + 1) - 0.5, pixels, edgecolor="none")
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
-    short = [textwrap.shorten(name, 12, placeholder="…") if " " in name else _cut(name, 12) for name in names]
+    short = [_cut(name, 16) for name in names]
     axes.set_xticks(range(count), short, rotation=90)
     axes.set_yticks(range(count), short)
     axes.tick_params(length=0)

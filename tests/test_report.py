@@ -233,7 +233,7 @@ def test_details_of_other_classes_do_not_fit(tmp_path):
 
 
 def test_gaze_is_shown_where_it_was_measured(table):
-    assert row(table[1], "kd, agreement, all, cosine")[1] == "0.812 (0.750 to 0.875)"
+    assert row(table[1], "students, kd, agreement, all, cosine")[1] == "0.812 (0.750 to 0.875)"
     assert f'src="data:image/png;base64,{base64.b64encode(PNG).decode()}"' in table[0]
 
 
