@@ -29,10 +29,9 @@ ROWS = ("alone", "kd_same", "kd", "rkd_same", "rkd")
 
 
 def get_config(arg: str = "rkd") -> ConfigDict:
-    parts = arg.split(",")
+    parts = [choose("a part of the config's argument", part, (*ROWS, "small", "smoke")) for part in arg.split(",")]
     smoke = "smoke" in parts
-    arg = next((part for part in parts if part not in ("small", "smoke")), "rkd")
-    choose("the config's argument", arg, (*ROWS, "small", "smoke"))
+    arg = next((part for part in parts if part in ROWS), "rkd")
     config = base.get_config()
     config.name = f"quickstart-{arg}"
     config.dataset.labelled = 200

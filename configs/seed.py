@@ -59,6 +59,8 @@ PUBLISHED = {  # accuracy in per cent, of one seed, chosen on the test set; the 
 def get_config(arg: str = "kd") -> ConfigDict:
     row, *others = arg.split(",")
     choose("the row", row, ROWS)
+    for other in others:
+        choose("a part of the config's argument", other, ("faithful", *filter(None, recipes.SCALES)))
     faithful = "faithful" in others
     scale = next((other for other in others if other != "faithful"), "")
     method, frozen = row.removesuffix("_frozen"), row.endswith("_frozen")
@@ -91,7 +93,7 @@ def _recipe(config: ConfigDict, learning_rate: float, gamma: float) -> None:
     """The original's: Adam with L2 decay of everything, 32 images, 15 epochs, a rate that falls after each."""
     config.precision = "float32"
     config.model.head = "mlp"
-    config.train.epochs = 15
+    config.train.epochs, config.train.steps = 15, 0
     config.train.batch_size = 32
     config.train.clip = 0.0
     config.optimizer.name = config.optimizer.method.name = "adam"

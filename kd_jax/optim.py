@@ -1,5 +1,6 @@
 """Who is updated and how: optimisers as optax chains, schedules of the global step, frozen parameters."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -125,7 +126,7 @@ def create(
     choose("model.freeze", freeze, FREEZES)
     for name, options in (("optimizer", student), ("optimizer.method", method)):
         choose(f"{name}.name", options["name"], OPTIMIZERS)
-        if not options["learning_rate"] > 0:
+        if not 0 < options["learning_rate"] < math.inf:
             raise InputError(f"{name}.learning_rate is {options['learning_rate']}; expected a number above 0")
     shared = {
         "steps": steps,

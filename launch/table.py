@@ -58,7 +58,7 @@ class Job(NamedTuple):
     row: str
     seed: int
     config: dict[str, Any]
-    key: str  # hash of all that affects the result, but for the content of the data
+    key: str  # hash of all that affects the result, but for the content of the data and of the pretrained weights
     command: tuple[str, ...]  # without --workdir
 
 
@@ -152,7 +152,7 @@ def table(results: Mapping[str, Mapping[int, Mapping]], failures: Sequence[Failu
             accuracy,
             difference,
             "" if numbers["published"] is None else f"{numbers['published']:.2f}",
-            f"{len(numbers['accuracy'])}{failed}",
+            f"{len(numbers['accuracy'])}{failed}".replace("|", "\\|"),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(
@@ -238,12 +238,7 @@ def _run_all(jobs: Sequence[Job]) -> Iterator[tuple[Job, dict | Failure]]:
     images = PRETRAIN_ON.value
     for role in ("student", "teacher") if images else ():
         arg = ",".join(part for part in (role, SCALE.value) if part)
-        command = (
-            "-m",
-            "kd_jax.main",
-            f"--config=configs/pretrain.py:{arg}",
-            f"--config.dataset.path={PRETRAIN_ON.value}",
-        )
+        command = ("-m", "kd_jax.main", f"--config=configs/pretrain.py:{arg}", f"--config.dataset.path={images}")
         outcome = _run(command, _pretrained(role), f"pretrained {role}", 0, None)
         if isinstance(outcome, Failure):
             raise TrainingError(f"the {role} could not be pretrained: {outcome.reason}")

@@ -62,6 +62,13 @@ def test_the_faithful_rows_have_the_originals_schedules():
     assert (teacher.model.freeze, teacher.model.head) == ("convolutions", "mlp")
 
 
+@pytest.mark.parametrize("scale", recipes.SCALES)
+def test_the_faithful_rows_are_trained_for_the_originals_15_epochs_at_every_scale(scale):
+    config = seed.get_config(f"kd,faithful,{scale}" if scale else "kd,faithful")
+    for train in (config.train, config.teacher.config.train):
+        assert (train.epochs, train.steps) == (15, 0)
+
+
 @pytest.mark.parametrize("row", ["alone", "kd_same", "kd", "rkd_same", "rkd"])
 def test_the_quickstart_gives_every_row_the_same_recipe(row):
     first, config = get_config("quickstart", "alone"), get_config("quickstart", row)
@@ -97,3 +104,13 @@ def test_the_original_pair_and_size_are_the_default():
 def test_an_unknown_scale_is_refused_with_the_choices(name, said):
     with pytest.raises(InputError, match=said):
         get_config(name, "huge")
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"), [("quickstart", "kd,huge"), ("seed", "kd,laptop,huge"), ("seed", "kd,faithfull")]
+)
+def test_no_part_of_an_argument_is_passed_over(name, arg):
+    with pytest.raises(
+        InputError, match=f"a part of the config's argument is '{arg.rpartition(',')[2]}'; expected one of"
+    ):
+        get_config(name, arg)

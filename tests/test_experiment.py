@@ -38,6 +38,7 @@ def test_every_option_can_be_trained_with(overrides):
         ({"precision": "float16"}, "precision is 'float16'; expected one of: bfloat16, float32"),
         ({"optimizer.schedule": "cosin"}, "optimizer.schedule is 'cosin'; .* did you mean 'cosine'"),
         ({"optimizer.name": "sgdm"}, "optimizer.name is 'sgdm'; .* did you mean 'sgd'"),
+        ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate is inf; expected a number above 0"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; expected a number above 0"),
         ({"dataset.image_size": 0}, "dataset.image_size is 0; expected an integer of at least 1"),
         ({"dataset.source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, tfds"),
