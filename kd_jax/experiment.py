@@ -291,6 +291,7 @@ def _parts(
         batch_sharding=sharding.split(mesh),
         ema=config["train"]["ema"],
         accumulate=config["train"]["accumulate"],
+        teacher_network=teacher.network if teacher else None,
     )
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.models.layers import at_least_float32
 from kd_jax.types import InputError, Network, Outputs, Variables, choose
 
 VARIANTS = ("gradcam", "gradcam++")
@@ -103,8 +104,8 @@ def gradcam_and_outputs(
     if not _reads(score, zero):
         raise InputError("the network ignores `perturbations`; expected one that adds them to its maps")
     gradients, outputs = jax.grad(score, has_aux=True)(zero)
-    maps = _at_least_float32(outputs.features[stage])
-    gradients = _at_least_float32(gradients)
+    maps = at_least_float32(outputs.features[stage])
+    gradients = at_least_float32(gradients)
     if variant == "gradcam":
         weights = gradients.mean((1, 2), keepdims=True)
     else:
@@ -119,10 +120,6 @@ def _reads(function: Callable, x: jax.Array) -> bool:
     """Whether a function's result depends on x, as far as its program shows."""
     program = jax.make_jaxpr(function)(x).jaxpr
     return any(variable is program.invars[0] for equation in program.eqns for variable in equation.invars)
-
-
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def upsample(maps: jax.Array, size: int | tuple[int, int]) -> jax.Array:

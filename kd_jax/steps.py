@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import metrics
 from kd_jax.optim import Optimizer, merge, when
-from kd_jax.types import Batch, Hyper, Method, MethodVariables, Network, Teacher, TrainState, Variables
+from kd_jax.types import Batch, Hyper, Method, MethodVariables, Network, Networks, Teacher, TrainState, Variables
 
 
 class Images(NamedTuple):
@@ -33,6 +33,7 @@ class Parts(NamedTuple):
     batch_sharding: jax.sharding.Sharding | None = None  # of a batch's first dimension
     ema: float = 0.0  # decay of the student's moving average; 0 for none
     accumulate: int = 1  # parts that a batch is computed in
+    teacher_network: Network | None = None  # what the teacher's variables belong to, where that is one network
 
 
 def stream(rng: jax.Array, name: str) -> jax.Array:
@@ -101,6 +102,7 @@ def train_step(
         variables = {"params": merge(params["student"], frozen), "batch_stats": stats["student"]}
         outputs, batch_stats = parts.student.apply(variables, batch.images, train=True, rng=stream(part_rng, "student"))
         method_variables = MethodVariables(params["method"], stats["method"])
+        teaching = parts.teacher_network and (parts.teacher_network, teacher_variables)
         terms, method_state = parts.method.apply(
             method_variables,
             outputs,
@@ -109,6 +111,7 @@ def train_step(
             step=state.step,
             rng=stream(part_rng, "method"),
             train=True,
+            networks=Networks((parts.student, variables), teaching),
         )
         terms = {name: hyper.weights.get(name, 1.0) * term for name, term in terms.items()}
         loss = sum(terms.values(), jnp.zeros((), outputs.logits.dtype))

@@ -74,6 +74,17 @@ class Network(NamedTuple):
     apply: Callable[..., tuple[Outputs, Any]]  # (variables, images, *, train, rng, perturbations) -> (Outputs, stats)
 
 
+class Networks(NamedTuple):
+    """Student and teacher as they are in a step, each with its variables, for a method that runs them itself.
+
+    A second view of the images, or Grad-CAM, is not in the `Outputs` of a forward pass. Gradients flow to the student's
+    parameters; the teacher's have none.
+    """
+
+    student: tuple[Network, Variables]
+    teacher: tuple[Network, Variables] | None  # None without a teacher, and for one that is not a network
+
+
 class MethodVariables(NamedTuple):
     """What a method carries from step to step."""
 
@@ -105,7 +116,7 @@ class Method(NamedTuple):
     """
 
     init: Callable[..., MethodVariables]  # (rng, student, teacher) -> variables, from Outputs of ShapeDtypeStructs
-    apply: Callable[..., tuple[Terms, Any]]  # (variables, student, teacher, batch, *, step, rng, train)
+    apply: Callable[..., tuple[Terms, Any]]  # (variables, student, teacher, batch, *, step, rng, train, networks)
     reads: frozenset[str] = frozenset()  # the teacher's Outputs fields that it uses; empty: no teacher is needed
     weights: Mapping[str, float] = {}
     turns: Callable[[jax.Array], dict[str, Any]] = both_move

@@ -9,7 +9,7 @@ from configs import recipes, seed
 from kd_jax import experiment
 from kd_jax.types import InputError
 
-DISTILLED = ("kd", "rkd", "adversarial")
+DISTILLED = ("kd", "rkd", "adversarial", "gradcam")
 NAMES = ("student", "teacher", *DISTILLED)
 
 

@@ -103,6 +103,7 @@ def test_images_without_a_label_do_not_change_the_cross_entropy():
         step=0,
         rng=jax.random.key(0),
         train=True,
+        networks=None,
     )
     logits = np.asarray(outputs.logits, np.float64)[:8]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

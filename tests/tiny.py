@@ -30,6 +30,7 @@ METHODS = {
     "rkd_angle": {"cross_entropy": {}, "rkd_angle": {"weight": 50.0}},
     "adversarial": {"cross_entropy": {}, "adversarial": {"weight": 0.3, "hidden": [8]}},
     "wasserstein": {"cross_entropy": {}, "adversarial": {"objective": "wasserstein", "weight": 0.3, "hidden": [8]}},
+    "gradcam_alignment": {"cross_entropy": {}, "gradcam_alignment": {"stage": -2}},
     "turns": {"cross_entropy": {}, "adversarial": {"weight": 0.3, "hidden": [8], "turns": [3, 4]}},
 }
 
@@ -88,6 +89,7 @@ def parts(
         ),
         prepare=functools.partial(augment.prepare, dtype=dtype, **PIXELS),
         batch_sharding=sharding.split(mesh),
+        teacher_network=create(width=1 / 4),
         **others,
     )
 

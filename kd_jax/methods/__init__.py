@@ -8,6 +8,7 @@ from typing import Any
 from kd_jax.methods import logits, relations, seed
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.compose import join, lift, standardize
+from kd_jax.methods.explanations import gradcam_alignment
 from kd_jax.types import InputError, Method, choose
 
 __all__ = ["LOSSES", "create", "join", "lift", "register", "standardize"]
@@ -18,6 +19,7 @@ LOSSES: dict[str, Callable[..., Method]] = {
     "rkd_distance": lift(relations.rkd_distance, on="embedding"),
     "rkd_angle": lift(relations.rkd_angle, on="embedding"),
     "adversarial": adversarial,
+    "gradcam_alignment": gradcam_alignment,
     "seed_cross_entropy": lift(seed.cross_entropy, arguments=("student", "targets")),
     "seed_kd": lift(seed.kd),
     "seed_rkd_distance": lift(seed.rkd_distance),

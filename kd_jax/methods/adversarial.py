@@ -121,8 +121,8 @@ def adversarial(
         variables = network.init(rng, jnp.zeros(shapes.shape, shapes.dtype))
         return MethodVariables(variables["params"], {})
 
-    def apply(variables, student, teacher, batch, *, step, rng, train):
-        del batch, step, train
+    def apply(variables, student, teacher, batch, *, step, rng, train, networks):
+        del batch, step, train, networks
         teacher = jax.lax.stop_gradient(teacher)
         fake, real = inputs(student), inputs(teacher)
         fixed_fake, fixed_params = jax.lax.stop_gradient((fake, variables.params))

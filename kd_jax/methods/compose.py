@@ -76,8 +76,8 @@ def lift(
             del rng, student, teacher
             return MethodVariables({}, {})
 
-        def apply(variables, student, teacher, batch, *, step, rng, train):
-            del step, rng, train
+        def apply(variables, student, teacher, batch, *, step, rng, train, networks):
+            del step, rng, train, networks
             values = {"student": transform(read(student, on)), "targets": batch.targets, "labels": batch.labels}
             if "teacher" in arguments:
                 values["teacher"] = jax.lax.stop_gradient(transform(read(teacher, on)))
@@ -122,7 +122,7 @@ def join(methods: Mapping[str, Method]) -> Method:
             {name: variables.state for name, variables in made.items()},
         )
 
-    def apply(variables, student, teacher, batch, *, step, rng, train):
+    def apply(variables, student, teacher, batch, *, step, rng, train, networks):
         terms, state = {}, {}
         for i, (name, method) in enumerate(methods.items()):
             new, state[name] = method.apply(
@@ -133,6 +133,7 @@ def join(methods: Mapping[str, Method]) -> Method:
                 step=step,
                 rng=jax.random.fold_in(rng, i),
                 train=train,
+                networks=networks,
             )
             terms |= new
         return terms, state

@@ -88,8 +88,8 @@ def adversarial(name: str, *, temperature: float = TEMPERATURE, steps_per_epoch:
         variables = network.init(rng, jnp.zeros((2, student.logits.shape[-1])), train=False)
         return MethodVariables(variables["params"], variables["batch_stats"])
 
-    def apply(variables, student, teacher, batch, *, step, rng, train):
-        del batch, rng, train
+    def apply(variables, student, teacher, batch, *, step, rng, train, networks):
+        del batch, rng, train, networks
         fake = jax.nn.log_softmax(student.logits / temperature)
         real = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits) / temperature)
 

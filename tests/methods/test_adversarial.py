@@ -23,7 +23,7 @@ def build(**options):
 
 def apply(method, variables, student, teacher=None):
     teacher = outputs(TEACHER, EMBEDDING) if teacher is None else teacher
-    return method.apply(variables, student, teacher, batch([0] * 6), step=0, rng=RNG, train=True)[0]
+    return method.apply(variables, student, teacher, batch([0] * 6), step=0, rng=RNG, train=True, networks=None)[0]
 
 
 def hidden(params, x):

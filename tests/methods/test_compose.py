@@ -13,7 +13,14 @@ from tests.methods.numeric import STUDENT, TEACHER, batch, log_softmax, outputs,
 def apply(method, student=STUDENT, teacher=TEACHER, labels=(0, 1, 2, 3, 4, 0)):
     variables = method.init(jax.random.key(0), outputs(student), outputs(teacher))
     return method.apply(
-        variables, outputs(student), outputs(teacher), batch(list(labels)), step=0, rng=jax.random.key(0), train=True
+        variables,
+        outputs(student),
+        outputs(teacher),
+        batch(list(labels)),
+        step=0,
+        rng=jax.random.key(0),
+        train=True,
+        networks=None,
     )[0]
 
 
@@ -94,7 +101,7 @@ def counter(name, start=0.0, moves=True, **fields):
     def init(rng, student, teacher):
         return MethodVariables(jnp.float32(start), jnp.int32(start))
 
-    def run(variables, student, teacher, batch, *, step, rng, train):
+    def run(variables, student, teacher, batch, *, step, rng, train, networks):
         return {name: variables.params}, variables.state + 1
 
     return Method(init, run, turns=lambda step: {"student": moves, "method": True}, **fields)
@@ -103,7 +110,7 @@ def counter(name, start=0.0, moves=True, **fields):
 def test_joined_methods_keep_their_own_variables():
     joined = compose.join({"a": counter("a", 1.0), "b": counter("b", 2.0)})
     variables = joined.init(jax.random.key(0), None, None)
-    terms, state = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(0), train=True)
+    terms, state = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(0), train=True, networks=None)
     assert (terms, state) == ({"a": 1.0, "b": 2.0}, {"a": 2, "b": 3})
 
 
@@ -112,14 +119,14 @@ def test_joined_methods_have_randomness_of_their_own():
         def init(rng, student, teacher):
             return MethodVariables(jax.random.normal(rng), {})
 
-        def run(variables, student, teacher, batch, *, step, rng, train):
+        def run(variables, student, teacher, batch, *, step, rng, train, networks):
             return {f"{name}/init": variables.params, f"{name}/apply": jax.random.normal(rng)}, {}
 
         return Method(init, run)
 
     joined = compose.join({"a": noise("a"), "b": noise("b")})
     variables = joined.init(jax.random.key(0), None, None)
-    terms, _ = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(1), train=True)
+    terms, _ = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(1), train=True, networks=None)
     assert len({float(value) for value in terms.values()}) == 4
 
 

@@ -32,7 +32,9 @@ def build(name):
     def loss(params, student, teacher):
         own = MethodVariables(params, variables.state)
         labels = batch([0] * len(student))
-        terms, _ = method.apply(own, outputs(student), teacher, labels, step=0, rng=jax.random.key(1), train=True)
+        terms, _ = method.apply(
+            own, outputs(student), teacher, labels, step=0, rng=jax.random.key(1), train=True, networks=None
+        )
         return sum(terms.values())
 
     return loss, jax.jit(jax.value_and_grad(loss, (0, 1))), variables.params
@@ -77,7 +79,7 @@ def apply(method, student, teacher, labels=(0,) * 6):
     """The terms of a method without parameters."""
     rng = jax.random.key(0)
     variables = method.init(rng, student, teacher)
-    return method.apply(variables, student, teacher, batch(labels), step=0, rng=rng, train=True)[0]
+    return method.apply(variables, student, teacher, batch(labels), step=0, rng=rng, train=True, networks=None)[0]
 
 
 def cross_entropy(logits, labels):

@@ -111,7 +111,7 @@ def game():
     def apply(variables, student, step):
         rng = jax.random.key(0)
         terms, state = method.apply(
-            variables, outputs(student), outputs(TEN[1]), batch([0] * 6), step=step, rng=rng, train=True
+            variables, outputs(student), outputs(TEN[1]), batch([0] * 6), step=step, rng=rng, train=True, networks=None
         )
         return terms["adversarial"], state
 

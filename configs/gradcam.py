@@ -1,0 +1,17 @@
+"""Explanation-enhanced KD: beside KD, the student's Grad-CAM maps are pulled towards its teacher's.
+
+Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation", ECCV 2024; the weight is
+that of the official script. A step costs as much more as one of the student alone.
+
+    python -m kd_jax.main --config=configs/gradcam.py[:small|:smoke]
+    python -m kd_jax.main --config=configs/gradcam.py --term gradcam_alignment:stage=-2,variant=gradcam++
+"""
+
+from configs import kd
+
+
+def get_config(arg=""):
+    config = kd.get_config(arg)
+    config.name = "gradcam"
+    config.method.gradcam_alignment = {"weight": 1.0}
+    return config
