@@ -89,7 +89,7 @@ def gradcam_and_outputs(
     """`gradcam`, and what the network reports in the same forward pass."""
     choose("variant", variant, VARIANTS)
     stages = jax.eval_shape(lambda: network.apply(variables, images, train=False)[0]).features
-    if not -len(stages) <= stage < len(stages):
+    if not (isinstance(stage, int) and -len(stages) <= stage < len(stages)):
         raise InputError(
             f"stage is {stage}; expected 0 (the stem) to {len(stages) - 1}, or {-len(stages)} to -1 (the last)"
         )

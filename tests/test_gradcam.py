@@ -211,7 +211,7 @@ def test_maps_of_a_network_in_half_precision_are_float32():
     assert jax.eval_shape(functools.partial(gradcam.gradcam, network), variables, images, labels).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("stage", [4, -5])
+@pytest.mark.parametrize("stage", [4, -5, 1.5])
 def test_an_unknown_stage_is_refused_with_those_there_are(stage):
     network, variables, images, labels = small()
     with pytest.raises(InputError, match=f"stage is {stage}; expected 0 .the stem. to 3, or -4 to -1 .the last."):
