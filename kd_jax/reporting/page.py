@@ -103,6 +103,15 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def count(number: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> count(1, "run"), count(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def _html(block: Block) -> str:
     if isinstance(block, str):
         return f"<p>{_escape(block)}</p>"
