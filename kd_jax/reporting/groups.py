@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kd_jax.reporting.finished import Run, is_number
+from kd_jax.reporting.seeds import means
 
 # Where a student alone may differ from a distilled one and still be what it is compared with.
 NOT_RECIPE = ("teacher", "method.", "optimizer.method.", "dataset.unlabelled", "evaluate.every", "evaluate.batch")
@@ -32,13 +33,10 @@ class Group(NamedTuple):
         """What the rows that are compared share."""
         return canonical({k: v for k, v in self.recipe.items() if not k.startswith(NOT_RECIPE)})
 
-    def by_seed(self, name: str = "accuracy") -> dict[int, float]:
-        """{seed: the mean of a test metric over its runs}; without the runs that lack it."""
-        values: dict[int, list[float]] = collections.defaultdict(list)
-        for run in self.runs:
-            if is_number(run.result["test"].get(name)):
-                values[run.result["seed"]].append(run.result["test"][name])
-        return {seed: statistics.fmean(values[seed]) for seed in sorted(values)}
+    def by_seed(self, name: str = "accuracy", factor: float = 1.0) -> dict[int, float]:
+        """{seed: `factor` times the mean of a test metric over its runs}; without the runs that lack it."""
+        results = [run.result for run in self.runs if is_number(run.result["test"].get(name))]
+        return means((result["seed"], factor * result["test"][name]) for result in results)
 
 
 def by_recipe(found: Sequence[Run]) -> list[Group]:

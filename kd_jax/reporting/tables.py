@@ -1,14 +1,13 @@
 """The tables of results, and of what was run."""
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kd_jax.intervals import mean_and_deviation, paired_difference
 from kd_jax.reporting.finished import is_number
 from kd_jax.reporting.groups import Group, baseline, by_data, canonical, shown, unusual_values, usual_values
 from kd_jax.reporting.page import Block, Folded, Table
+from kd_jax.reporting.seeds import difference, spread
 
 
 def results(groups: Sequence[Group]) -> list[Block]:
@@ -67,35 +66,25 @@ def about(groups: Sequence[Group]) -> list[Block]:
 
 
 def _result(group: Group, alone: Group | None) -> list[str]:
-    accuracy = {seed: 100 * value for seed, value in group.by_seed().items()}
-    mean, deviation = mean_and_deviation(list(accuracy.values()))
-    difference = ""
-    if alone:
-        other = alone.by_seed()
-        both = sorted(accuracy.keys() & other.keys())
-        if both:
-            gain, half = paired_difference([accuracy[s] for s in both], [100 * other[s] for s in both])
-            difference = f"{gain:+.2f}" + (f" ± {half:.2f}" if math.isfinite(half) else "")
-        else:
-            difference = "no seed in common"
+    accuracy = group.by_seed(factor=100)
     teachers = [run.result.get("teacher") for run in group.runs]
     taught = [t["accuracy"] for t in teachers if isinstance(t, dict) and is_number(t.get("accuracy"))]
 
-    def average(name: str, form: str, factor: float = 1.0) -> str:
-        values = group.by_seed(name)
-        return form.format(factor * statistics.fmean(values.values())) if values else ""
+    def average(name: str, digits: int, factor: float = 1.0) -> str:
+        values = group.by_seed(name, factor)
+        return f"{statistics.fmean(values.values()):.{digits}f}" if values else ""
 
     return [
         group.label,
-        f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(accuracy) > 1 else ""),
-        difference,
+        spread(accuracy, 2),
+        difference(accuracy, alone.by_seed(factor=100), 2) if alone else "",
         alone.label if alone else "",
         str(len(accuracy)),
-        average("top5", "{:.2f}", 100),
-        average("nll", "{:.3f}"),
-        average("ece", "{:.2f}", 100),
-        average("agreement", "{:.2f}", 100),
-        average("fidelity_kl", "{:.3f}"),
+        average("top5", 2, 100),
+        average("nll", 3),
+        average("ece", 2, 100),
+        average("agreement", 2, 100),
+        average("fidelity_kl", 3),
         f"{100 * statistics.fmean(taught):.2f}" if taught else "",
         f"{group.runs[0].result['parameters']:,}",
         f"{statistics.fmean(run.result['seconds'] for run in group.runs):,.0f}",
