@@ -23,6 +23,7 @@ class Run(NamedTuple):
     folder: str
     result: dict[str, Any]
     recipe: dict[str, Any]  # flat: what affects the result, but for the seed
+    teacher: str | None  # hash of its run's config; None without a teacher
     data: str  # names the test set
     class_names: tuple[str, ...]
 
@@ -89,8 +90,10 @@ def _read(folder: str) -> Run:
     _check(result["test"], TEST, "test.")
 
     try:
-        names = saved["data"]["class_names"]
-        return Run(folder, result, _recipe(saved["identity"]), _data(saved, result), tuple(map(str, names)))
+        recipe, teacher = _recipe(saved["identity"]), saved["identity"]["teacher"]
+        taught_by = runs.digest(teacher["run"]) if teacher else None
+        names = tuple(map(str, saved["data"]["class_names"]))
+        return Run(folder, result, recipe, taught_by, _data(saved, result), names)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else "has another form"
         raise InputError(f"config.json {what}; it is of another version") from None

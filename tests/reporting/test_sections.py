@@ -11,6 +11,16 @@ def test_a_section_with_nothing_to_say_is_left_out(tmp_path):
     assert titles == ["Results", "Learning curves", "Calibration", "Confusions", "What was run"]
 
 
+def test_numbers_and_pictures_of_where_networks_look_stand_in_one_section(tmp_path):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "gaze.json").write_text("damaged")
+    (tmp_path / "one" / "gaze.png").write_bytes(b"picture")
+    (looks,) = (one for one in sections(groups(tmp_path), []) if one.title == "Where the networks look")
+    said, picture = looks.blocks
+    assert "Left out: gaze.json" in said
+    assert picture.png == b"picture"
+
+
 def test_runs_that_are_left_out_are_listed_even_where_nothing_else_is():
     (section,) = sections([], [("runs/one", "has not finished: step 12")])
     assert section.blocks == [Table(("run", "why"), [("runs/one", "has not finished: step 12")], numbers=False)]
