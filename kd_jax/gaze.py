@@ -34,6 +34,7 @@ class Subject(NamedTuple):
 
     folder: str  # of its run
     name: str
+    config_hash: str | None  # of its run; None for weights that are no run
     network: Network
     variables: Variables
     prepare: Callable[[jax.Array], jax.Array]  # uint8 images -> normalised as it reads them
@@ -73,10 +74,11 @@ def explain(
     if not teacher:
         where = made.config["teacher"]["path"]
         raise InputError(f"the teacher of {run} has no finished run in {where}; expected it there, see --runs")
-    name = os.path.basename(teacher.folder) if teacher.variables else _name(teacher.folder)
+    weights = teacher.folder, os.path.basename(teacher.folder), None
+    about: tuple[str, str, str | None] = weights if teacher.variables else _run(teacher.folder)
     subjects = [
-        Subject(teacher.folder, name, teacher.network, teacher_variables, made.parts.prepare),
-        Subject(run, _name(run), made.parts.student, variables, made.parts.prepare),
+        Subject(*about, teacher.network, teacher_variables, made.parts.prepare),
+        Subject(*_run(run), made.parts.student, variables, made.parts.prepare),
         *(_subject(folder, made) for folder in against),
     ]
     measured = _measure(made, subjects, stage=stage, variant=variant)
@@ -127,12 +129,13 @@ def _subject(folder: str, made: Experiment) -> Subject:
         std=np.array(saved["data"]["std"]),
         dtype=experiment.PRECISIONS[saved["config"]["precision"]],
     )
-    return Subject(folder, _name(folder), network, made.place(variables), prepare)
+    return Subject(*_run(folder), network, made.place(variables), prepare)
 
 
-def _name(folder: str) -> str:
-    config = runs.read_json(folder, "config.json")["config"]
-    return f"{config['name']}, seed {config['seed']}"
+def _run(folder: str) -> tuple[str, str, str]:
+    """The first fields of a run's `Subject`."""
+    saved = runs.read_json(folder, "config.json")
+    return folder, f"{saved['config']['name']}, seed {saved['config']['seed']}", saved["hash"]
 
 
 def _look(subjects: Sequence[Subject], variables, images, labels, *, stage: int, variant: str):
@@ -198,19 +201,25 @@ def summarize(measured: Mapping[str, np.ndarray], subjects: Sequence[Subject]) -
     Args:
       measured: see `_measure`. subjects: the teacher, the distilled student, the others.
     Returns:
-      {"images", "interval", "teacher": {"workdir", "name", "accuracy", "zero_maps"}, "students": [{... the same keys,
-      "agreement": {"all", "both_right", "only_teacher_right", "only_student_right", "both_wrong": GROUP}, "difference":
-      {"all", "all_right": GROUP} of the first student minus this one, image by image; None for the first}]}. A GROUP is
-      {"images", and for "cosine", "pearson", "iou" and "centre_distance" (in pixels of the image) {"mean", "low",
-      "high"}, or None where it has no images}. `zero_maps` is the fraction of images whose map is zero, and whose
-      agreement is therefore 0.
+      {"images", "interval", "teacher": {"workdir", "name", "config_hash", "accuracy", "zero_maps"}, "students": [{...
+      the same keys, "agreement": {"all", "both_right", "only_teacher_right", "only_student_right", "both_wrong":
+      GROUP}, "difference": {"all", "all_right": GROUP} of the first student minus this one, image by image; None for
+      the first}]}. A GROUP is {"images", and for "cosine", "pearson", "iou" and "centre_distance" (in pixels of the
+      image) {"mean", "low", "high"}, or None where it has no images}. `config_hash` is that of the run, which names it
+      wherever its folder lies; None for a teacher that is weights and no run. `zero_maps` is the fraction of images
+      whose map is zero, and whose agreement is therefore 0.
     """
     agreement, right, zero = (measured[name] for name in ("agreement", "right", "zero"))
 
     def about(index: int) -> dict[str, Any]:
         subject = subjects[index]
-        accuracy, zero_maps = float(right[index].mean()), float(zero[index].mean())
-        return {"workdir": subject.folder, "name": subject.name, "accuracy": accuracy, "zero_maps": zero_maps}
+        return {
+            "workdir": subject.folder,
+            "name": subject.name,
+            "config_hash": subject.config_hash,
+            "accuracy": float(right[index].mean()),
+            "zero_maps": float(zero[index].mean()),
+        }
 
     students = []
     for index, values in enumerate(agreement, start=1):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import kd_jax
-from kd_jax import augment, data, experiment, gaze, gradcam, loop, runs
+from kd_jax import augment, data, experiment, export, gaze, gradcam, loop, runs
 from kd_jax.types import InputError, Network, Outputs
 from tests import tiny
 
@@ -60,6 +60,21 @@ def test_accuracies_are_those_of_the_runs(folder, found):
     for name, about in zip(("teacher", "kd", "teacher"), (found["teacher"], *found["students"]), strict=True):
         saved = runs.read_json(str(folder / name), "result.json")
         assert about["accuracy"] == pytest.approx(saved["test"]["accuracy"])
+
+
+def test_hashes_are_those_of_the_runs(folder, found):
+    for name, about in zip(("teacher", "kd", "teacher"), (found["teacher"], *found["students"]), strict=True):
+        assert about["config_hash"] == runs.read_json(str(folder / name), "config.json")["hash"]
+
+
+def test_a_teacher_that_is_weights_and_no_run_has_no_hash(folder, tmp_path):
+    file, run = str(tmp_path / "teacher.safetensors"), str(tmp_path / "run")
+    export.export(str(folder / "teacher"), file)
+    config = tiny.config(method=tiny.METHODS["kd"], **{"train.steps": 1})
+    config["teacher"] |= {"kind": "weights", "path": file, "config": tiny.config(**{"model.width": 1 / 4})}
+    loop.train_and_evaluate(config, run)
+    teacher = gaze.explain(run, stage=2, shown=1)["teacher"]
+    assert (teacher["name"], teacher["config_hash"]) == ("teacher.safetensors", None)
 
 
 @pytest.mark.parametrize("name", gradcam.AGREEMENT)
@@ -133,7 +148,7 @@ class Fake:
 def test_maps_of_two_sizes_are_compared_at_the_larger():
     made = experiment.create(tiny.config())
     networks = [Network(None, Fake(pool).apply) for pool in (4, 2)]
-    subjects = [gaze.Subject("", "", network, {}, lambda x: x / 255.0) for network in networks]
+    subjects = [gaze.Subject("", "", None, network, {}, lambda x: x / 255.0) for network in networks]
     measured = gaze._measure(made, subjects, stage=0, variant="gradcam")
     images = made.dataset.test.images[..., 0] / 255.0
     teacher, student = (images.reshape(-1, 8 // p, p, 8 // p, p).mean((2, 4)) for p in (4, 2))

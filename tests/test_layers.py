@@ -13,8 +13,8 @@ LAYERS = (
     {"models", "methods", "teachers", "augment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
     {"data", "checkpoint", "writers", "runs", "weights", "quiet_tensorflow"},
-    {"experiment", "loop", "gaze"},
-    {"main", "evaluate", "explain", "predict", "export", "report", "page", "plots", "cli"},
+    {"experiment", "loop", "gaze", "reporting"},
+    {"main", "evaluate", "explain", "predict", "export", "report", "cli"},
 )
 HEAVY = {
     "orbax": {"checkpoint"},

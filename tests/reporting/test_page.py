@@ -2,7 +2,7 @@
 
 import pytest
 
-from kd_jax import page
+from kd_jax.reporting import page
 
 HOSTILE = "<script>1|2</script> & *[x](y)*"
 BLOCKS = {

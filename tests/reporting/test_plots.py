@@ -6,7 +6,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
-from kd_jax import plots
+from kd_jax.reporting import plots
 
 SERIES = [plots.Series(style, [0, 1, 2], [0.1, 0.2, style], [0, 0, 0], [1, 1, 1]) for style in range(7)]
 TITLE = "a < b & $\\frac \u732b"

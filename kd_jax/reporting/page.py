@@ -52,7 +52,7 @@ STYLE = """
   :root { --text: #e6e8eb; --back: #14171a; --line: #3a4149; --soft: #9aa4af; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 75rem; padding: 1rem; color: var(--text); background: var(--back);
+body { margin: 0 auto; max-width: 80rem; padding: 1rem; color: var(--text); background: var(--back);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid var(--line); }
@@ -65,7 +65,7 @@ th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); te
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td:first-child { min-width: min(10rem, 35vw); }
 td.long { min-width: min(16rem, 55vw); }
-.numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
+.numbers th:not(:first-child), .numbers td:not(:first-child) { padding-left: .4rem; text-align: right; }
 .numbers td:not(:first-child) { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
 .figures svg { display: block; width: 100%; max-width: 30rem; height: auto; font-family: inherit; }
@@ -101,6 +101,15 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     for section in sections:
         parts += [f"## {_plain(section.title)}", *(text for block in section.blocks if (text := _markdown(block)))]
     return "\n\n".join(parts) + "\n"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> count(1, "run"), count(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _html(block: Block) -> str:

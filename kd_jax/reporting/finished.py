@@ -1,0 +1,149 @@
+"""Finished runs, read from their folders, and why others cannot be shown."""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kd_jax import runs, writers
+from kd_jax.types import InputError
+
+FILES = ("config.json", "result.json", "metrics.jsonl")  # one of them makes a folder a run's
+# What a report reads of a result, and of its `test`.
+NUMBER, TEXT, KEYS = "a number", "text", "keys"
+RESULT = {"name": TEXT, "seed": NUMBER, "config_hash": TEXT, "parameters": NUMBER, "seconds": NUMBER, "device": TEXT}
+RESULT["versions"] = KEYS
+TEST = {"accuracy": NUMBER, "nll": NUMBER, "ece": NUMBER, "images": NUMBER}
+
+
+class Run(NamedTuple):
+    """A finished run, from its files."""
+
+    folder: str
+    result: dict[str, Any]
+    recipe: dict[str, Any]  # flat: what affects the result, but for the seed
+    teacher: str | None  # hash of its run's config; None without a teacher
+    data: str  # names the test set
+    class_names: tuple[str, ...]
+
+
+def read(folders: Sequence[str]) -> tuple[list[Run], list[tuple[str, str]]]:
+    """The finished runs at or below some folders, each once.
+
+    Returns:
+      (runs, [(folder of a run that is left out, why)]).
+    Raises:
+      InputError: when a folder holds no run.
+    """
+    found: list[Run] = []
+    left_out: list[tuple[str, str]] = []
+    first: dict[str, str] = {}  # hash of a config -> its run
+    for folder in _find(folders):
+        try:
+            run = _read(folder)
+        except InputError as error:
+            left_out.append((folder, str(error)))
+            continue
+        if first.setdefault(run.result["config_hash"], folder) == folder:
+            found.append(run)
+        else:
+            left_out.append((folder, f"the same run as {first[run.result['config_hash']]}"))
+    return found, left_out
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _find(folders: Sequence[str]) -> list[str]:
+    """The folders of runs at or below some folders, each once."""
+    found: dict[str, str] = {}  # by real path
+    for top in folders:
+        if not os.path.isdir(top):
+            raise InputError(f"{top!r} is not a folder; expected the folder of a run, or one that holds runs")
+        seen, holds_run = set(), False
+        for folder, below, files in os.walk(top, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link to a folder above
+                below.clear()
+                continue
+            seen.add(real)
+            below.sort()
+            if set(FILES) & set(files):
+                below.clear()
+                holds_run = True
+                found.setdefault(real, os.path.normpath(folder))
+        if not holds_run:
+            raise InputError(f"{top!r} holds no run; expected the folder of a run, or one that holds runs")
+    return list(found.values())
+
+
+def _read(folder: str) -> Run:
+    """A finished run; raises InputError with the reason why it cannot be part of the tables."""
+    saved = runs.read_json(folder, "config.json")
+    if not runs.has_result(folder):
+        raise InputError(_unfinished(folder, saved))
+    result = runs.read_json(folder, "result.json")
+    _check(result, RESULT, "")
+    _check(result["test"], TEST, "test.")
+
+    try:
+        recipe, teacher = _recipe(saved["identity"]), saved["identity"]["teacher"]
+        taught_by = runs.digest(teacher["run"]) if teacher else None
+        names = tuple(map(str, saved["data"]["class_names"]))
+        return Run(folder, result, recipe, taught_by, _data(saved, result), names)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "has another form"
+        raise InputError(f"config.json {what}; it is of another version") from None
+
+
+def _check(tree: Mapping[str, Any], expected: Mapping[str, str], where: str) -> None:
+    for key, kind in expected.items():
+        if key not in tree:
+            raise InputError(f"result.json lacks {where}{key}; it is of another version")
+        value = tree[key]
+        if not (is_number(value) if kind == NUMBER else isinstance(value, str if kind == TEXT else dict)):
+            raise InputError(f"{where}{key} of result.json is {repr(value)[:40]}; expected {kind}")
+
+
+def _unfinished(folder: str, saved: Mapping[str, Any]) -> str:
+    """How far a run without a result has come, and when it last wrote."""
+    step = 0
+    path = os.path.join(folder, "metrics.jsonl")
+    try:
+        lines = writers.read(folder, most=1)
+        step = max((line["step"] for line in lines), default=0)
+        train = saved["config"]["train"]
+        total = train["steps"] or train["epochs"] * (saved["data"]["train_images"] // train["batch_size"])
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(path)))
+        return f"has not finished: step {step} of {total}, last written {written}"
+    except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return f"has not finished: step {step}"
+
+
+def _recipe(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an identity that make a recipe: without seeds, and with a teacher's own in one value."""
+    teacher = identity["teacher"]
+    kept = {key: value for key, value in identity.items() if key not in ("seed", "teacher")}
+    recipe = {**runs.flat(kept), "teacher": "none"}
+    if teacher:
+        whole = _without_seeds(teacher["run"])
+        recipe["teacher"] = f"{whole.get('model', {}).get('name', 'weights')} {runs.digest(whole)[:8]}"
+        recipe |= {f"teacher.{key}": value for key, value in teacher.items() if key != "run"}
+    return recipe
+
+
+def _without_seeds(identity: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in identity.items() if key != "seed"}
+    teacher = kept.get("teacher")
+    return {**kept, "teacher": {**teacher, "run": _without_seeds(teacher["run"])}} if teacher else kept
+
+
+def _data(saved: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    dataset = saved["config"]["dataset"]
+    names = {"folder": os.path.basename(os.path.normpath(dataset["path"])), "tfds": dataset["name"]}
+    name = names.get(dataset["source"], dataset["source"])
+    classes, images = len(saved["data"]["class_names"]), result["test"]["images"]
+    return f"{name} {saved['data']['fingerprint'][:8]}, {classes} classes, {images:,} test images"

@@ -1,0 +1,120 @@
+"""The tables of results, and of what was run."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kd_jax.reporting.finished import is_number
+from kd_jax.reporting.groups import Group, baseline, by_data, canonical, shown, unusual_values, usual_values
+from kd_jax.reporting.page import Block, Folded, Table
+from kd_jax.reporting.seeds import difference, spread
+
+
+def results(groups: Sequence[Group]) -> list[Block]:
+    """A table for each test set."""
+    header = ["", "test accuracy, %", "difference, points", "compared with", "seeds", "top-5, %", "NLL", "ECE, %"]
+    header += ["agreement, %", "KL", "teacher, %", "parameters", "seconds"]
+    blocks: list[Block] = []
+    for data, members in by_data(groups).items():
+        rows = [_result(group, baseline(group, members)) for group in members]
+        blocks += [f"Test set: {data}.", Table(header, rows)]
+    if groups:
+        blocks.append(
+            "Mean and standard deviation over seeds. Differences are paired by seed, with a 95% interval by"
+            " Student's t, to the same student and recipe without a teacher. NLL: negative log-likelihood, nats. ECE:"
+            " expected calibration error. Agreement and KL compare with the student's own teacher."
+        )
+    return blocks
+
+
+def about(groups: Sequence[Group]) -> list[Block]:
+    """What recipes share and where they differ, on which hardware they ran, and every run."""
+    if not groups:
+        return []
+    hardware = []
+    for group in groups:
+        own = [run.result for run in group.runs]
+        speeds = [r["images_per_second"] for r in own if is_number(r.get("images_per_second"))]
+        versions = _listed(f"{name} {version}" for r in own for name, version in r["versions"].items())
+        hardware.append(
+            (
+                group.label,
+                _listed(r["device"] for r in own),
+                f"{statistics.fmean(r['seconds'] for r in own):,.0f}",
+                f"{statistics.fmean(speeds):,.0f}" if speeds else "",
+                versions,
+            )
+        )
+    every = [
+        (
+            run.folder,
+            group.label,
+            str(run.result["seed"]),
+            f"{100 * run.result['test']['accuracy']:.2f}",
+            f"{run.result['seconds']:,.0f}",
+            run.result["config_hash"][:8],
+        )
+        for group in groups
+        for run in group.runs
+    ]
+    header = ("run", "recipe", "seed", "test accuracy, %", "seconds", "config")
+    return [
+        *(block for data, members in by_data(groups).items() for block in _differences(data, members)),
+        Table(("", "hardware", "seconds", "images per second", "versions"), hardware, numbers=False),
+        Folded("Every run", [Table(header, every, numbers=False)]),
+    ]
+
+
+def _result(group: Group, alone: Group | None) -> list[str]:
+    accuracy = group.by_seed(factor=100)
+    teachers = [run.result.get("teacher") for run in group.runs]
+    taught = [t["accuracy"] for t in teachers if isinstance(t, dict) and is_number(t.get("accuracy"))]
+
+    def average(name: str, digits: int, factor: float = 1.0) -> str:
+        values = group.by_seed(name, factor)
+        return f"{statistics.fmean(values.values()):.{digits}f}" if values else ""
+
+    return [
+        group.label,
+        spread(accuracy, 2),
+        difference(accuracy, alone.by_seed(factor=100), 2) if alone else "",
+        alone.label if alone else "",
+        str(len(accuracy)),
+        average("top5", 2, 100),
+        average("nll", 3),
+        average("ece", 2, 100),
+        average("agreement", 2, 100),
+        average("fidelity_kl", 3),
+        f"{100 * statistics.fmean(taught):.2f}" if taught else "",
+        f"{group.runs[0].result['parameters']:,}",
+        f"{statistics.fmean(run.result['seconds'] for run in group.runs):,.0f}",
+    ]
+
+
+def _differences(data: str, groups: Sequence[Group]) -> list[Block]:
+    """What the configs of groups share, and where each differs."""
+    usual = usual_values([group.recipe for group in groups])
+    keys = dict.fromkeys(key for group in groups for key in group.recipe)
+    differing = sorted(key for key in keys if len({canonical(group.recipe.get(key)) for group in groups}) > 1)
+    same = [key for key in sorted(usual) if key not in differing]
+    shared = Folded("What all of them share", [_settings(usual, same)])
+    if not differing:
+        return [f"{data}.", shared]
+    rows = []
+    for group in groups:
+        own = [f"{key} {shown(value)}" for key, value in unusual_values(group.recipe, usual).items()]
+        rows.append((group.label, "; ".join(own) or "as usual"))
+    return [
+        f"{data}. How the recipes differ from what most of them share:",
+        Table(("", "differences"), rows, numbers=False),
+        Folded("What most of them share, of the keys that differ", [_settings(usual, differing)]),
+        shared,
+    ]
+
+
+def _settings(values: Mapping[str, Any], keys: Iterable[str]) -> Table:
+    return Table(("key", "value"), [(key, shown(values.get(key, "absent"))) for key in keys], numbers=False)
+
+
+def _listed(items: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(items))

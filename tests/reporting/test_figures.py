@@ -1,0 +1,69 @@
+"""What is drawn of runs."""
+
+import re
+
+import numpy as np
+import pytest
+
+from kd_jax import runs
+from kd_jax.reporting import figures
+from tests.reporting.made_up import groups, row, text, write_run, write_table
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """The groups of a small table."""
+    folder = tmp_path_factory.mktemp("table")
+    write_table(folder)
+    return groups(folder)
+
+
+def test_the_curves_are_those_of_accuracy_and_of_every_term_in_training_and_validation(table):
+    (page,) = figures.pages(table)
+    _, drawn = figures.curves(page)
+    assert [re.search('aria-label="(.*?)"', svg)[1] for svg in drawn.svgs] == [
+        "accuracy on training batches",
+        "accuracy on the validation split",
+        "loss, the sum of its terms",
+        "negative log-likelihood on the validation split",
+        "loss term cross_entropy, as weighted",
+    ]
+
+
+def test_what_a_killed_process_left_of_the_metrics_does_not_stop_the_report(tmp_path):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "metrics.jsonl").write_bytes(b'7\n{"epoch": "x"}\n{"epoch": 1, "train/loss": null}\n\x00')
+    (page,) = figures.pages(groups(tmp_path))
+    assert figures.curves(page) == []
+
+
+def test_the_most_confused_pair_is_named_with_its_share(table):
+    said = text(figures.confusions(table, list(figures.pages(table))))
+    assert row(said, "kd")[1].startswith("cat / &lt;i&gt;dog&lt;/i&gt; 5.0%")
+
+
+def test_of_many_classes_the_matrix_shows_those_of_the_worst_and_the_best_pairs():
+    confusion = np.diag(np.full(50, 90.0))
+    confusion[3, 40] = confusion[8, 9] = 10.0
+    confusion[:20, 0] += 1.0  # all but the classes 20 and above make a mistake
+    confusion[22:, 0] += 1.0
+    chosen = figures._classes(figures._pairs(confusion), 50)
+    assert len(chosen) <= 12
+    assert {3, 40, 8, 9, 20, 21} <= set(chosen)
+
+
+@pytest.mark.parametrize("section", ["calibration", "confusions"])
+def test_without_details_the_report_says_so(tmp_path, section):
+    write_run(tmp_path / "one", details=False)
+    found = groups(tmp_path)
+    (page,) = figures.pages(found)
+    blocks = figures.calibration(page) if section == "calibration" else figures.confusions(found, [page])
+    assert blocks == ["Without a test_details.json that fits, as of an older version: student."]
+
+
+def test_details_of_other_classes_do_not_fit(tmp_path):
+    write_run(tmp_path / "one")
+    bins = {"bin_confidence": [1.0], "bin_correct": [1], "bin_count": [1]}
+    runs.write_json(str(tmp_path / "one" / "test_details.json"), bins | {"confusion": [[1, 0], [0, 1]]})
+    (page,) = figures.pages(groups(tmp_path))
+    assert page.details == [None]

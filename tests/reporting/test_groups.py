@@ -1,0 +1,32 @@
+"""Runs of one recipe are one group, and a group has the baseline of its student."""
+
+from kd_jax.reporting.groups import baseline
+from tests.reporting.made_up import groups, write_run, write_table
+
+
+def test_the_baseline_is_the_same_student_without_a_teacher(tmp_path):
+    write_table(tmp_path)
+    found = {group.label: group for group in groups(tmp_path)}
+    assert baseline(found["kd"], list(found.values())) is found["student"]
+    assert baseline(found["student"], list(found.values())) is None
+
+
+def test_a_student_of_another_recipe_is_no_baseline(tmp_path):
+    write_run(tmp_path / "a", "student", **{"optimizer.learning_rate": 0.3})
+    teacher = write_run(tmp_path / "t", "teacher", **{"model.width": 0.25})
+    write_run(tmp_path / "b", "kd", teacher=teacher)
+    found = groups(tmp_path)
+    assert baseline(next(group for group in found if group.label == "kd"), found) is None
+
+
+def test_seeds_of_the_teacher_do_not_split_a_group(tmp_path):
+    for seed in range(2):
+        teacher = write_run(tmp_path / f"t{seed}", "teacher", seed, **{"model.width": 0.25})
+        write_run(tmp_path / f"kd{seed}", "kd", seed, teacher=teacher)
+    assert {group.label: len(group.runs) for group in groups(tmp_path)} == {"kd": 2, "teacher": 2}
+
+
+def test_recipes_of_one_name_are_told_apart_by_what_differs(tmp_path):
+    for width in (0.25, 0.5):
+        write_run(tmp_path / str(width), "student", **{"model.width": width})
+    assert {group.label for group in groups(tmp_path)} == {"student", "student (model.width 0.5)"}

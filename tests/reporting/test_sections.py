@@ -1,0 +1,33 @@
+"""The sections of the report."""
+
+from kd_jax.reporting.page import Table
+from kd_jax.reporting.sections import sections
+from tests.reporting.made_up import groups, write_run
+
+
+def test_a_section_with_nothing_to_say_is_left_out(tmp_path):
+    write_run(tmp_path / "one")
+    titles = [section.title for section in sections(groups(tmp_path), [])]
+    assert titles == ["Results", "Learning curves", "Calibration", "Confusions", "What was run"]
+
+
+def test_numbers_and_pictures_of_where_networks_look_stand_in_one_section(tmp_path):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "gaze.json").write_text("damaged")
+    (tmp_path / "one" / "gaze.png").write_bytes(b"picture")
+    (looks,) = (one for one in sections(groups(tmp_path), []) if one.title == "Where the networks look")
+    said, picture = looks.blocks
+    assert "Left out: gaze.json" in said
+    assert picture.png == b"picture"
+
+
+def test_runs_that_are_left_out_are_listed_even_where_nothing_else_is():
+    (section,) = sections([], [("runs/one", "has not finished: step 12")])
+    assert section.blocks == [Table(("run", "why"), [("runs/one", "has not finished: step 12")], numbers=False)]
+
+
+def test_recipes_that_are_not_drawn_are_counted(tmp_path):
+    write_run(tmp_path / "one")
+    (group,) = groups(tmp_path)
+    curves = next(section for section in sections([group] * 23, []) if section.title == "Learning curves")
+    assert curves.blocks[-1] == "2 more recipes stand in the tables only; a report on fewer runs draws them."
