@@ -341,7 +341,7 @@ def _draw(groups: Mapping[str, int], titles: Sequence[str], rows: Sequence[Seque
         figure.text(x / width, 1 - top / height, text, **style)
 
     for left, title in zip(lefts, titles, strict=True):
-        write(left + CELL / 2, 0.1, title)
+        write(left + CELL / 2, 0.1, title, fontsize=6.8)
     top, remaining = HEAD, iter(rows)
     for heading, count in groups.items():
         write(SIDE, top + 0.08, heading, ha="left", fontweight="bold")

@@ -11,7 +11,7 @@ def sections(groups: Sequence[Group], left_out: Sequence[tuple[str, str]]) -> li
     """The sections that have something to say. `left_out`: (folder of a run, why it is left out)."""
     pages = list(figures.pages(groups))
     missing = len(groups) - sum(len(page.groups) for page in pages)
-    note = [f"{count(missing, 'more recipe')} stand in the tables only; a report on fewer runs draws them."]
+    note = [f"In the tables only: {count(missing, 'more recipe')}; a report on fewer runs draws them."]
     curves = [block for page in pages for block in figures.curves(page)] + (note if missing else [])
     sections = [
         Section("Results", tables.results(groups)),

@@ -30,4 +30,4 @@ def test_recipes_that_are_not_drawn_are_counted(tmp_path):
     write_run(tmp_path / "one")
     (group,) = groups(tmp_path)
     curves = next(section for section in sections([group] * 23, []) if section.title == "Learning curves")
-    assert curves.blocks[-1] == "2 more recipes stand in the tables only; a report on fewer runs draws them."
+    assert curves.blocks[-1] == "In the tables only: 2 more recipes; a report on fewer runs draws them."
