@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from absl import flags
 
 from kd_jax import cli, runs
-from kd_jax.intervals import mean_and_deviation, paired_difference
+from kd_jax.reporting.seeds import difference, spread
 from kd_jax.types import InputError, choose
 
 flags.declare_key_flag("against")
@@ -40,24 +40,18 @@ def table(rows: Mapping[str, Mapping[int, Mapping]], to: str, labels: Mapping[st
         "| --- | --- | --- | --- | --- |",
     ]
     for name, results in rows.items():
-        mean, deviation = mean_and_deviation([_accuracy(r) for r in results.values()])
-        both = sorted(results.keys() & rows[to].keys())
-        gain = ""
-        if name != to and both:
-            difference, half = paired_difference(
-                [_accuracy(results[s]) for s in both], [_accuracy(rows[to][s]) for s in both]
-            )
-            gain = f"{difference:+.2f}" + (f" ± {half:.2f}" if len(both) > 1 else "")
-        accuracy = f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(results) > 1 else "")
+        accuracy = _accuracy(results)
+        gain = "" if name == to else difference(accuracy, _accuracy(rows[to]), 2)
         seconds = statistics.fmean(r["seconds"] for r in results.values())
-        lines.append(f"| {(labels or {}).get(name, name)} | {accuracy} | {gain} | {len(results)} | {seconds:.0f} |")
+        label = (labels or {}).get(name, name)
+        lines.append(f"| {label} | {spread(accuracy, 2)} | {gain} | {len(results)} | {seconds:.0f} |")
     if any(len(results) > 1 for results in rows.values()):
         lines += ["", "Mean and standard deviation over seeds; differences are paired by seed, with a 95% interval."]
     return "\n".join(lines)
 
 
-def _accuracy(result: Mapping) -> float:
-    return 100 * result["test"]["accuracy"]
+def _accuracy(results: Mapping[int, Mapping]) -> dict[int, float]:
+    return {seed: 100 * result["test"]["accuracy"] for seed, result in results.items()}
 
 
 if __name__ == "__main__":
