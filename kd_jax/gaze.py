@@ -5,6 +5,7 @@ there? Maps of the classes that the networks predict would differ for another re
 those of the teacher's class would ask about something that is not there wherever the teacher is wrong.
 """
 
+import collections
 import functools
 import itertools
 import os
@@ -76,11 +77,11 @@ def explain(
         raise InputError(f"the teacher of {run} has no finished run in {where}; expected it there, see --runs")
     weights = teacher.folder, os.path.basename(teacher.folder), None
     about: tuple[str, str, str | None] = weights if teacher.variables else _run(teacher.folder)
-    subjects = [
+    subjects = _tell_apart(
         Subject(*about, teacher.network, teacher_variables, made.parts.prepare),
         Subject(*_run(run), made.parts.student, variables, made.parts.prepare),
         *(_subject(folder, made) for folder in against),
-    ]
+    )
     measured = _measure(made, subjects, stage=stage, variant=variant)
     gaze = {"stage": stage, "variant": variant, **summarize(measured, subjects)}
     chosen = choose_images(measured, made.dataset.test.labels, shown)
@@ -136,6 +137,16 @@ def _run(folder: str) -> tuple[str, str, str]:
     """The first fields of a run's `Subject`."""
     saved = runs.read_json(folder, "config.json")
     return folder, f"{saved['config']['name']}, seed {saved['config']['seed']}", saved["hash"]
+
+
+def _tell_apart(*subjects: Subject) -> list[Subject]:
+    """Those that share a name have that of their folder instead."""
+    names = collections.Counter(subject.name for subject in subjects)
+    folders = (os.path.basename(os.path.normpath(subject.folder)) for subject in subjects)
+    return [
+        subject if names[subject.name] == 1 else subject._replace(name=folder)
+        for subject, folder in zip(subjects, folders, strict=True)
+    ]
 
 
 def _look(subjects: Sequence[Subject], variables, images, labels, *, stage: int, variant: str):

@@ -77,6 +77,12 @@ def test_a_teacher_that_is_weights_and_no_run_has_no_hash(folder, tmp_path):
     assert (teacher["name"], teacher["config_hash"]) == ("teacher.safetensors", None)
 
 
+def test_networks_of_one_name_are_told_apart_by_their_folders(folder, found):
+    (teacher,) = (path.name for path in (folder / "runs" / "teachers").iterdir())
+    names = [about["name"] for about in (found["teacher"], *found["students"])]
+    assert names == [teacher, "tiny, seed 0", "teacher"]  # the last is a link to the first
+
+
 @pytest.mark.parametrize("name", gradcam.AGREEMENT)
 def test_agreement_is_the_mean_over_every_image_of_the_test_set(folder, found, name):
     teacher = maps_of(folder / "teacher")

@@ -50,7 +50,8 @@ def by_recipe(found: Sequence[Run]) -> list[Group]:
         by_name[members[0].result["name"]].append(members)
     groups = []
     for name, same in by_name.items():
-        usual = usual_values([members[0].recipe for members in same])
+        # Of values that are as frequent as one another, that of the shortest recipe is the usual one.
+        usual = usual_values(sorted((members[0].recipe for members in same), key=len))
         for members in same:
             own = {
                 k: v for k, v in unusual_values(members[0].recipe, usual).items() if not k.startswith("dataset.path")

@@ -1,6 +1,7 @@
 """Runs of one recipe are one group, and a group has the baseline of its student."""
 
 from kd_jax.reporting.groups import baseline
+from tests import tiny
 from tests.reporting.made_up import groups, write_run, write_table
 
 
@@ -30,3 +31,10 @@ def test_recipes_of_one_name_are_told_apart_by_what_differs(tmp_path):
     for width in (0.25, 0.5):
         write_run(tmp_path / str(width), "student", **{"model.width": width})
     assert {group.label for group in groups(tmp_path)} == {"student", "student (model.width 0.5)"}
+
+
+def test_of_recipes_that_each_add_a_key_the_one_without_has_no_remark(tmp_path):
+    for name, term in (("b", {"weight": 1.0}), ("a", {"weight": 5.0}), ("c", None)):
+        write_run(tmp_path / name, "student", method=tiny.METHODS["cross_entropy"] | ({"more": term} if term else {}))
+    expected = {"student", "student (method.more.weight 1)", "student (method.more.weight 5)"}
+    assert {group.label for group in groups(tmp_path)} == expected
