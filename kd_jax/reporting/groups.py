@@ -56,7 +56,7 @@ def by_recipe(found: Sequence[Run]) -> list[Group]:
             own = {
                 k: v for k, v in unusual_values(members[0].recipe, usual).items() if not k.startswith("dataset.path")
             }
-            apart = ", ".join(f"{key} {shown(value)}" for key, value in list(own.items())[:3])
+            apart = ", ".join(f"{key.removeprefix('method.')} {shown(value)}" for key, value in list(own.items())[:3])
             groups.append(Group(f"{name} ({apart})" if apart else name, tuple(members)))
     size = collections.Counter((group.runs[0].data, group.student) for group in groups)
 

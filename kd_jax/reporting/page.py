@@ -66,6 +66,7 @@ th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td:first-child { min-width: min(10rem, 35vw); }
 td.long { min-width: min(16rem, 55vw); }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { padding-left: .4rem; text-align: right; }
+.numbers td:first-child { min-width: min(10rem, 35vw); overflow-wrap: anywhere; }
 .numbers td:not(:first-child) { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
 .figures svg { display: block; width: 100%; max-width: 30rem; height: auto; font-family: inherit; }
@@ -133,7 +134,8 @@ def _html(block: Block) -> str:
 
 def _row(tag: str, cells: Sequence[str]) -> str:
     kinds = [tag + ' class="long"' * (len(cell) > LONG) for cell in cells]
-    return "<tr>" + "".join(f"<{k}>{_escape(cell)}</{tag}>" for k, cell in zip(kinds, cells, strict=True)) + "</tr>"
+    texts = [_escape(cell).replace("_", "_<wbr>") for cell in cells]  # a long name may be broken there
+    return "<tr>" + "".join(f"<{k}>{text}</{tag}>" for k, text in zip(kinds, texts, strict=True)) + "</tr>"
 
 
 def _markdown(block: Block) -> str:

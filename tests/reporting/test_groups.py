@@ -36,5 +36,5 @@ def test_recipes_of_one_name_are_told_apart_by_what_differs(tmp_path):
 def test_of_recipes_that_each_add_a_key_the_one_without_has_no_remark(tmp_path):
     for name, term in (("b", {"weight": 1.0}), ("a", {"weight": 5.0}), ("c", None)):
         write_run(tmp_path / name, "student", method=tiny.METHODS["cross_entropy"] | ({"more": term} if term else {}))
-    expected = {"student", "student (method.more.weight 1)", "student (method.more.weight 5)"}
+    expected = {"student", "student (more.weight 1)", "student (more.weight 5)"}
     assert {group.label for group in groups(tmp_path)} == expected
