@@ -22,7 +22,7 @@ TO = flags.DEFINE_string(
     "to", None, "export: the new file to write; explain, report: the folder to write into, for explain not the run's."
 )
 AGAINST = flags.DEFINE_multi_string(
-    "against", [], "explain: the folder of a run to compare with; compare: the name of the runs, by default `student`."
+    "against", [], "explain: the folders of runs to compare with; compare: the name of the runs, by default `student`."
 )
 
 

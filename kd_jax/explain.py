@@ -2,10 +2,10 @@
 
 usage: python -m kd_jax.explain --workdir=RUN [--against=RUN ...] [--path=DATA] [--stage=-1] [--variant=gradcam]
 
-RUN is a finished run with a teacher. Each --against is another finished run on the same data, for example the same
-student trained alone. Into RUN, or into --to, it writes gaze.json, the agreement of every student's Grad-CAM maps with
-the teacher's, and gaze.png, a grid of images and maps, which goes to TensorBoard too. All maps are those of an image's
-true class.
+RUN is a finished run with a teacher. --against takes other finished runs on the same data, one or more, for example
+the same student trained alone. Into RUN, or into --to, it writes gaze.json, the agreement of every student's Grad-CAM
+maps with the teacher's, and gaze.png, a grid of images and maps, which goes to TensorBoard too. All maps are those of
+an image's true class.
 
 The grid's images are chosen by rule. One of each class (of evenly spaced classes, where there is no room for all): its
 first image in the test set that teacher and student both get right, else its first image. With --against, up to a third
@@ -26,7 +26,7 @@ for name in ("workdir", "against", "path", "to", "runs"):
 
 
 def main(arguments: list[str]) -> None:
-    if arguments or not cli.WORKDIR.value:
+    if not cli.WORKDIR.value:
         raise InputError(
             "expected --workdir=FOLDER, the folder of a finished run with a teacher, and --against=FOLDER for others"
         )
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
 
     gaze.explain(
         cli.WORKDIR.value,
-        cli.AGAINST.value,
+        [*cli.AGAINST.value, *arguments],  # absl gives what follows the first one as arguments
         to=cli.TO.value,
         path=cli.PATH.value,
         runs_folder=cli.RUNS.value,

@@ -290,16 +290,17 @@ def test_a_folder_that_cannot_be_written_is_refused(folder, tmp_path):
     assert "cannot be written" in refused(folder, folder / "kd", to=str(tmp_path / "file"))
 
 
-def test_the_command_writes_into_the_run_and_prints_what_it_found(folder):
+def test_the_command_writes_into_the_run_and_prints_what_it_found_of_each_that_it_names(folder):
     command = [sys.executable, "-m", "kd_jax.explain", f"--workdir={folder / 'kd'}", f"--runs={folder / 'runs'}"]
-    own = ["--variant=gradcam++", "--images=3"]
+    own = ["--variant=gradcam++", "--images=3", "--against", *2 * [str(folder / "teacher")]]
     done = subprocess.run([*command, *own], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].startswith("359/359 images  ")
     found = json.loads((folder / "kd" / "gaze.json").read_text())
     assert (found["variant"], found["stage"]) == ("gradcam++", -1)
     cosine = found["students"][0]["agreement"]["all"]["cosine"]
-    teacher, student, written = done.stdout.splitlines()
-    assert teacher.startswith("teacher tiny-teacher, seed 0: accuracy ")
+    teacher, student, *others, written = done.stdout.splitlines()
+    assert teacher.startswith("teacher ")
+    assert [line.partition(":")[0] for line in others] == ["teacher", "teacher"]
     assert student.endswith(f"maps {cosine['mean']:.3f} [{cosine['low']:.3f}, {cosine['high']:.3f}]")
     assert written == f"wrote {folder / 'kd' / 'gaze.json'} and {folder / 'kd' / 'gaze.png'}"
