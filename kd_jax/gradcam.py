@@ -4,7 +4,7 @@ Selvaraju et al., "Grad-CAM", ICCV 2017; Chattopadhay et al., "Grad-CAM++", WACV
 arXiv 1710.11063).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def gradcam(
       network: one that adds `perturbations` to its maps, see `kd_jax.types.Network`.
       variables: of the network.
       images: [B, H, W, C], normalised as the network reads them.
-      labels: [B] int, the class that each map explains.
+      labels: [B] int from 0 to K - 1, the class that each map explains; not checked.
       stage: which of `Outputs.features`, from 0 (the stem), or from -1 (the last) backwards.
       variant: one of `VARIANTS`.
     Returns:
@@ -64,7 +64,8 @@ def gradcam(
       class. One backward pass serves the batch: no image influences another's map. `jit` it with `network`, `stage` and
       `variant` fixed; `jax.grad` of a loss on the maps by `variables["params"]` works.
     Raises:
-      InputError: for an unknown stage or variant, and for a network that ignores `perturbations`.
+      InputError: for an unknown stage or variant, and for a network whose `apply` does not read `perturbations` (in the
+        program that JAX traces; a jitted `apply` hides that, and its maps would be zero).
 
     >>> from kd_jax import models
     >>> network = models.create("resnet8", num_classes=10, width=0.25)
@@ -89,7 +90,7 @@ def gradcam_and_outputs(
     """`gradcam`, and what the network reports in the same forward pass."""
     choose("variant", variant, VARIANTS)
     stages = jax.eval_shape(lambda: network.apply(variables, images, train=False)[0]).features
-    if not (isinstance(stage, int) and -len(stages) <= stage < len(stages)):
+    if not (isinstance(stage, int | np.integer) and -len(stages) <= stage < len(stages)):
         raise InputError(
             f"stage is {stage}; expected 0 (the stem) to {len(stages) - 1}, or {-len(stages)} to -1 (the last)"
         )
@@ -128,10 +129,22 @@ def upsample(maps: jax.Array, size: int | tuple[int, int]) -> jax.Array:
     return jax.image.resize(maps, (len(maps), height, width), "linear")
 
 
+def at_one_size(maps: Sequence[jax.Array]) -> list[jax.Array]:
+    """Maps [B, h, w] of several networks, brought to the largest of their sizes.
+
+    Raises:
+      InputError: where that is one pixel, which shows no place.
+    """
+    height, width = (max(x.shape[axis] for x in maps) for axis in (1, 2))
+    if height == width == 1:
+        raise InputError("the maps of this stage are one pixel, which shows no place; expected an earlier stage")
+    return [upsample(x, (height, width)) for x in maps]
+
+
 def normalize(maps: jax.Array) -> jax.Array:
     """Maps [B, h, w], each brought to [0, 1]: (map - min) / (max - min). A constant map becomes zeros."""
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    constant = high == low
+    constant = _constant(maps)
     return jnp.where(constant, 0.0, (maps - low) / jnp.where(constant, 1.0, high - low))
 
 
@@ -205,7 +218,9 @@ def _unit(maps: jax.Array) -> jax.Array:
 
 
 def _constant(maps: jax.Array) -> jax.Array:
-    return maps.max((1, 2), keepdims=True) == maps.min((1, 2), keepdims=True)
+    """Whether a map is constant but for rounding, of which `upsample` has some."""
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    return high - low <= 8 * jnp.finfo(maps.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
 
 
 def _top(maps: jax.Array) -> jax.Array:

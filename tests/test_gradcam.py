@@ -211,6 +211,15 @@ def test_maps_of_a_network_in_half_precision_are_float32():
     assert jax.eval_shape(functools.partial(gradcam.gradcam, network), variables, images, labels).dtype == jnp.float32
 
 
+def test_a_stage_may_be_a_number_of_numpy():
+    network, variables, images, labels = small()
+    call = functools.partial(gradcam.gradcam, network)
+    shapes = [
+        jax.eval_shape(functools.partial(call, stage=s), variables, images, labels).shape for s in (1, np.int64(1))
+    ]
+    assert shapes[0] == shapes[1]
+
+
 @pytest.mark.parametrize("stage", [4, -5, 1.5])
 def test_an_unknown_stage_is_refused_with_those_there_are(stage):
     network, variables, images, labels = small()
@@ -307,6 +316,12 @@ CONSTANT = jnp.full((1, 4, 4), 0.1)
 )
 def test_an_agreement_of_zero_and_constant_maps_is_what_its_docstring_says(name, a, b, expected):
     np.testing.assert_allclose(gradcam.AGREEMENT[name](a, b), [expected], atol=1e-6)
+
+
+def test_a_constant_map_stays_one_when_it_is_enlarged():
+    enlarged = gradcam.upsample(jnp.full((1, 3, 3), 0.1), 8)
+    assert enlarged.max() != enlarged.min()  # rounding
+    assert gradcam.pearson(enlarged, jax.random.uniform(jax.random.key(0), (1, 8, 8))) == 0
 
 
 @pytest.mark.parametrize("maps", [ZERO, CONSTANT, CORNER], ids=["zero", "constant", "corner"])

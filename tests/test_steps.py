@@ -91,6 +91,12 @@ def test_the_loss_is_the_sum_of_its_weighted_terms():
     np.testing.assert_allclose(float(run.scalars["loss"]), sum(terms), rtol=1e-6)
 
 
+def test_a_term_that_runs_the_networks_itself_moves_the_student():
+    run = tiny.Run(tiny.parts({"gradcam_alignment": {"stage": -2}}))
+    run.step()
+    assert run.scalars["gradient_norm"] > 1e-3
+
+
 def test_images_without_a_label_do_not_change_the_cross_entropy():
     made = tiny.parts(tiny.METHODS["cross_entropy"])
     batch = made.augment(jax.random.key(0), tiny.data(8).images[:16], tiny.data(8).labels[:16], jnp.arange(16))

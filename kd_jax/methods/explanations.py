@@ -19,10 +19,11 @@ def alignment(student: jax.Array, teacher: jax.Array, *, similarity: str = "cosi
       similarity: a key of `SIMILARITIES`.
     Returns:
       [B], without unit; one where a map is zero (for "pearson": constant), without a gradient there.
+    Raises:
+      InputError: for an unknown similarity, and for maps of one pixel.
     """
-    height, width = (max(sizes) for sizes in zip(student.shape[1:], teacher.shape[1:], strict=True))
-    maps = (gradcam.upsample(x, (height, width)) for x in (student, jax.lax.stop_gradient(teacher)))
-    return 1 - choose("similarity", similarity, SIMILARITIES)(*maps)
+    measure = choose("similarity", similarity, SIMILARITIES)
+    return 1 - measure(*gradcam.at_one_size([student, jax.lax.stop_gradient(teacher)]))
 
 
 def gradcam_alignment(name: str, *, stage: int = -1, variant: str = "gradcam", similarity: str = "cosine") -> Method:
@@ -30,15 +31,16 @@ def gradcam_alignment(name: str, *, stage: int = -1, variant: str = "gradcam", s
 
     Both networks are in inference mode here, as when they are explained, so that no image influences another's map; the
     official code takes the student's maps from the forward pass in training mode. The student therefore has a forward
-    and a backward pass more in each step. No image needs a label.
+    and a backward pass more in each step. No image needs a label. With `teacher.batch_statistics` the class is what the
+    teacher predicts by the batch's statistics.
 
     Args:
       name: of the term.
       stage, variant: of both networks, see `gradcam.gradcam`.
       similarity: see `alignment`.
     Raises:
-      InputError: for an unknown variant or similarity, a stage that a network does not have, and a teacher that is not
-        a network.
+      InputError: for an unknown variant or similarity, a stage that a network does not have, maps of one pixel, and a
+        teacher that is not a network.
     """
     choose(f"method.{name}.variant", variant, gradcam.VARIANTS)
     choose(f"method.{name}.similarity", similarity, SIMILARITIES)
@@ -57,8 +59,8 @@ def gradcam_alignment(name: str, *, stage: int = -1, variant: str = "gradcam", s
                 gradcam.gradcam(*pair, batch.images, classes, stage=stage, variant=variant)
                 for pair in (networks.student, networks.teacher)
             ]
+            return {name: alignment(*maps, similarity=similarity).mean()}, variables.state
         except InputError as error:
             raise InputError(f"method.{name}: {error}") from error
-        return {name: alignment(*maps, similarity=similarity).mean()}, variables.state
 
     return Method(init, apply, frozenset({"logits"}))

@@ -53,6 +53,13 @@ def test_a_map_of_zeros_is_at_distance_one():
     np.testing.assert_array_equal(explanations.alignment(jnp.zeros((2, 4, 4)), jnp.asarray(OTHERS[:2])), [1, 1])
 
 
+def test_maps_of_one_pixel_are_refused():
+    with pytest.raises(
+        InputError, match="the maps of this stage are one pixel, which shows no place; expected an earl"
+    ):
+        explanations.alignment(jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1)))
+
+
 @functools.cache
 def pair():
     """Student and teacher, each (network, variables), and a batch of images without a label."""
