@@ -19,7 +19,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs; those of teachers lie in its folder `teachers`.")
 PATH = flags.DEFINE_string("path", None, "Where the data lies now, if not where it lay in training.")
 TO = flags.DEFINE_string(
-    "to", None, "export: the new file to write; explain, report: the folder to write into, for explain not the run's."
+    "to",
+    None,
+    "export: the new file to write; explain, report: the folder to write into, instead of the run's or of `report`.",
 )
 AGAINST = flags.DEFINE_multi_string(
     "against", [], "explain: the folders of runs to compare with; compare: the name of the runs, by default `student`."
@@ -84,7 +86,7 @@ def _exit_code(call: Callable[[], None]) -> int:
     except TrainingError as error:
         return _report(_one_line(error), 1)
     except KeyboardInterrupt:
-        return _report("interrupted; the same command goes on from the last checkpoint", 130)
+        return _report("interrupted; the same command starts again, a run from its last checkpoint", 130)
     except Exception as error:
         # The loop, which defines Preempted, is slow to import, and not imported for --help.
         if type(error).__name__ == "Preempted":

@@ -27,7 +27,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (FULL, 1, "error: the disk is full; make room and start the same command again"),
         (wrapped(FULL), 1, "error: the disk is full; make room and start the same command again"),
         (loop.Preempted("stopped at step 3 of 9"), 143, "stopped at step 3 of 9"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command starts again, a run from its last checkpoint"),
     ],
     ids=["input", "training", "disk", "disk in the background", "preempted", "interrupted"],
 )
