@@ -30,11 +30,14 @@ def main(arguments: list[str]) -> None:
         raise InputError(
             "expected --workdir=FOLDER, the folder of a finished run with a teacher, and --against=FOLDER for others"
         )
+    against = [*cli.AGAINST.value, *arguments]  # absl gives what follows the first one as arguments
+    if not all(against):
+        raise InputError("--against is empty; expected the folder of a finished run")
     from kd_jax import gaze
 
     gaze.explain(
         cli.WORKDIR.value,
-        [*cli.AGAINST.value, *arguments],  # absl gives what follows the first one as arguments
+        against,
         to=cli.TO.value,
         path=cli.PATH.value,
         runs_folder=cli.RUNS.value,

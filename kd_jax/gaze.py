@@ -7,7 +7,9 @@ those of the teacher's class would ask about something that is not there whereve
 
 import collections
 import functools
+import io
 import itertools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from kd_jax import augment, experiment, gradcam, loop, runs, sharding, steps, wr
 from kd_jax.experiment import Experiment
 from kd_jax.types import InputError, Network, Variables
 
+FILES = ("gaze.json", "gaze.png")
 DRAWS = 1000  # of the bootstrap
 # Of the grid, in inches.
 CELL, CAPTION, GAP, SIDE, HEAD, HEADING, FOOT = 1.2, 0.26, 0.08, 0.1, 0.5, 0.3, 0.4
@@ -52,7 +55,7 @@ def explain(
     variant: str = "gradcam",
     shown: int = 15,
 ) -> dict[str, Any]:
-    """Writes gaze.json and gaze.png, and prints a summary.
+    """Writes gaze.json and gaze.png in place of those that are there, and prints a summary.
 
     Args:
       run: the folder of a finished run with a teacher. against: folders of finished runs on the same data.
@@ -67,8 +70,8 @@ def explain(
       InputError: when a folder holds no finished run, there is no teacher, the runs' data differ, a network lacks the
         stage, or `to` cannot be written. Nothing was written.
     """
+    runs.check_writable(to or run, "--to:" if to else "the work directory", FILES)
     to = to or run
-    runs.check_writable(to)
     _check_data([run, *against])
     made, variables, _, teacher_variables = loop.restore(run, path=path, runs_folder=runs_folder)
     teacher = made.teacher
@@ -89,19 +92,18 @@ def explain(
     roles = ["teacher", "student", *["compared with"] * len(against)]
     titles = [f"{role}\n{_short(subject.name, 22)}" for role, subject in zip(roles, subjects, strict=True)]
     kind = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}[variant]
+    place = "the last stage" if stage == -1 else f"stage {stage}"
     note = (
-        f"{kind} of the true class, stage {stage}; brighter is more, each map by itself.\n"
+        f"{kind} of the true class, {place}; brighter is more, each map by itself.\n"
         "Below: the class that the network predicts, ✗ if wrong. #: place in the test set."
     )
     grid = _draw({heading: len(group) for heading, group in chosen.items()}, ["image\nits class", *titles], cells, note)
-    os.makedirs(to, exist_ok=True)
-    runs.write_json(os.path.join(to, "gaze.json"), gaze)
-    image = os.path.join(to, "gaze.png")
-    _save(grid, image)
+    runs.write_files(to, dict(zip(FILES, (json.dumps(gaze, indent=1).encode(), _png(grid)), strict=True)))
+    _print(gaze)
+    numbers, image = (os.path.join(to, name) for name in FILES)
+    print(f"wrote {numbers} and {image}")
     writers.write_image(to, runs.read_json(run, "result.json")["checkpoint"], "gaze", grid)
     writers.mirror_image(run, "gaze", image)
-    _print(gaze)
-    print(f"wrote {os.path.join(to, 'gaze.json')} and {image}")
     return gaze
 
 
@@ -179,18 +181,17 @@ def _measure(made: Experiment, subjects: Sequence[Subject], *, stage: int, varia
     def step(variables, data, index):
         images, labels, _ = steps.gather(data, index, made.parts.batch_sharding)
         maps, outputs = _look(subjects, variables, images, labels, stage=stage, variant=variant)
-        height, width = (max(x.shape[axis] for x in maps) for axis in (1, 2))
-        maps = [gradcam.upsample(x, (height, width)) for x in maps]
+        teacher, *students = maps = gradcam.at_one_size(maps)
+        units = {"centre_distance": size / teacher.shape[1]}  # pixels of the image in one of the maps
+
+        def agreement(student):
+            measured = {name: measure(student, teacher) for name, measure in gradcam.AGREEMENT.items()}
+            return jnp.stack([units.get(name, 1.0) * values for name, values in measured.items()])
+
         zero = jnp.stack([x.max((1, 2)) == 0 for x in maps])
-        scale = {"centre_distance": size / height}
-        moved = 1 - gradcam.cosine(maps[1], maps[2]) if len(maps) > 2 else jnp.zeros(len(labels))
+        moved = 1 - gradcam.cosine(*students[:2]) if len(students) > 1 else jnp.zeros(len(labels))
         return {
-            "agreement": jnp.stack(
-                [
-                    jnp.stack([scale.get(name, 1.0) * f(x, maps[0]) for name, f in gradcam.AGREEMENT.items()])
-                    for x in maps[1:]
-                ]
-            ),
+            "agreement": jnp.stack([agreement(student) for student in students]),
             "right": jnp.stack([x.logits.argmax(-1) == labels for x in outputs]),
             "zero": zero,
             "moved": jnp.where(zero[:3].any(0), -1.0, moved),
@@ -304,7 +305,7 @@ def choose_images(measured: Mapping[str, np.ndarray], labels: np.ndarray, count:
     spaced = classes[np.linspace(0, len(classes) - 1, room).round().astype(int)]
     heading = "one of each class" if room == len(classes) else f"one of each of {room} classes"
     chosen = {heading: [first(label) for label in spaced]}
-    return chosen | ({"where the student's gaze differs most": most} if most else {})
+    return chosen | ({"where the student differs most from the first compared": most} if most else {})
 
 
 class _Cell(NamedTuple):
@@ -373,10 +374,10 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _save(pixels: np.ndarray, path: str) -> None:
-    """Writes a PNG whole or not at all."""
-    Image.fromarray(pixels).save(path + ".tmp", format="png")
-    os.replace(path + ".tmp", path)
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
 
 
 def _print(gaze: Mapping[str, Any]) -> None:

@@ -7,8 +7,6 @@ are one group, a row of the tables. A group with a teacher is compared, seed by 
 and recipe without one. Writes index.html, which needs no other file and no network, and report.md.
 """
 
-import contextlib
-import errno
 import os
 from collections.abc import Sequence
 
@@ -42,36 +40,14 @@ def report(folders: Sequence[str], to: str) -> tuple[int, int]:
     Raises:
       InputError: when a folder holds no run, or `to` cannot be written; nothing was written.
     """
-    runs.check_writable(to, "--to:")
-    for name in FILES:
-        if os.path.isdir(os.path.join(to, name)):
-            raise InputError(
-                f"--to is {to!r}, which cannot be written: {name} in it is a folder; expected a file or none"
-            )
+    runs.check_writable(to, "--to:", FILES)
     found, left_out = finished.read(folders)
     groups = by_recipe(found)
     title = f"Report: {count(len(found), 'run')} of {count(len(groups), 'recipe')}"
     said = sections(groups, left_out)
-    _write(to, [html(title, said), markdown(title, said)])
+    texts = (html(title, said), markdown(title, said))
+    runs.write_files(to, {name: text.encode(errors="replace") for name, text in zip(FILES, texts, strict=True)})
     return len(found), len(left_out)
-
-
-def _write(to: str, texts: Sequence[str]) -> None:
-    """Writes the files into a folder, each whole or not at all."""
-    paths = [os.path.join(to, name) for name in FILES]
-    try:
-        os.makedirs(to, exist_ok=True)
-        for path, text in zip(paths, texts, strict=True):
-            with open(path + ".tmp", "w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
-            os.replace(path + ".tmp", path)
-    except OSError as error:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                os.remove(path + ".tmp")
-        if error.errno == errno.ENOSPC:
-            raise
-        raise InputError(f"--to is {to!r}, which cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """A run's folder: its identity, its lock, its JSON files."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flax.traverse_util import empty_node, flatten_dict
@@ -78,6 +79,29 @@ def write_json(path: str, value: Any, indent: int | None = 1) -> None:
     os.replace(path + ".tmp", path)
 
 
+def write_files(folder: str, files: Mapping[str, bytes]) -> None:
+    """Writes files into a folder, which is made where it is missing: each whole, and all of them or none.
+
+    Raises:
+      InputError: when they cannot be written. OSError: the disk is full.
+    """
+    paths = {os.path.join(folder, name): content for name, content in files.items()}
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for path, content in paths.items():
+            with open(path + ".tmp", "wb") as file:
+                file.write(content)
+        for path in paths:
+            os.replace(path + ".tmp", path)
+    except OSError as error:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.remove(path + ".tmp")
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(f"{folder!r} cannot be written: {error.strerror}") from error
+
+
 def read_json(folder: str, name: str) -> Any:
     """A run's `name`; raises InputError when the folder has no whole one."""
     path = os.path.join(folder, name)
@@ -117,13 +141,16 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
         )
 
 
-def check_writable(folder: str, what: str = "the work directory") -> None:
-    """Raises InputError when the folder cannot be made or written. Writes nothing."""
+def check_writable(folder: str, what: str = "the work directory", files: Iterable[str] = ()) -> None:
+    """Raises InputError when the folder or one of these files in it cannot be made or written. Writes nothing."""
     parent = os.path.abspath(folder)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{what} {folder!r} cannot be written: {parent} is not a writable folder")
+    for name in files:
+        if os.path.isdir(os.path.join(folder, name)):
+            raise InputError(f"{what} {folder!r} cannot be written: {name} in it is a folder; expected a file or none")
 
 
 @contextlib.contextmanager

@@ -247,6 +247,11 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
         ),
         ("kd_jax.explain", [], "expected --workdir=FOLDER, the folder of a finished run with a teacher"),
         ("kd_jax.explain", ["--workdir=RUN"], "has no teacher; expected a distilled one"),
+        (
+            "kd_jax.explain",
+            ["--workdir=RUN", "--against="],
+            "--against is empty; expected the folder of a finished run",
+        ),
         ("kd_jax.explain", ["--workdir=RUN", "--variant=cam"], "--variant=cam: value should be one of"),
         ("kd_jax.report", [], "expected the folder of one run or more"),
         ("kd_jax.report", ["/nowhere"], "'/nowhere' is not a folder"),

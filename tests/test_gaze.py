@@ -5,7 +5,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,6 @@ import kd_jax
 from kd_jax import augment, data, experiment, export, gaze, gradcam, loop, runs
 from kd_jax.types import InputError, Network, Outputs
 from tests import tiny
-
-GROUPS = ("both_right", "only_teacher_right", "only_student_right", "both_wrong")
 
 
 @pytest.fixture(scope="module")
@@ -98,24 +98,6 @@ def test_the_teacher_agrees_with_itself(found, name, value):
     assert agreement[name]["mean"] == pytest.approx(value * share, abs=1e-5)
 
 
-def test_the_groups_hold_every_image_once(found):
-    for student in found["students"]:
-        groups = student["agreement"]
-        assert sum(groups[name]["images"] for name in GROUPS) == groups["all"]["images"] == found["images"] == 359
-
-
-def test_the_groups_follow_the_accuracies(found):
-    for student in found["students"]:
-        right = sum(student["agreement"][name]["images"] for name in ("both_right", "only_student_right"))
-        assert right / 359 == pytest.approx(student["accuracy"])
-
-
-def test_the_difference_is_that_of_the_first_student_and_the_other(found):
-    first, other = (student["agreement"]["all"]["cosine"]["mean"] for student in found["students"])
-    assert found["students"][0]["difference"] is None
-    assert found["students"][1]["difference"]["all"]["cosine"]["mean"] == pytest.approx(first - other, abs=1e-9)
-
-
 def test_intervals_hold_their_means(found):
     for name in gradcam.AGREEMENT:
         interval = found["students"][0]["agreement"]["all"][name]
@@ -137,29 +119,126 @@ def test_the_grid_reaches_tensorboard_at_the_step_that_was_tested(explained):
     assert event.step == 12
 
 
-class Fake:
-    """A network whose first map is its image, averaged over squares of `pool` pixels."""
+class Fake(NamedTuple):
+    """A network whose first map is a function of its image, averaged over squares, and which votes by rule."""
 
-    def __init__(self, pool):
-        self.pool = pool
+    look: Callable = lambda x: x
+    pool: int = 2
+    votes: int = 0  # for the class of the number of bright pixels plus this
 
-    def apply(self, variables, images, *, train, rng=None, perturbations=None):
+    def map(self, images):
+        """[B, h, w] of images [B, H, W, 1] in [0, 1]; of numpy or JAX."""
         size = images.shape[1] // self.pool
-        x = images.reshape(len(images), size, self.pool, size, self.pool).mean((2, 4))[..., None]
-        x = x if perturbations is None else x + perturbations[0]
-        logits = x.mean((1, 2)) * jnp.ones((1, 10))
-        return Outputs(logits, (x,), (x,), None, None, None, ()), {}
+        return self.look(images.reshape(len(images), size, self.pool, size, self.pool).mean((2, 4)))
+
+    def predicted(self, images):
+        return ((images > 0.5).sum((1, 2, 3)) + self.votes) % 10
+
+    def subject(self, name=""):
+        def apply(variables, images, *, train, rng=None, perturbations=None):
+            x = self.map(images)[..., None]
+            x = x if perturbations is None else x + perturbations[0]
+            # The gradient is the same everywhere: Grad-CAM is the map itself, but for a factor.
+            logits = x.mean((1, 2)) * jnp.ones((1, 10)) + jax.nn.one_hot(self.predicted(images), 10)
+            return Outputs(logits, (x,), (x,), None, None, None, ()), {}
+
+        return gaze.Subject(name, name, None, Network(None, apply), {}, lambda x: x / 255.0)
+
+
+def bright(x):
+    """Zero for dark images."""
+    return x * (x.mean((1, 2), keepdims=True) > 0.3)
+
+
+TEACHER, FIRST, OTHER = Fake(votes=1), Fake(bright, votes=2), Fake(lambda x: x**3, votes=3)
+
+
+@functools.cache
+def faked():
+    """(experiment, test images in [0, 1], test labels, what is measured of three networks)."""
+    made = experiment.create(tiny.config())
+    subjects = [fake.subject() for fake in (TEACHER, FIRST, OTHER)]
+    measured = gaze._measure(made, subjects, stage=0, variant="gradcam")
+    return made, np.float32(made.dataset.test.images / 255.0), made.dataset.test.labels, measured
+
+
+def test_a_network_is_right_where_it_predicts_the_label():
+    _, images, labels, measured = faked()
+    expected = [fake.predicted(images) == labels for fake in (TEACHER, FIRST, OTHER)]
+    assert any(x.any() for x in expected)
+    np.testing.assert_array_equal(measured["right"], expected)
+
+
+def test_a_map_is_zero_where_it_is_zero_everywhere():
+    _, images, _, measured = faked()
+    dark = images.mean((1, 2, 3)) <= 0.3
+    assert 0 < dark.sum() < len(images)
+    np.testing.assert_array_equal(measured["zero"], [0 * dark, dark, 0 * dark])
+
+
+def test_moved_is_the_distance_of_the_first_two_students_where_no_map_is_zero():
+    _, images, _, measured = faked()
+    first, other = FIRST.map(images), OTHER.map(images)
+    norms = np.linalg.norm(first, axis=(1, 2)) * np.linalg.norm(other, axis=(1, 2))
+    dark = norms == 0
+    expected = np.where(dark, -1, 1 - (first * other).sum((1, 2)) / np.where(dark, 1, norms))
+    np.testing.assert_allclose(measured["moved"], expected, atol=1e-6)
 
 
 def test_maps_of_two_sizes_are_compared_at_the_larger():
-    made = experiment.create(tiny.config())
-    networks = [Network(None, Fake(pool).apply) for pool in (4, 2)]
-    subjects = [gaze.Subject("", "", None, network, {}, lambda x: x / 255.0) for network in networks]
-    measured = gaze._measure(made, subjects, stage=0, variant="gradcam")
-    images = made.dataset.test.images[..., 0] / 255.0
-    teacher, student = (images.reshape(-1, 8 // p, p, 8 // p, p).mean((2, 4)) for p in (4, 2))
-    expected = gradcam.cosine(jnp.float32(student), gradcam.upsample(jnp.float32(teacher), 4))
-    np.testing.assert_allclose(measured["agreement"][0, 0], expected, rtol=1e-5)
+    made, images, *_ = faked()
+    fakes = Fake(pool=4), Fake(pool=2)
+    measured = gaze._measure(made, [fake.subject() for fake in fakes], stage=0, variant="gradcam")
+    along = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])  # linear between the centres of pixels
+    teacher, student = along @ fakes[0].map(images) @ along.T, fakes[1].map(images)
+    norms = np.linalg.norm(teacher, axis=(1, 2)) * np.linalg.norm(student, axis=(1, 2))
+    np.testing.assert_allclose(measured["agreement"][0, 0], (teacher * student).sum((1, 2)) / norms, rtol=1e-5)
+
+
+def test_maps_of_one_pixel_are_refused():
+    with pytest.raises(InputError, match="the maps of this stage are one pixel, which shows no place"):
+        gaze._measure(faked()[0], [Fake(pool=8).subject(), Fake(pool=8).subject()], stage=0, variant="gradcam")
+
+
+def test_a_cell_of_the_grid_is_the_map_of_its_network_over_its_image():
+    made, images, *_ = faked()
+    rows = gaze._cells(made, [TEACHER.subject(), OTHER.subject()], [5, 9], stage=0, variant="gradcam")
+    pixels = images[[5, 9]].repeat(12, 1).repeat(12, 2)
+    for column, fake in ((1, TEACHER), (2, OTHER)):
+        expected = gradcam.overlay(jnp.asarray(pixels), jnp.asarray(fake.map(images[[5, 9]])))
+        np.testing.assert_allclose([row[column].pixels for row in rows], expected, atol=1e-5)
+
+
+def test_a_cell_says_what_its_network_predicts_and_marks_what_is_wrong():
+    made, images, labels, measured = faked()
+    positions = [int(np.argmax(measured["right"][1])), int(np.argmin(measured["right"][1]))]
+    right, wrong = (row[1] for row in gaze._cells(made, [FIRST.subject()], positions, stage=0, variant="gradcam"))
+    share = 100 * np.e / (np.e + 9)  # one logit is higher by 1
+    predicted = FIRST.predicted(images)
+    assert (right.caption, right.right) == (f"{labels[positions[0]]} {share:.0f}%", True)
+    assert (wrong.caption, wrong.right) == (f"✗ {predicted[positions[1]]} {share:.0f}%", False)
+
+
+def test_the_summary_splits_by_who_is_right_and_compares_where_all_are():
+    rng = np.random.default_rng(0)
+    right = rng.random((3, 40)) < 0.6
+    measured = {"agreement": rng.normal(size=(2, 4, 40)), "right": right, "zero": rng.random((3, 40)) < 0.1}
+    summary = gaze.summarize(measured, [fake.subject() for fake in (TEACHER, FIRST, OTHER)])
+    (teacher, first, other), own = right, measured["agreement"][1, 1]
+    groups = {
+        "all": [True] * 40,
+        "both_right": teacher & other,
+        "only_teacher_right": teacher & ~other,
+        "only_student_right": ~teacher & other,
+        "both_wrong": ~teacher & ~other,
+    }
+    found = {name: group["pearson"]["mean"] for name, group in summary["students"][1]["agreement"].items()}
+    assert found == pytest.approx({name: own[np.array(group)].mean() for name, group in groups.items()})
+    gap = measured["agreement"][0, 1] - own
+    difference = summary["students"][1]["difference"]
+    assert difference["all"]["pearson"]["mean"] == pytest.approx(gap.mean())
+    assert difference["all_right"]["pearson"]["mean"] == pytest.approx(gap[teacher & first & other].mean())
+    assert [s["zero_maps"] for s in summary["students"]] == pytest.approx(list(measured["zero"][1:].mean(1)))
 
 
 def test_a_bootstrap_interval_has_the_width_that_theory_gives():
@@ -189,14 +268,14 @@ def test_each_class_shows_its_first_image_that_teacher_and_student_get_right_els
 def test_up_to_a_third_are_the_images_where_the_students_differ_most():
     moved = [0.1, -1, 0.5, 0.2, 0.9, 0.3]
     chosen = gaze.choose_images(measured(np.ones((3, 6)), moved), LABELS, 6)
-    assert chosen["where the student's gaze differs most"] == [4, 2]
+    assert chosen["where the student differs most from the first compared"] == [4, 2]
 
 
 def test_an_image_that_the_teacher_gets_wrong_is_not_one_where_they_differ_most():
     right = np.ones((3, 6))
     right[0, 4] = 0
     chosen = gaze.choose_images(measured(right, [0.1, -1, 0.5, 0.2, 0.9, 0.3]), LABELS, 6)
-    assert chosen["where the student's gaze differs most"] == [2, 5]
+    assert chosen["where the student differs most from the first compared"] == [2, 5]
 
 
 def test_an_image_on_which_a_map_is_zero_is_not_one_where_they_differ_most():
@@ -283,6 +362,33 @@ def test_data_that_is_not_what_the_run_was_trained_on_is_refused(folder, tmp_pat
 def test_a_stage_that_a_network_lacks_is_refused_with_those_it_has(folder):
     said = refused(folder, folder / "kd", stage=4)
     assert said == f"{(folder / 'teacher').resolve()}: stage is 4; expected 0 (the stem) to 3, or -4 to -1 (the last)"
+
+
+@pytest.mark.parametrize("name", gaze.FILES)
+def test_a_folder_in_the_place_of_a_file_is_refused(folder, tmp_path, name):
+    (tmp_path / "to" / name).mkdir(parents=True)
+    said = refused(folder, folder / "kd", to=str(tmp_path / "to"))
+    assert said.endswith(f"{name} in it is a folder; expected a file or none")
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [name]
+
+
+def test_a_run_that_is_compared_sees_images_normalised_as_it_was_trained(folder, tmp_path):
+    run = copy(folder, "teacher", tmp_path / "run")
+    change(run, std=[0.2], mean=[0.9])
+    found = gaze.explain(str(folder / "kd"), [str(run)], to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1)
+    network, variables, _ = kd_jax.load(str(run))
+    test = data.load(runs.read_json(str(run), "config.json")["config"]["dataset"]).test
+    images = jnp.float32((test.images / 255.0 - 0.9) / 0.2)
+    images = jax.image.resize(images, (len(images), 8, 8, 1), "linear") if images.shape[1] != 8 else images
+    logits = jax.jit(lambda v, x: network.apply(v, x, train=False)[0].logits)(variables, images)
+    assert found["students"][1]["accuracy"] == pytest.approx(float((logits.argmax(-1) == test.labels).mean()))
+
+
+def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(gaze.writers, "mirror_image", lambda *arguments: calls.append(arguments))
+    gaze.explain(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1)
+    assert calls == [(str(folder / "kd"), "gaze", str(tmp_path / "gaze.png"))]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(folder, tmp_path):

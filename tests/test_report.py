@@ -1,9 +1,7 @@
 """The report on runs, whose files are made up; no network is trained."""
 
-import errno
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -72,21 +70,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, inside):
 def test_a_folder_in_the_place_of_a_file_is_refused_and_nothing_is_written(tmp_path, name):
     write_run(tmp_path / "runs" / "one")
     (tmp_path / "report" / name).mkdir(parents=True)
-    with pytest.raises(InputError, match=f"--to is '.*', which cannot be written: {name} in it is a folder; expected"):
+    with pytest.raises(InputError, match=f"--to: '.*' cannot be written: {name} in it is a folder; expected"):
         report.report([str(tmp_path / "runs")], str(tmp_path / "report"))
     assert [path.name for path in (tmp_path / "report").rglob("*")] == [name]
-
-
-def test_what_cannot_be_written_whole_leaves_nothing_behind(tmp_path, monkeypatch):
-    write_run(tmp_path / "runs" / "one")
-
-    def fail(*_):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(InputError, match="which cannot be written: Read-only file system"):
-        report.report([str(tmp_path / "runs")], str(tmp_path / "report"))
-    assert list((tmp_path / "report").iterdir()) == []
 
 
 def test_without_a_run_nothing_is_written(tmp_path):

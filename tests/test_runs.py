@@ -115,8 +115,9 @@ def test_a_folder_in_use_is_refused(tmp_path):
         pass
 
 
-def test_a_second_starter_waits_for_the_first(tmp_path, capsys):
-    order = []
+def test_a_second_starter_waits_for_the_first(tmp_path, monkeypatch):
+    order, said, waits = [], [], threading.Event()
+    monkeypatch.setattr(runs, "print", lambda line, **_: (said.append(line), waits.set()), raising=False)
     with runs.locked(str(tmp_path), wait=False):
 
         def second():
@@ -125,12 +126,11 @@ def test_a_second_starter_waits_for_the_first(tmp_path, capsys):
 
         thread = threading.Thread(target=second)
         thread.start()
-        said = ""
-        while "waiting for another process" not in said:
-            said += capsys.readouterr().out
+        waits.wait()
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+    assert said == [f"waiting for another process to finish the run in {tmp_path}"]
 
 
 def test_a_killed_process_releases_its_folder(tmp_path):
@@ -144,3 +144,21 @@ def test_a_killed_process_releases_its_folder(tmp_path):
     process.communicate()
     with runs.locked(str(tmp_path), wait=False):
         assert os.path.exists(tmp_path / ".lock")
+
+
+def test_a_folder_in_a_files_place_is_refused(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    runs.check_writable(str(tmp_path), files=["b.json"])
+    with pytest.raises(
+        InputError, match=r"--to: '.*' cannot be written: a\.json in it is a folder; expected a file or n"
+    ):
+        runs.check_writable(str(tmp_path), "--to:", ["b.json", "a.json"])
+
+
+def test_files_are_written_all_of_them_or_none(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b.tmp").mkdir()
+    with pytest.raises(InputError, match="cannot be written: Is a directory"):
+        runs.write_files(str(tmp_path), {"a": b"new", "b": b"new"})
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert not (tmp_path / "a.tmp").exists()
