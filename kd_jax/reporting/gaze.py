@@ -19,7 +19,6 @@ MEASURES = {  # of gaze.json: (header, digits)
     "iou": ("IoU of the top 20%", 3),
     "centre_distance": ("centre distance, pixels", 2),
 }
-COMPARED = {"pearson": "correlation, against the student alone", "iou": "IoU, against the student alone"}
 RIGHT = {
     "both_right": "both right",
     "only_teacher_right": "only the teacher right",
@@ -58,14 +57,21 @@ def agreement(groups: Sequence[Group]) -> list[Block]:
             if shown:
                 teachers = dict.fromkeys(look.teacher_name for _, chosen in shown for _, look in chosen)
                 stage = "the last stage" if maps.stage == -1 else f"stage {maps.stage}"
-                rows = [_row(group, chosen, baseline(group, members), looks) for group, chosen in shown]
+                rows = [_row(group, chosen) for group, chosen in shown]
+                compared = [
+                    _against(group, chosen, alone)
+                    for group, chosen in shown
+                    if (alone := _looked_at(baseline(group, members), looks))
+                ]
                 by_right = Table(("", *RIGHT.values()), [_by_right(group, chosen) for group, chosen in shown])
-                header = ["", "seeds", "test accuracy, %", *(header for header, _ in MEASURES.values())]
+                header = [header for header, _ in MEASURES.values()]
                 blocks += [
                     f"{data}. {VARIANTS[maps.variant]} of {stage}, compared with {' and '.join(teachers)}:",
-                    Table([*header, *COMPARED.values()], rows),
-                    Folded("Correlation by who is right", [by_right]),
+                    Table(["", "seeds", "test accuracy, %", *header], rows),
                 ]
+                if compared:
+                    blocks += ["Differences to the same student alone:", Table(["", *header], compared)]
+                blocks.append(Folded("Correlation by who is right", [by_right]))
     if blocks:
         blocks.append(
             "A map shows which places of an image speak for its true class. Every student's map is compared with the"
@@ -73,7 +79,7 @@ def agreement(groups: Sequence[Group]) -> list[Block]:
             " equal. A correlation of 0 means that they have nothing in common. IoU is the overlap of the top 20% of"
             " both maps, as a part of their union. Centre distance is that of their centres of mass, in pixels of the"
             " image. Numbers are means and standard deviations over seeds. Differences are paired by seed, with a 95%"
-            " interval by Student's t, to the same student alone. Where the whole interval is above 0, the student"
+            " interval by Student's t. Where the whole interval is above 0, of the centre distance below 0, the student"
             " looks more where the teacher looks than it does alone."
         )
     if left_out:
@@ -145,27 +151,34 @@ def _chosen(group: Group, looks: Looks) -> list[tuple[Run, Look]]:
     ]
 
 
-def _looked_at(group: Group, looks: Looks) -> list[tuple[Run, Sequence[Look]]]:
-    return [(run, own) for run in group.runs if (own := looks.get(run.result["config_hash"]))]
+def _looked_at(group: Group | None, looks: Looks) -> list[tuple[Run, Sequence[Look]]]:
+    members = group.runs if group else ()
+    return [(run, own) for run in members if (own := looks.get(run.result["config_hash"]))]
 
 
-def _row(group: Group, chosen: Sequence[tuple[Run, Look]], alone: Group | None, looks: Looks) -> list[str]:
-    """A row of the table; a difference is that of looks beside the same teacher."""
+def _row(group: Group, chosen: Sequence[tuple[Run, Look]]) -> list[str]:
     accuracy = means((_seed(run), 100 * run.result["test"]["accuracy"]) for run, _ in chosen)
     cells = [group.label, str(len(accuracy)), spread(accuracy, 2)]
     for measure, (_, digits) in MEASURES.items():
         cells.append(spread(means((_seed(run), look.values[measure]) for run, look in chosen), digits))
-    alone_looks = _looked_at(alone, looks) if alone else []
+    return cells
+
+
+def _against(
+    group: Group, chosen: Sequence[tuple[Run, Look]], alone: Sequence[tuple[Run, Sequence[Look]]]
+) -> list[str]:
+    """A row of differences to the student alone, of looks beside the same teacher."""
     pairs = []
     for run, look in chosen:
-        for other, others in alone_looks:
+        for other, others in alone:
             same = [one for one in others if one.teacher == look.teacher]
             if _seed(other) == _seed(run) and same:
                 pairs.append((_seed(run), look, same[0]))
-    for measure in COMPARED:
+    cells = [group.label]
+    for measure, (_, digits) in MEASURES.items():
         own = means((seed, look.values[measure]) for seed, look, _ in pairs)
         theirs = means((seed, one.values[measure]) for seed, _, one in pairs)
-        cells.append(difference(own, theirs, MEASURES[measure][1]) if alone_looks else "")
+        cells.append(difference(own, theirs, digits))
     return cells
 
 
