@@ -18,7 +18,7 @@ import numpy as np
 
 from kd_jax import runs
 from kd_jax.quiet_tensorflow import import_tensorflow
-from kd_jax.types import InputError
+from kd_jax.types import InputError, choose
 
 
 class Writer:
@@ -107,26 +107,42 @@ def _clu_writer(folder: str, instead: str):
     return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
 
 
+OFFLINE = ("offline", "dryrun", "disabled")  # modes of W&B that need no login
+MODES = ("online", "run", *OFFLINE)  # not "shared", which drops the steps that numbers are written at
+
+
 def check_wandb(project: str) -> None:
     """Raises InputError when a run cannot be mirrored to a project of W&B. Writes nothing."""
-    if not isinstance(project, str) or len(project) > 128 or set(project) & set("/\\#?%:"):
-        raise InputError(f"log.wandb is {project!r}; expected a project of W&B, of 128 characters without / \\ # ? % :")
+    if not isinstance(project, str) or not project.strip() or len(project) > 128 or set(project) & set("/\\#?%:"):
+        raise InputError(
+            f"log.wandb is {project!r}; expected a project of W&B: up to 128 characters, not all blank, without"
+            " / \\ # ? % :"
+        )
+    choose("WANDB_MODE", os.environ.get("WANDB_MODE", "online"), MODES)
     try:
         import wandb
     except ImportError:
         raise InputError(
             f"log.wandb is {project!r} and wandb is not installed; expected `pip install wandb`, or log.wandb ''"
         ) from None
-    if wandb.setup().settings.mode != "online":
+    try:
+        mode = wandb.setup().settings.mode
+    except Exception as error:  # of pydantic, which wandb brings along: other variables WANDB_* are wrong
+        raise InputError(f"log.wandb is {project!r} and W&B refuses its settings: {_one_line(error)}") from None
+    if mode in OFFLINE:
         return
     try:
         logged_in = wandb.login(prompt=False)
-    except wandb.Error as error:
-        raise InputError(f"log.wandb is {project!r} and W&B refuses the login: {error}") from None
+    except Exception as error:  # wandb's own, or of the network
+        raise InputError(f"log.wandb is {project!r} and W&B refuses the login: {_one_line(error)}") from None
     if not logged_in:
         raise InputError(
             f"log.wandb is {project!r} and nobody is logged in; see `wandb login`, or set WANDB_MODE=offline"
         )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def wandb_run(folder: str, saved: Mapping[str, Any]) -> Any:

@@ -84,6 +84,8 @@ class FakeWandb(types.ModuleType):
         self._mode, self._logged_in = mode, logged_in
 
     def setup(self):
+        if isinstance(self._mode, Exception):
+            raise self._mode
         return types.SimpleNamespace(settings=types.SimpleNamespace(mode=self._mode))
 
     def login(self, prompt):
@@ -108,6 +110,8 @@ class FakeWandb(types.ModuleType):
 @pytest.fixture
 def wandb(monkeypatch):
     """Puts a fake wandb in place."""
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
 
     def place(**options):
         fake = FakeWandb(**options)
@@ -172,23 +176,39 @@ def test_an_image_that_cannot_be_mirrored_is_one_line(mirrored, wandb, capsys):
     [
         ({"logged_in": False}, "nobody is logged in; see `wandb login`, or set WANDB_MODE=offline"),
         ({"logged_in": FakeWandb.Error("bad key")}, "W&B refuses the login: bad key"),
+        ({"logged_in": ConnectionResetError("no\nnetwork")}, "W&B refuses the login: no network"),
+        ({"mode": ValueError("quiet\n  is 'maybe'")}, "W&B refuses its settings: quiet is 'maybe'"),
     ],
-    ids=["nobody", "refused"],
+    ids=["nobody", "refused", "out of reach", "settings"],
 )
-def test_wandb_without_a_login_is_refused(wandb, options, said):
+def test_what_wandb_refuses_is_one_line(wandb, options, said):
     wandb(**options)
     with pytest.raises(InputError, match=f"log.wandb is 'project' and {said}"):
         writers.check_wandb("project")
 
 
-def test_wandb_offline_needs_no_login(wandb):
-    wandb(mode="offline", logged_in=False)
+@pytest.mark.parametrize("mode", ["offline", "dryrun", "disabled"])
+def test_wandb_offline_needs_no_login(wandb, monkeypatch, mode):
+    wandb(mode=mode, logged_in=False)
+    monkeypatch.setenv("WANDB_MODE", mode)
     writers.check_wandb("project")
 
 
-def test_a_project_that_wandb_would_refuse_is_refused_first():
-    with pytest.raises(InputError, match=r"log\.wandb is 'a/b'; expected a project of W&B"):
-        writers.check_wandb("a/b")
+@pytest.mark.parametrize("mode", ["shared", "bogus", ""])
+def test_a_mode_of_wandb_that_does_not_mirror_steps_is_refused_with_the_choices(wandb, monkeypatch, mode):
+    wandb(mode=mode)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(
+        InputError, match=f"WANDB_MODE is '{mode}'; expected one of: disabled, dryrun, offline, online, run$"
+    ):
+        writers.check_wandb("project")
+
+
+@pytest.mark.parametrize("project", ["a/b", " \t", "x" * 129], ids=["slash", "blank", "long"])
+def test_a_project_that_wandb_would_refuse_is_refused_first(wandb, project):
+    wandb()
+    with pytest.raises(InputError, match=r"log\.wandb is '.*'; expected a project of W&B: up to 128 characters"):
+        writers.check_wandb(project)
 
 
 def test_without_wandb_a_run_is_refused_before_anything_is_written(tmp_path, monkeypatch):
