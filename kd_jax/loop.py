@@ -166,9 +166,10 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
             "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
             "versions": experiment.versions(),
         }
+        # Before the writer closes, which takes as long as W&B takes.
+        runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
+        runs.write_json(os.path.join(folder, "result.json"), result)
         writer.write_result(result)
-    runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
-    runs.write_json(os.path.join(folder, "result.json"), result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
     return state
 

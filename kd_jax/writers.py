@@ -34,7 +34,7 @@ class Writer:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(path + ".tmp", path)
         self._file = open(path, "a")  # noqa: SIM115
-        self._wandb = wandb_run(folder, saved) if saved else None
+        self._mirror = _Mirror(folder, saved)
         self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal")
 
     def elapsed(self) -> float:
@@ -49,18 +49,15 @@ class Writer:
         self._file.flush()
         if self._clu:
             self._clu.write_scalars(step, numbers)
-        if self._wandb:
-            self._wandb.log(numbers, step=step)
+        self._mirror.write(step, numbers)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Mirrors a run's result to W&B; the file is the loop's."""
-        if self._wandb:
-            self._wandb.summary.update({"result": result})
+        self._mirror.write_result(result)
 
     def close(self) -> None:
         self._file.close()
-        if self._wandb:
-            self._wandb.finish()
+        self._mirror.close()
         if self._clu:
             self._clu.close()
 
@@ -163,28 +160,68 @@ def wandb_run(folder: str, saved: Mapping[str, Any]) -> Any:
         name=saved["config"]["name"],
         id=place[:16],
         resume="allow",
+        reinit="create_new",  # not the run of a teacher, or of the caller, that is still open
         dir=folder,
         config={"hash": saved["hash"], **saved["config"]},
-        settings=wandb.Settings(console="off"),  # the progress line is for the terminal
+        settings=wandb.Settings(
+            console="off",  # the progress line is for the terminal
+            finish_timeout=300,  # seconds for what is not uploaded yet; `wandb sync` uploads the rest
+        ),
     )
 
 
+class _Mirror:
+    """The W&B run that mirrors a run, if it is mirrored. What fails there is one line, and ends the mirror alone."""
+
+    def __init__(self, folder: str, saved: Mapping[str, Any] | None):
+        self._run: Any = None
+        with self._guarded():
+            self._run = wandb_run(folder, saved) if saved else None
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        with self._guarded():
+            if self._run:
+                self._run.log(numbers, step=step)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        with self._guarded():
+            if self._run:
+                self._run.summary.update({"result": result})
+
+    def close(self) -> None:
+        with self._guarded():
+            if self._run:
+                self._run.finish()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # wandb's own, of the network, of wandb's process that died
+            print(f"W&B fails, and the run goes on without it: {_one_line(error)}", flush=True)
+            broken, self._run = self._run, None
+            if broken:
+                with contextlib.suppress(Exception):
+                    broken.finish(exit_code=1)
+
+
 def mirror_image(folder: str, name: str, path: str) -> None:
-    """Adds an image's file to the W&B run of a finished run that has one; prints a line where W&B is out of reach."""
+    """Adds an image's file to the W&B run of a finished run that has one; where that fails, prints a line."""
     saved = runs.read_json(folder, "config.json")
     project = saved["config"]["log"].get("wandb", "")
     if not project:
         return
     try:
         check_wandb(project)
-    except InputError as error:
-        print(f"{path} does not go to W&B: {error}", flush=True)
-        return
-    import wandb
+        import wandb
 
-    run = wandb_run(folder, saved)
-    run.log({name: wandb.Image(path)})
-    run.finish()
+        run = wandb_run(folder, saved)
+        try:
+            run.log({name: wandb.Image(path)})
+        finally:
+            run.finish()
+    except Exception as error:  # see _Mirror
+        print(f"{path} does not go to W&B: {_one_line(error)}", flush=True)
 
 
 class _Line:

@@ -78,10 +78,20 @@ class FakeWandb(types.ModuleType):
     class Error(Exception):
         pass
 
-    def __init__(self, mode="online", logged_in=True):
+    def __init__(self, mode="online", logged_in=True, fails=()):
+        """`fails`: the functions that raise."""
         super().__init__("wandb")
-        self.started, self.logged, self.summary, self.finished = [], [], {}, 0
-        self._mode, self._logged_in = mode, logged_in
+        self.started, self.logged, self.finished = [], [], 0
+        self.summary = types.SimpleNamespace(update=self._update)
+        self._mode, self._logged_in, self._fails = mode, logged_in, fails
+
+    def _fail(self, name):
+        if name in self._fails:
+            raise ConnectionResetError(f"{name}:\nno connection")
+
+    def _update(self, values):
+        self._fail("summary")
+        self.result = values
 
     def setup(self):
         if isinstance(self._mode, Exception):
@@ -95,14 +105,17 @@ class FakeWandb(types.ModuleType):
         return self._logged_in
 
     def init(self, **options):
+        self._fail("init")
         self.started.append(options)
         return self
 
     def log(self, values, step=None):
+        self._fail("log")
         self.logged.append((step, values))
 
-    def finish(self):
+    def finish(self, exit_code=0):
         self.finished += 1
+        self._fail("finish")
 
     Settings = Image = staticmethod(lambda *arguments, **options: arguments or options)
 
@@ -131,7 +144,7 @@ def test_scalars_and_the_result_reach_wandb(tmp_path, without_tensorflow, wandb)
     writer.write_result({"seed": 3})
     writer.close()
     assert fake.logged == [(3, {"train/loss": 0.5})]
-    assert (fake.summary, fake.finished) == ({"result": {"seed": 3}}, 1)
+    assert (fake.result, fake.finished) == ({"result": {"seed": 3}}, 1)
     (start,) = fake.started
     assert (start["project"], start["name"], start["config"]["seed"]) == ("project", "kd", 3)
 
@@ -144,6 +157,27 @@ def test_a_restart_goes_on_in_the_same_wandb_run_and_another_folder_in_another(t
     first, again, other = (start["id"] for start in fake.started)
     assert (first == again, first == other) == (True, False)
     assert {start["resume"] for start in fake.started} == {"allow"}
+
+
+@pytest.mark.parametrize("part", ["init", "log", "summary", "finish"])
+def test_where_wandb_fails_the_run_goes_on_and_one_line_says_so(tmp_path, without_tensorflow, wandb, capsys, part):
+    wandb(fails=[part])
+    writer = writers.Writer(str(tmp_path), 0, MIRRORED)
+    for step in (1, 2):
+        writer.write(step, {"loss": 0.5})
+    writer.write_result({"seed": 3})
+    writer.close()
+    said = [line for line in capsys.readouterr().out.splitlines() if "W&B" in line]
+    assert said == [f"W&B fails, and the run goes on without it: {part}: no connection"]
+    assert len(writers.read(str(tmp_path))) == 2
+
+
+def test_a_wandb_run_that_fails_is_finished_for_the_next_one(tmp_path, without_tensorflow, wandb):
+    fake = wandb(fails=["log"])
+    writer = writers.Writer(str(tmp_path), 0, MIRRORED)
+    writer.write(1, {"loss": 0.5})
+    assert fake.finished == 1
+    writer.close()
 
 
 @pytest.mark.parametrize("config", [{"log": {"wandb": ""}}, {"log": {}}], ids=["empty", "of an older version"])
@@ -165,7 +199,14 @@ def test_an_image_reaches_the_run_of_its_folder(mirrored, wandb):
     assert (fake.logged, fake.finished) == ([(None, {"gaze": ("gaze.png",)})], 1)
 
 
-def test_an_image_that_cannot_be_mirrored_is_one_line(mirrored, wandb, capsys):
+@pytest.mark.parametrize("part", ["init", "log", "finish"])
+def test_an_image_that_wandb_fails_to_take_is_one_line(mirrored, wandb, capsys, part):
+    wandb(fails=[part])
+    writers.mirror_image(mirrored, "gaze", "gaze.png")
+    assert capsys.readouterr().out == f"gaze.png does not go to W&B: {part}: no connection\n"
+
+
+def test_an_image_without_a_login_is_one_line(mirrored, wandb, capsys):
     wandb(logged_in=False)
     writers.mirror_image(mirrored, "gaze", "gaze.png")
     assert capsys.readouterr().out.startswith("gaze.png does not go to W&B: log.wandb is 'project' and nobody is")
