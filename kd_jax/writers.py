@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +35,7 @@ class Writer:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(path + ".tmp", path)
         self._file = open(path, "a")  # noqa: SIM115
-        self._mirror = _Mirror(folder, saved)
+        self._mirror = _Mirror(folder, step, saved)
         self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal")
 
     def elapsed(self) -> float:
@@ -142,23 +143,31 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def wandb_run(folder: str, saved: Mapping[str, Any]) -> Any:
-    """The open W&B run that mirrors the run in a folder, the same one after a restart; None without log.wandb.
+def _known(folder: str) -> dict[str, str]:
+    """The "project" and "id" of the W&B run that mirrors the run in a folder, from its wandb.json; {} without one."""
+    path = os.path.join(folder, "wandb.json")
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path) as file:
+            known = json.load(file)
+        return {"project": known["project"], "id": known["id"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read; expected the project and id of a W&B run: {error}") from None
 
-    Args:
-      folder: of the run.
-      saved: its config and hash, as in config.json.
-    """
-    project = saved["config"]["log"].get("wandb", "")  # a config of an older version lacks the key
-    if not project:
-        return None
+
+def _former_id(folder: str, saved: Mapping[str, Any]) -> str:
+    """The id of the W&B run of a run that began before there was a wandb.json."""
+    return hashlib.sha256(f"{saved['hash']} {os.path.abspath(folder)}".encode()).hexdigest()[:16]
+
+
+def _open(folder: str, project: str, id: str, saved: Mapping[str, Any]) -> Any:
     import wandb
 
-    place = hashlib.sha256(f"{saved['hash']} {os.path.abspath(folder)}".encode()).hexdigest()
     return wandb.init(
         project=project,
         name=saved["config"]["name"],
-        id=place[:16],
+        id=id,
         resume="allow",
         reinit="create_new",  # not the run of a teacher, or of the caller, that is still open
         dir=folder,
@@ -173,10 +182,18 @@ def wandb_run(folder: str, saved: Mapping[str, Any]) -> Any:
 class _Mirror:
     """The W&B run that mirrors a run, if it is mirrored. What fails there is one line, and ends the mirror alone."""
 
-    def __init__(self, folder: str, saved: Mapping[str, Any] | None):
+    def __init__(self, folder: str, step: int, saved: Mapping[str, Any] | None):
+        """Opens the W&B run of log.wandb, the same one after a restart, and notes in wandb.json which that is."""
         self._run: Any = None
+        project = saved["config"]["log"].get("wandb") if saved else ""  # a config of an older version lacks the key
+        if not saved or not project:
+            return
         with self._guarded():
-            self._run = wandb_run(folder, saved) if saved else None
+            known = _known(folder)
+            id = known.get("id") or (_former_id(folder, saved) if step else secrets.token_hex(8))
+            self._run = _open(folder, project, id, saved)
+            if not self._run.disabled and known != {"project": project, "id": id}:
+                runs.write_json(os.path.join(folder, "wandb.json"), {"project": project, "id": id})
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         with self._guarded():
@@ -208,14 +225,15 @@ class _Mirror:
 def mirror_image(folder: str, name: str, path: str) -> None:
     """Adds an image's file to the W&B run of a finished run that has one; where that fails, prints a line."""
     saved = runs.read_json(folder, "config.json")
-    project = saved["config"]["log"].get("wandb", "")
-    if not project:
-        return
     try:
-        check_wandb(project)
+        former = {"project": saved["config"]["log"].get("wandb"), "id": _former_id(folder, saved)}
+        known = _known(folder) or former
+        if not known["project"]:
+            return
+        check_wandb(known["project"])
         import wandb
 
-        run = wandb_run(folder, saved)
+        run = _open(folder, known["project"], known["id"], saved)
         try:
             run.log({name: wandb.Image(path)})
         finally:

@@ -1,7 +1,9 @@
 """Where numbers go: the file, the event file, the terminal."""
 
+import hashlib
 import io
 import json
+import shutil
 import sys
 import types
 
@@ -82,6 +84,7 @@ class FakeWandb(types.ModuleType):
         """`fails`: the functions that raise."""
         super().__init__("wandb")
         self.started, self.logged, self.finished = [], [], 0
+        self.disabled = mode == "disabled"
         self.summary = types.SimpleNamespace(update=self._update)
         self._mode, self._logged_in, self._fails = mode, logged_in, fails
 
@@ -149,14 +152,62 @@ def test_scalars_and_the_result_reach_wandb(tmp_path, without_tensorflow, wandb)
     assert (start["project"], start["name"], start["config"]["seed"]) == ("project", "kd", 3)
 
 
-def test_a_restart_goes_on_in_the_same_wandb_run_and_another_folder_in_another(tmp_path, without_tensorflow, wandb):
+def mirrored_ids(fake, *folders, saved=MIRRORED, step=0):
+    """The ids of the W&B runs that runs in these folders open, one after another."""
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        writers.Writer(str(folder), step, saved).close()
+    return [start["id"] for start in fake.started[-len(folders) :]]
+
+
+def test_a_restart_goes_on_in_the_same_wandb_run(tmp_path, without_tensorflow, wandb):
     fake = wandb()
-    for folder in ("a", "a", "b"):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        writers.Writer(str(tmp_path / folder), 0, MIRRORED).close()
-    first, again, other = (start["id"] for start in fake.started)
-    assert (first == again, first == other) == (True, False)
-    assert {start["resume"] for start in fake.started} == {"allow"}
+    first, again = mirrored_ids(fake, tmp_path, tmp_path)
+    assert (first, fake.started[1]["resume"]) == (again, "allow")
+
+
+def test_another_folder_is_another_wandb_run(tmp_path, without_tensorflow, wandb):
+    first, other = mirrored_ids(wandb(), tmp_path / "a", tmp_path / "b")
+    assert first != other
+
+
+def test_a_run_that_is_begun_anew_is_another_wandb_run(tmp_path, without_tensorflow, wandb):
+    fake = wandb()
+    (first,) = mirrored_ids(fake, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    assert mirrored_ids(fake, tmp_path / "a") != [first]
+
+
+def test_a_run_that_was_moved_keeps_its_wandb_run(tmp_path, without_tensorflow, wandb):
+    fake = wandb()
+    first = mirrored_ids(fake, tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert mirrored_ids(fake, tmp_path / "b", step=2) == first
+
+
+def test_a_run_of_an_older_version_keeps_the_wandb_run_of_its_path(tmp_path, without_tensorflow, wandb):
+    place = hashlib.sha256(f"abc {tmp_path}".encode()).hexdigest()[:16]
+    assert mirrored_ids(wandb(), tmp_path, step=2) == [place]
+
+
+def test_another_project_is_where_a_run_goes_on(tmp_path, without_tensorflow, wandb):
+    fake = wandb()
+    mirrored_ids(fake, tmp_path)
+    mirrored_ids(fake, tmp_path, saved=MIRRORED | {"config": {"name": "kd", "log": {"wandb": "other"}}})
+    assert fake.started[1]["project"] == json.loads((tmp_path / "wandb.json").read_text())["project"] == "other"
+
+
+def test_a_disabled_wandb_leaves_no_note_that_a_run_is_mirrored(tmp_path, without_tensorflow, wandb):
+    mirrored_ids(wandb(mode="disabled"), tmp_path)
+    assert not (tmp_path / "wandb.json").exists()
+
+
+def test_a_note_that_cannot_be_read_is_one_line(tmp_path, without_tensorflow, wandb, capsys):
+    wandb()
+    (tmp_path / "wandb.json").write_text('{"project": "project"}')
+    writers.Writer(str(tmp_path), 0, MIRRORED).close()
+    line = f"W&B fails, and the run goes on without it: {tmp_path / 'wandb.json'} cannot be read; expected the project"
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("part", ["init", "log", "summary", "finish"])
@@ -197,6 +248,15 @@ def test_an_image_reaches_the_run_of_its_folder(mirrored, wandb):
     fake = wandb()
     writers.mirror_image(mirrored, "gaze", "gaze.png")
     assert (fake.logged, fake.finished) == ([(None, {"gaze": ("gaze.png",)})], 1)
+
+
+def test_an_image_reaches_a_run_that_was_mirrored_after_a_restart(mirrored, without_tensorflow, wandb):
+    fake = wandb()
+    later = MIRRORED | {"config": {"name": "kd", "log": {"wandb": "later"}}}
+    writers.Writer(mirrored, 2, later).close()
+    writers.mirror_image(mirrored, "gaze", "gaze.png")
+    begun, opened = fake.started
+    assert (opened["project"], opened["id"]) == ("later", begun["id"])
 
 
 @pytest.mark.parametrize("part", ["init", "log", "finish"])
