@@ -223,7 +223,10 @@ class _Mirror:
 
 
 def mirror_image(folder: str, name: str, path: str) -> None:
-    """Adds an image's file to the W&B run of a finished run that has one; where that fails, prints a line."""
+    """Adds an image's file to the W&B run of a finished run that has one; where that fails, prints a line.
+
+    It stands behind the run's last step: W&B drops what is not, and an offline run starts at step 0 again.
+    """
     saved = runs.read_json(folder, "config.json")
     try:
         former = {"project": saved["config"]["log"].get("wandb"), "id": _former_id(folder, saved)}
@@ -235,7 +238,8 @@ def mirror_image(folder: str, name: str, path: str) -> None:
 
         run = _open(folder, known["project"], known["id"], saved)
         try:
-            run.log({name: wandb.Image(path)})
+            last = max((line["step"] for line in read(folder, most=1)), default=0)
+            run.log({name: wandb.Image(path)}, step=max(last + 1, run.starting_step))
         finally:
             run.finish()
     except Exception as error:  # see _Mirror

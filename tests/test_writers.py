@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pathlib
 import shutil
 import sys
 import types
@@ -84,7 +85,7 @@ class FakeWandb(types.ModuleType):
         """`fails`: the functions that raise."""
         super().__init__("wandb")
         self.started, self.logged, self.finished = [], [], 0
-        self.disabled = mode == "disabled"
+        self.disabled, self.starting_step = mode == "disabled", 0
         self.summary = types.SimpleNamespace(update=self._update)
         self._mode, self._logged_in, self._fails = mode, logged_in, fails
 
@@ -247,7 +248,17 @@ def mirrored(tmp_path):
 def test_an_image_reaches_the_run_of_its_folder(mirrored, wandb):
     fake = wandb()
     writers.mirror_image(mirrored, "gaze", "gaze.png")
-    assert (fake.logged, fake.finished) == ([(None, {"gaze": ("gaze.png",)})], 1)
+    assert (fake.logged, fake.finished) == ([(1, {"gaze": ("gaze.png",)})], 1)
+
+
+@pytest.mark.parametrize(("starting", "step"), [(0, 13), (13, 13), (15, 15)], ids=["offline", "online", "again"])
+def test_an_image_stands_behind_the_last_step(mirrored, wandb, starting, step):
+    fake = wandb()
+    fake.starting_step = starting
+    lines = [{"step": 12, "train/loss": 0.5}, {"step": 12, "validation/nll": 0.5}]
+    (pathlib.Path(mirrored) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    writers.mirror_image(mirrored, "gaze", "gaze.png")
+    assert [at for at, _ in fake.logged] == [step]
 
 
 def test_an_image_reaches_a_run_that_was_mirrored_after_a_restart(mirrored, without_tensorflow, wandb):
