@@ -97,6 +97,8 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
         with contextlib.closing(checkpoints):
             state = checkpoints.load(result["checkpoint"], state)
         print(f"finished already: {_describe(result)}  {folder}", flush=True)
+        if project := config["log"].get("wandb"):
+            print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
         return state
     if step := checkpoints.latest() or 0:
         state = checkpoints.load(step, state)
