@@ -174,6 +174,7 @@ def _open(folder: str, project: str, id: str, saved: Mapping[str, Any]) -> Any:
         config={"hash": saved["hash"], **saved["config"]},
         settings=wandb.Settings(
             console="off",  # the progress line is for the terminal
+            quiet=True,  # where the W&B run is, not its history and summary once more
             finish_timeout=300,  # seconds for what is not uploaded yet; `wandb sync` uploads the rest
         ),
     )

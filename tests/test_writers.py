@@ -161,6 +161,13 @@ def mirrored_ids(fake, *folders, saved=MIRRORED, step=0):
     return [start["id"] for start in fake.started[-len(folders) :]]
 
 
+def test_wandb_leaves_the_terminal_to_the_run(tmp_path, without_tensorflow, wandb):
+    fake = wandb()
+    mirrored_ids(fake, tmp_path)
+    settings = fake.started[0]["settings"]
+    assert (settings["console"], settings["quiet"]) == ("off", True)
+
+
 def test_a_restart_goes_on_in_the_same_wandb_run(tmp_path, without_tensorflow, wandb):
     fake = wandb()
     first, again = mirrored_ids(fake, tmp_path, tmp_path)
