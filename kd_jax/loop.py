@@ -97,6 +97,8 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
         with contextlib.closing(checkpoints):
             state = checkpoints.load(result["checkpoint"], state)
         print(f"finished already: {_describe(result)}  {folder}", flush=True)
+        if project := config["log"].get("wandb"):
+            print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
         return state
     if step := checkpoints.latest() or 0:
         state = checkpoints.load(step, state)
@@ -166,9 +168,10 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
             "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
             "versions": experiment.versions(),
         }
+        # Before the writer closes, which takes as long as W&B takes.
+        runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
+        runs.write_json(os.path.join(folder, "result.json"), result)
         writer.write_result(result)
-    runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
-    runs.write_json(os.path.join(folder, "result.json"), result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
     return state
 
