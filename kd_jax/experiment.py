@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers, weights, writers
+from kd_jax import augment, data, methods, mirror, models, optim, runs, sharding, teachers, weights
 from kd_jax.models import torch_names
 from kd_jax.steps import Images, Parts, init_state, train_steps
 from kd_jax.types import Hyper, InputError, Method, Network, Variables, choose
@@ -118,7 +118,7 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
     method = methods.create(config["method"])
     create_network(config, num_classes=2)
     if training and (project := config["log"].get("wandb")):
-        writers.check_wandb(project)
+        mirror.check(project)
     dataset = data.load(config["dataset"])
     mesh = sharding.mesh(devices)
     steps, steps_per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_jax import augment, experiment, gradcam, loop, runs, sharding, steps, writers
+from kd_jax import augment, experiment, gradcam, loop, mirror, runs, sharding, steps, writers
 from kd_jax.experiment import Experiment
 from kd_jax.types import InputError, Network, Variables
 
@@ -102,8 +102,9 @@ def explain(
     _print(gaze)
     numbers, image = (os.path.join(to, name) for name in FILES)
     print(f"wrote {numbers} and {image}")
-    writers.write_image(to, runs.read_json(run, "result.json")["checkpoint"], "gaze", grid)
-    writers.mirror_image(run, "gaze", image)
+    result = runs.read_json(run, "result.json")
+    writers.write_image(to, result["checkpoint"], "gaze", grid)
+    mirror.add_image(run, "gaze", image, result["steps"])
     return gaze
 
 

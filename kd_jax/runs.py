@@ -17,6 +17,7 @@ KEYS = {  # that the files of a run cannot lack
     "config.json": {"config", "identity", "hash", "data"},
     "result.json": {"name", "test", "checkpoint"},
     "test_details.json": {"bin_confidence", "bin_correct", "bin_count", "confusion"},
+    "wandb.json": {"project", "id"},
     "gaze.json": {"stage", "variant", "teacher", "students"},
 }
 TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves

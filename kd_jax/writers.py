@@ -1,15 +1,12 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), W&B, and a progress line for people.
 
-The only importer of clu.metric_writers, and so of TensorFlow, and of wandb. Where the first two are missing the rest
-still works; W&B is used when the config's log.wandb names a project, and must then be there.
+The only importer of clu.metric_writers, and so of TensorFlow. Where these are missing the rest still works.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,9 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kd_jax import runs
+from kd_jax.mirror import Mirror
 from kd_jax.quiet_tensorflow import import_tensorflow
-from kd_jax.types import InputError, choose
 
 
 class Writer:
@@ -35,7 +31,7 @@ class Writer:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(path + ".tmp", path)
         self._file = open(path, "a")  # noqa: SIM115
-        self._mirror = _Mirror(folder, step, saved)
+        self._mirror = Mirror(folder, saved)
         self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal")
 
     def elapsed(self) -> float:
@@ -103,148 +99,6 @@ def _clu_writer(folder: str, instead: str):
         print(f"{name} is not installed: {instead}, not to TensorBoard", flush=True)
         return None
     return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
-
-
-OFFLINE = ("offline", "dryrun", "disabled")  # modes of W&B that need no login
-MODES = ("online", "run", *OFFLINE)  # not "shared", which drops the steps that numbers are written at
-
-
-def check_wandb(project: str) -> None:
-    """Raises InputError when a run cannot be mirrored to a project of W&B. Writes nothing."""
-    if not isinstance(project, str) or not project.strip() or len(project) > 128 or set(project) & set("/\\#?%:"):
-        raise InputError(
-            f"log.wandb is {project!r}; expected a project of W&B: up to 128 characters, not all blank, without"
-            " / \\ # ? % :"
-        )
-    choose("WANDB_MODE", os.environ.get("WANDB_MODE", "online"), MODES)
-    try:
-        import wandb
-    except ImportError:
-        raise InputError(
-            f"log.wandb is {project!r} and wandb is not installed; expected `pip install wandb`, or log.wandb ''"
-        ) from None
-    try:
-        mode = wandb.setup().settings.mode
-    except Exception as error:  # of pydantic, which wandb brings along: other variables WANDB_* are wrong
-        raise InputError(f"log.wandb is {project!r} and W&B refuses its settings: {_one_line(error)}") from None
-    if mode in OFFLINE:
-        return
-    try:
-        logged_in = wandb.login(prompt=False)
-    except Exception as error:  # wandb's own, or of the network
-        raise InputError(f"log.wandb is {project!r} and W&B refuses the login: {_one_line(error)}") from None
-    if not logged_in:
-        raise InputError(
-            f"log.wandb is {project!r} and nobody is logged in; see `wandb login`, or set WANDB_MODE=offline"
-        )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _known(folder: str) -> dict[str, str]:
-    """The "project" and "id" of the W&B run that mirrors the run in a folder, from its wandb.json; {} without one."""
-    path = os.path.join(folder, "wandb.json")
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path) as file:
-            known = json.load(file)
-        return {"project": known["project"], "id": known["id"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read; expected the project and id of a W&B run: {error}") from None
-
-
-def _former_id(folder: str, saved: Mapping[str, Any]) -> str:
-    """The id of the W&B run of a run that began before there was a wandb.json."""
-    return hashlib.sha256(f"{saved['hash']} {os.path.abspath(folder)}".encode()).hexdigest()[:16]
-
-
-def _open(folder: str, project: str, id: str, saved: Mapping[str, Any]) -> Any:
-    import wandb
-
-    return wandb.init(
-        project=project,
-        name=saved["config"]["name"],
-        id=id,
-        resume="allow",
-        reinit="create_new",  # not the run of a teacher, or of the caller, that is still open
-        dir=folder,
-        config={"hash": saved["hash"], **saved["config"]},
-        settings=wandb.Settings(
-            console="off",  # the progress line is for the terminal
-            quiet=True,  # where the W&B run is, not its history and summary once more
-            finish_timeout=300,  # seconds for what is not uploaded yet; `wandb sync` uploads the rest
-        ),
-    )
-
-
-class _Mirror:
-    """The W&B run that mirrors a run, if it is mirrored. What fails there is one line, and ends the mirror alone."""
-
-    def __init__(self, folder: str, step: int, saved: Mapping[str, Any] | None):
-        """Opens the W&B run of log.wandb, the same one after a restart, and notes in wandb.json which that is."""
-        self._run: Any = None
-        project = saved["config"]["log"].get("wandb") if saved else ""  # a config of an older version lacks the key
-        if not saved or not project:
-            return
-        with self._guarded():
-            known = _known(folder)
-            id = known.get("id") or (_former_id(folder, saved) if step else secrets.token_hex(8))
-            self._run = _open(folder, project, id, saved)
-            if not self._run.disabled and known != {"project": project, "id": id}:
-                runs.write_json(os.path.join(folder, "wandb.json"), {"project": project, "id": id})
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        with self._guarded():
-            if self._run:
-                self._run.log(numbers, step=step)
-
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        with self._guarded():
-            if self._run:
-                self._run.summary.update({"result": result})
-
-    def close(self) -> None:
-        with self._guarded():
-            if self._run:
-                self._run.finish()
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # wandb's own, of the network, of wandb's process that died
-            print(f"W&B fails, and the run goes on without it: {_one_line(error)}", flush=True)
-            broken, self._run = self._run, None
-            if broken:
-                with contextlib.suppress(Exception):
-                    broken.finish(exit_code=1)
-
-
-def mirror_image(folder: str, name: str, path: str) -> None:
-    """Adds an image's file to the W&B run of a finished run that has one; where that fails, prints a line.
-
-    It stands behind the run's last step: W&B drops what is not, and an offline run starts at step 0 again.
-    """
-    saved = runs.read_json(folder, "config.json")
-    try:
-        former = {"project": saved["config"]["log"].get("wandb"), "id": _former_id(folder, saved)}
-        known = _known(folder) or former
-        if not known["project"]:
-            return
-        check_wandb(known["project"])
-        import wandb
-
-        run = _open(folder, known["project"], known["id"], saved)
-        try:
-            last = max((line["step"] for line in read(folder, most=1)), default=0)
-            run.log({name: wandb.Image(path)}, step=max(last + 1, run.starting_step))
-        finally:
-            run.finish()
-    except Exception as error:  # see _Mirror
-        print(f"{path} does not go to W&B: {_one_line(error)}", flush=True)
 
 
 class _Line:

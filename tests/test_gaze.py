@@ -386,9 +386,9 @@ def test_a_run_that_is_compared_sees_images_normalised_as_it_was_trained(folder,
 
 def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(gaze.writers, "mirror_image", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(gaze.mirror, "add_image", lambda *arguments: calls.append(arguments))
     gaze.explain(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1)
-    assert calls == [(str(folder / "kd"), "gaze", str(tmp_path / "gaze.png"))]
+    assert calls == [(str(folder / "kd"), "gaze", str(tmp_path / "gaze.png"), 12)]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(folder, tmp_path):

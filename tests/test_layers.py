@@ -12,14 +12,14 @@ LAYERS = (
     {"types"},
     {"models", "methods", "teachers", "augment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
-    {"data", "checkpoint", "writers", "runs", "weights", "quiet_tensorflow"},
+    {"data", "checkpoint", "writers", "mirror", "runs", "weights", "quiet_tensorflow"},
     {"experiment", "loop", "gaze", "reporting"},
     {"main", "evaluate", "explain", "predict", "export", "report", "cli"},
 )
 HEAVY = {
     "orbax": {"checkpoint"},
     "clu": {"writers"},
-    "wandb": {"writers"},
+    "wandb": {"mirror"},
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
 }
