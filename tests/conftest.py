@@ -8,6 +8,8 @@ collect_ignore_glob = ["record_*.py", "*/record_*.py"]  # need what the tests do
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes most of the time of networks this small, hence the lowest optimisation level.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+# XLA's threads, by default as many as cores: with two cores the two devices can wait for each other for ever.
+os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "kd_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
