@@ -17,6 +17,7 @@ from kd_jax.types import InputError, TrainState
 
 # What goes wrong in the background is raised by the next call; Orbax logs it before, with many tracebacks.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 
 
 class Checkpoints:

@@ -45,6 +45,8 @@ def run(
         sys.exit(0)
     logging.use_absl_handler()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    # What Python can only ignore: the threads that read a damaged checkpoint go on to say what the error's line says.
+    sys.unraisablehook = lambda _: None
     cache = os.path.join(os.path.expanduser("~"), ".cache", "kd_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,15 @@ def test_the_other_commands_refuse_bad_input_in_one_line_too(trained, module, ar
     status, out, err = call(module, *(a.replace("RUN", str(trained[0])) for a in arguments))
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert said in err
+
+
+def test_a_checkpoint_cut_short_is_one_line(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    largest = max((run / "checkpoints").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    os.truncate(largest, 200)
+    status, out, err = call("kd_jax.evaluate", f"--workdir={run}")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert "cannot be read; expected a whole checkpoint" in err
 
 
 def test_report_writes_where_it_is_told_to(trained, tmp_path):
