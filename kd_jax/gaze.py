@@ -57,6 +57,8 @@ def explain(
 ) -> dict[str, Any]:
     """Writes gaze.json and gaze.png in place of those that are there, and prints a summary.
 
+    The grid goes to TensorBoard too, and to W&B where the run is mirrored.
+
     Args:
       run: the folder of a finished run with a teacher. against: folders of finished runs on the same data.
       to: the folder to write into; None for `run`.

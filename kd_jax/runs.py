@@ -115,7 +115,7 @@ def read_json(folder: str, name: str) -> Any:
                 f"the run in {folder} has not finished; the command that began it goes on with it"
             ) from None
         raise InputError(f"{folder} has no {name}; expected the folder of a run") from None
-    except (OSError, ValueError) as error:  # of the disk, of the text, of the JSON
+    except (OSError, ValueError, RecursionError) as error:  # of the disk, of the text, of the JSON
         raise InputError(f"{path} cannot be read; expected a run's {name}: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no keys; expected a run's {name}")

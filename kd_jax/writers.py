@@ -69,7 +69,7 @@ def read(folder: str, most: int | None = None) -> list[dict]:
     lines: list[dict] = []
     if not os.path.exists(path):
         return lines
-    with open(path, errors="replace") as file, contextlib.suppress(json.JSONDecodeError):
+    with open(path, errors="replace") as file, contextlib.suppress(json.JSONDecodeError, RecursionError):
         for line in file if most is None else _thinned(file.readlines(), most):
             lines.append(json.loads(line))
     return lines

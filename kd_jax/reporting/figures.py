@@ -8,7 +8,7 @@ import numpy as np
 
 from kd_jax import runs, writers
 from kd_jax.reporting import plots
-from kd_jax.reporting.finished import is_number
+from kd_jax.reporting.finished import LARGEST, is_number
 from kd_jax.reporting.groups import Group, baseline, by_data
 from kd_jax.reporting.page import Block, Figures, Table
 from kd_jax.types import InputError
@@ -109,8 +109,8 @@ def confusions(groups: Sequence[Group], pages: Sequence[Drawn]) -> list[Block]:
             blocks += [
                 f"{data}. A pair's number: of the images of its two classes, those taken for the other one.",
                 Table(("", "confused most", "confused least"), rows, numbers=False),
-                "The best of the recipes, and the same student alone where it was run; per cent of a label's images."
-                + (part if len(chosen) < len(names) else ""),
+                "The best of the recipes, and the same student alone where it was run, over all seeds; per cent of a"
+                " label's images." + (part if len(chosen) < len(names) else ""),
                 Figures(svgs),
             ]
         blocks += _lacking([group.label for group, total in every if not total])
@@ -151,7 +151,9 @@ def _details(group: Group) -> dict[str, np.ndarray] | None:
             details = runs.read_json(run.folder, "test_details.json")
             arrays = {key: np.array(details[key], float) for key in runs.KEYS["test_details.json"]}
             total = {key: total.get(key, 0) + value for key, value in arrays.items()}
-        except (InputError, TypeError, ValueError):
+        except (InputError, TypeError, ValueError, OverflowError):
+            return None
+        if not all(np.all((value >= 0) & (value < LARGEST)) for value in arrays.values()):
             return None
     classes = len(group.runs[0].class_names)
     bins = {total[key].shape for key in ("bin_confidence", "bin_correct", "bin_count")}
@@ -161,7 +163,7 @@ def _details(group: Group) -> dict[str, np.ndarray] | None:
 def _lacking(labels: Sequence[str]) -> list[Block]:
     if not labels:
         return []
-    return [f"Without a test_details.json that fits, as of an older version: {', '.join(labels)}."]
+    return [f"Without a whole test_details.json of every run, as in an older version: {', '.join(labels)}."]
 
 
 def _pairs(confusion: np.ndarray) -> list[tuple[float, int, int]]:

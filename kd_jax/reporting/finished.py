@@ -1,6 +1,5 @@
 """Finished runs, read from their folders, and why others cannot be shown."""
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,8 @@ from typing import Any, NamedTuple
 from kd_jax import runs, writers
 from kd_jax.types import InputError
 
+LARGEST = 1e18  # sums of numbers below it are finite
+INSIDE = ("checkpoints", "wandb")  # folders of a run that hold no other runs
 FILES = ("config.json", "result.json", "metrics.jsonl")  # one of them makes a folder a run's
 # What a report reads of a result, and of its `test`.
 NUMBER, TEXT, KEYS = "a number", "text", "keys"
@@ -37,9 +38,9 @@ def read(folders: Sequence[str]) -> tuple[list[Run], list[tuple[str, str]]]:
       InputError: when a folder holds no run.
     """
     found: list[Run] = []
-    left_out: list[tuple[str, str]] = []
+    paths, left_out = _find(folders)
     first: dict[str, str] = {}  # hash of a config -> its run
-    for folder in _find(folders):
+    for folder in paths:
         try:
             run = _read(folder)
         except InputError as error:
@@ -53,18 +54,21 @@ def read(folders: Sequence[str]) -> tuple[list[Run], list[tuple[str, str]]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value of a file is a number, and of a size that one can be of."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def _find(folders: Sequence[str]) -> list[str]:
-    """The folders of runs at or below some folders, each once."""
+def _find(folders: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The folders of runs at or below some folders, each once; and [(folder that cannot be read, why)]."""
     found: dict[str, str] = {}  # by real path
+    unreadable: list[tuple[str, str]] = []
     for top in folders:
         if not os.path.isdir(top):
             raise InputError(f"{top!r} is not a folder; expected the folder of a run, or one that holds runs")
         seen, holds_run = set(), False
-        for folder, below, files in os.walk(top, followlinks=True):
+        for folder, below, files in os.walk(
+            top, followlinks=True, onerror=lambda e: unreadable.append((e.filename, f"cannot be read: {e.strerror}"))
+        ):
             real = os.path.realpath(folder)
             if real in seen:  # a link to a folder above
                 below.clear()
@@ -72,12 +76,12 @@ def _find(folders: Sequence[str]) -> list[str]:
             seen.add(real)
             below.sort()
             if set(FILES) & set(files):
-                below.clear()
+                below[:] = [name for name in below if name not in INSIDE]
                 holds_run = True
                 found.setdefault(real, os.path.normpath(folder))
-        if not holds_run:
+        if not holds_run and not unreadable:
             raise InputError(f"{top!r} holds no run; expected the folder of a run, or one that holds runs")
-    return list(found.values())
+    return list(found.values()), unreadable
 
 
 def _read(folder: str) -> Run:

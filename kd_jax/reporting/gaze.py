@@ -12,6 +12,7 @@ from kd_jax.reporting.seeds import difference, means, spread
 from kd_jax.types import InputError
 
 PICTURES = 6
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 VARIANTS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 MEASURES = {  # of gaze.json: (header, digits)
     "cosine": ("cosine", 3),
@@ -93,11 +94,18 @@ def agreement(groups: Sequence[Group]) -> list[Block]:
 def pictures(groups: Sequence[Group]) -> list[Block]:
     """The first PICTURES grids of images and maps."""
     paths = [(run.folder, os.path.join(run.folder, "gaze.png")) for group in groups for run in group.runs]
-    there = [(folder, path) for folder, path in paths if os.path.isfile(path)]
+    there = [(folder, path) for folder, path in paths if os.path.lexists(path)]
     blocks: list[Block] = []
     for folder, path in there[:PICTURES]:
-        with open(path, "rb") as file:
-            blocks.append(Image(file.read(), f"Grad-CAM: {folder}"))
+        try:
+            with open(path, "rb") as file:
+                png = file.read()
+        except OSError:
+            png = b""
+        if png.startswith(SIGNATURE):
+            blocks.append(Image(png, folder))
+        else:
+            blocks.append(f"{path} is no picture; python -m kd_jax.explain makes it again.")
     if len(there) > PICTURES:
         blocks.append(f"{count(len(there) - PICTURES, 'more picture')} in the folders of the runs: gaze.png.")
     return blocks

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kd_jax import runs
 from kd_jax.reporting.finished import Run, is_number
 from kd_jax.reporting.seeds import means
 
@@ -48,7 +49,7 @@ def by_recipe(found: Sequence[Run]) -> list[Group]:
     for members in same_recipe.values():
         members.sort(key=lambda run: (run.result["seed"], run.folder))
         by_name[members[0].result["name"]].append(members)
-    groups = []
+    groups: list[Group] = []
     for name, same in by_name.items():
         # Of values that are as frequent as one another, that of the shortest recipe is the usual one.
         usual = usual_values(sorted((members[0].recipe for members in same), key=len))
@@ -57,7 +58,10 @@ def by_recipe(found: Sequence[Run]) -> list[Group]:
                 k: v for k, v in unusual_values(members[0].recipe, usual).items() if not k.startswith("dataset.path")
             }
             apart = ", ".join(f"{key.removeprefix('method.')} {shown(value)}" for key, value in list(own.items())[:3])
-            groups.append(Group(f"{name} ({apart})" if apart else name, tuple(members)))
+            label = f"{name} ({apart})" if apart else name
+            if any(group.label == label for group in groups):  # they differ in other keys
+                label += f" {runs.digest(members[0].recipe)[:8]}"
+            groups.append(Group(label, tuple(members)))
     size = collections.Counter((group.runs[0].data, group.student) for group in groups)
 
     def order(group: Group):

@@ -74,7 +74,7 @@ td.long { min-width: min(16rem, 55vw); }
   font-size: .875rem; }
 .legend li { display: flex; align-items: center; gap: .4rem; }
 .legend svg { flex: none; }
-img { display: block; max-width: 100%; height: auto; background: #fff; }
+img { display: block; max-width: max(100%, 48rem); height: auto; background: #fff; }
 figure { margin: .75rem 0; }
 figcaption, .soft { color: var(--soft); font-size: .875rem; }
 summary { cursor: pointer; margin: .75rem 0; }
@@ -128,7 +128,8 @@ def _html(block: Block) -> str:
     if isinstance(block, Image):
         source = base64.b64encode(block.png).decode()
         picture = f'<img alt="{_escape(block.title)}" src="data:image/png;base64,{source}">'
-        return f"<figure>{picture}<figcaption>{_escape(block.title)}</figcaption></figure>"
+        caption = f"<figcaption>{_escape(block.title)}</figcaption>"
+        return f'<figure>{caption}<div class="scroll" tabindex="0">{picture}</div></figure>'
     return f"<details><summary>{_escape(block.title)}</summary>{''.join(map(_html, block.blocks))}</details>"
 
 

@@ -76,13 +76,13 @@ def matrix(title: str, names: Sequence[str], shares: np.ndarray) -> str:
     axes.pcolormesh(np.arange(count + 1) - 0.5, np.arange(count + 1) - 0.5, pixels, edgecolor="none")
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
     short = [_cut(name, 16) for name in names]
-    axes.set_xticks(range(count), short, rotation=90)
-    axes.set_yticks(range(count), short)
+    axes.set_xticks(range(count), short, rotation=90, parse_math=False)
+    axes.set_yticks(range(count), short, parse_math=False)
     axes.tick_params(length=0)
     for row, column in np.ndindex(*shares.shape):
-        percent = 100 * shares[row, column]
-        if percent >= 0.5:
-            axes.text(column, row, f"{percent:.0f}", ha="center", va="center", fontsize=8, color=TEXT)
+        percent = int(100 * shares[row, column] + 0.5)
+        if percent:
+            axes.text(column, row, str(percent), ha="center", va="center", fontsize=8, color=TEXT)
     return _svg(figure, title)
 
 
@@ -145,5 +145,5 @@ def _svg(figure: Any, title: str) -> str:
 
 def _cut(text: str, length: int) -> str:
     """Text on one line, cut off where it is longer."""
-    text = " ".join(text.split())
+    text = " ".join(text.encode(errors="replace").decode().split())  # a lone surrogate cannot be drawn
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -58,7 +58,17 @@ def test_without_details_the_report_says_so(tmp_path, section):
     found = groups(tmp_path)
     (page,) = figures.pages(found)
     blocks = figures.calibration(page) if section == "calibration" else figures.confusions(found, [page])
-    assert blocks == ["Without a test_details.json that fits, as of an older version: student."]
+    assert blocks == ["Without a whole test_details.json of every run, as in an older version: student."]
+
+
+@pytest.mark.parametrize("count", [None, -1, 10**400], ids=["null", "negative", "too large"])
+def test_details_that_are_no_counts_do_not_fit(tmp_path, count):
+    write_run(tmp_path / "one")
+    details = runs.read_json(str(tmp_path / "one"), "test_details.json")
+    details["bin_count"][0] = count
+    runs.write_json(str(tmp_path / "one" / "test_details.json"), details)
+    (page,) = figures.pages(groups(tmp_path))
+    assert page.details == [None]
 
 
 def test_details_of_other_classes_do_not_fit(tmp_path):

@@ -1,5 +1,6 @@
 """Finished runs are read, and others are left out with a reason."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -55,13 +56,29 @@ def without(folder, *keys):
             "test.ece of result.json is nan; expected a number",
         ),
         (
+            lambda run: (run / "result.json").write_text((run / "result.json").read_text().replace("0.02", "9" * 400)),
+            r"test.ece of result.json is 9{40}; expected a number",
+        ),
+        (lambda run: (run / "result.json").write_text("[" * 100_000), ".*result.json cannot be read; expected .*"),
+        (
             lambda run: (run / "config.json").write_text(
                 '{"config": {}, "identity": {"teacher": null}, "hash": "", "data": {"class_names": []}}'
             ),
             "config.json lacks 'dataset'; it is of another version",
         ),
     ],
-    ids=["going", "no config", "cut short", "no text", "older", "older test", "not a number", "older config"],
+    ids=[
+        "going",
+        "no config",
+        "cut short",
+        "no text",
+        "older",
+        "older test",
+        "not a number",
+        "too large",
+        "too deep",
+        "older config",
+    ],
 )
 def test_a_run_that_cannot_be_shown_is_listed_with_the_reason(tmp_path, damage, why):
     write_run(tmp_path / "runs" / "good")
@@ -77,3 +94,24 @@ def test_a_folder_without_a_run_is_refused(tmp_path, name, said):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=said):
         finished.read([str(tmp_path / name)])
+
+
+def test_a_stray_file_above_runs_does_not_hide_them(tmp_path):
+    write_run(tmp_path / "runs" / "one")
+    (tmp_path / "runs" / "metrics.jsonl").write_text("")
+    found, left_out = finished.read([str(tmp_path / "runs")])
+    assert ([run.folder for run in found], len(left_out)) == ([str(tmp_path / "runs" / "one")], 1)
+
+
+def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
+    write_run(tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("two"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert left_out(tmp_path) == {"two": "cannot be read: Permission denied"}

@@ -208,5 +208,13 @@ def test_pictures_are_shown_and_what_is_too_much_is_counted(tmp_path):
         write_run(tmp_path / str(seed), seed=seed)
         (tmp_path / str(seed) / "gaze.png").write_bytes(PNG)
     *shown, more = gaze.pictures(groups(tmp_path))
-    assert shown == [Image(PNG, f"Grad-CAM: {tmp_path / str(seed)}") for seed in range(6)]
+    assert shown == [Image(PNG, str(tmp_path / str(seed))) for seed in range(6)]
     assert more == "2 more pictures in the folders of the runs: gaze.png."
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a"], ids=["empty", "another format"])
+def test_a_file_that_is_no_png_is_named_and_not_shown(tmp_path, content):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "gaze.png").write_bytes(content)
+    said = f"{tmp_path / 'one' / 'gaze.png'} is no picture; python -m kd_jax.explain makes it again."
+    assert gaze.pictures(groups(tmp_path)) == [said]

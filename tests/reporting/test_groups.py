@@ -38,3 +38,10 @@ def test_of_recipes_that_each_add_a_key_the_one_without_has_no_remark(tmp_path):
         write_run(tmp_path / name, "student", method=tiny.METHODS["cross_entropy"] | ({"more": term} if term else {}))
     expected = {"student", "student (more.weight 1)", "student (more.weight 5)"}
     assert {group.label for group in groups(tmp_path)} == expected
+
+
+def test_recipes_that_share_their_first_differences_still_have_names_of_their_own(tmp_path):
+    for name, last in (("a", 1.0), ("b", 2.0), ("c", None)):
+        terms = {f"more{i}": {"weight": 1.0} for i in range(3)} | {"other": {"weight": last}}
+        write_run(tmp_path / name, "student", method=tiny.METHODS["cross_entropy"] | (terms if last else {}))
+    assert len({group.label for group in groups(tmp_path)}) == 3

@@ -15,7 +15,7 @@ TITLE = "a < b & $\\frac \u732b"
 @pytest.fixture(scope="module", params=["lines", "points", "matrix"])
 def svg(request):
     if request.param == "matrix":
-        return plots.matrix(TITLE, ["<b>", "$x$", "\u732b"], np.eye(3))
+        return plots.matrix(TITLE, ["<b>", "$\\frac$", "\ud800"], np.eye(3))
     return getattr(plots, request.param)(TITLE, "epoch", "loss", SERIES)
 
 
