@@ -23,7 +23,13 @@ def main(arguments: list[str]) -> None:
     rows: dict[str, dict[int, dict]] = {}
     for folder in arguments:
         result = runs.read_json(folder, "result.json")
-        rows.setdefault(result["name"], {})[result["seed"]] = result
+        row = rows.setdefault(result["name"], {})
+        if result["seed"] in row:
+            raise InputError(
+                f"{folder} is a second run with the name {result['name']!r} and the seed {result['seed']};"
+                " expected names that tell recipes apart (config.name)"
+            )
+        row[result["seed"]] = result
     print(table(rows, choose("--against", (cli.AGAINST.value or ["student"])[-1], list(rows))))
 
 

@@ -3,8 +3,11 @@
 import math
 
 import numpy as np
+import pytest
 
+from kd_jax.types import InputError
 from launch import compare
+from tests.reporting import made_up
 
 
 def result(accuracy):
@@ -30,3 +33,10 @@ def test_the_table_pairs_each_row_with_the_one_it_is_compared_with():
 def test_only_seeds_that_both_rows_have_are_paired():
     rows = {"student": {0: result(0.5), 1: result(0.9)}, "kd": {1: result(0.95), 2: result(0.1)}}
     assert "| +5.00 |" in compare.table(rows, "student")
+
+
+def test_two_runs_of_one_name_and_seed_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        made_up.write_run(tmp_path / folder, "kd")
+    with pytest.raises(InputError, match="b is a second run with the name 'kd' and the seed 0; expected names"):
+        compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
