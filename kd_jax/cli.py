@@ -45,8 +45,7 @@ def run(
         sys.exit(0)
     logging.use_absl_handler()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    # What Python can only ignore: the threads that read a damaged checkpoint go on to say what the error's line says.
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = _unraisable
     cache = os.path.join(os.path.expanduser("~"), ".cache", "kd_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -56,6 +55,13 @@ def run(
         main(_parse(sys.argv))
 
     sys.exit(_exit_code(call))
+
+
+def _unraisable(raised) -> None:
+    """Python's own, but for threads of Orbax, which go on about a damaged checkpoint that the error's line names."""
+    said = f"{raised.exc_value} {raised.object!r}"
+    if "Event loop is closed" not in said and "_read_array_index" not in said:
+        sys.__unraisablehook__(raised)
 
 
 def _parse(argv: list[str]) -> list[str]:
