@@ -38,9 +38,13 @@ def pages(groups: Sequence[Group]) -> Iterator[Drawn]:
 def curves(page: Drawn) -> list[Block]:
     """Accuracy and every loss term over epochs, mean over seeds with a band from the lowest to the highest."""
     values: dict[str, dict[int, dict[float, list[float]]]] = {}  # by scalar, style and epoch
+    lacking = []
     for style, group in enumerate(page.groups):
         for run in group.runs:
-            for line in _lines(run.folder):
+            lines = _lines(run.folder)
+            if not lines:
+                lacking.append(run.folder)
+            for line in lines:
                 for name, value in line.items():
                     if is_number(value):
                         points = values.setdefault(name, {}).setdefault(style, {})
@@ -64,7 +68,10 @@ def curves(page: Drawn) -> list[Block]:
         if any(len(one.x) > 1 for one in series):  # a run without validation on the way has one point, at its end
             svgs.append(plots.lines(title, "epoch", y, series))
     said = "Mean over the seeds; the band reaches from the lowest to the highest."
-    return [f"{page.data}. {said}", Figures(svgs, _legend(page))] if svgs else []
+    blocks: list[Block] = [f"{page.data}. {said}", Figures(svgs, _legend(page))] if svgs else []
+    if lacking:
+        blocks.append(f"Without a line of metrics.jsonl that can be read, and so not drawn: {', '.join(lacking)}.")
+    return blocks
 
 
 def calibration(page: Drawn) -> list[Block]:

@@ -7,15 +7,7 @@ import pytest
 
 from kd_jax import runs
 from kd_jax.reporting import figures
-from tests.reporting.made_up import groups, row, text, write_run, write_table
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """The groups of a small table."""
-    folder = tmp_path_factory.mktemp("table")
-    write_table(folder)
-    return groups(folder)
+from tests.reporting.made_up import groups, row, text, write_run
 
 
 def test_the_curves_are_those_of_accuracy_and_of_every_term_in_training_and_validation(table):
@@ -35,6 +27,18 @@ def test_what_a_killed_process_left_of_the_metrics_does_not_stop_the_report(tmp_
     (tmp_path / "one" / "metrics.jsonl").write_bytes(b'7\n{"epoch": "x"}\n{"epoch": 1, "train/loss": null}\n\x00')
     (page,) = figures.pages(groups(tmp_path))
     assert figures.curves(page) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00 no JSON"], ids=["a folder", "empty", "damaged"])
+def test_a_run_whose_metrics_cannot_be_read_is_named(tmp_path, content):
+    for seed in range(2):
+        write_run(tmp_path / str(seed), seed=seed)
+    path = tmp_path / "1" / "metrics.jsonl"
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    (page,) = figures.pages(groups(tmp_path))
+    said = f"Without a line of metrics.jsonl that can be read, and so not drawn: {tmp_path / '1'}."
+    assert figures.curves(page)[-1] == said
 
 
 def test_the_most_confused_pair_is_named_with_its_share(table):

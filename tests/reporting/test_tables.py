@@ -3,18 +3,9 @@
 import math
 
 import numpy as np
-import pytest
 
 from kd_jax.reporting import tables
-from tests.reporting.made_up import groups, row, text, write_table
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """The groups of a small table."""
-    folder = tmp_path_factory.mktemp("table")
-    write_table(folder)
-    return groups(folder)
+from tests.reporting.made_up import row, text
 
 
 def test_a_row_has_mean_and_deviation_over_seeds_and_the_paired_difference(table):
