@@ -7,7 +7,7 @@ Adversarial Networks", 2018. The discriminator reads log-probabilities beside th
     python -m kd_jax.main --config=configs/adversarial.py --term 'adversarial:turns=[30,170]'
 """
 
-from configs import recipes
+from kd_jax.config import recipes
 
 
 def get_config(arg=""):

@@ -5,7 +5,7 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; weights and
     python -m kd_jax.main --config=configs/kd.py[:small|:smoke]
 """
 
-from configs import recipes
+from kd_jax.config import recipes
 
 
 def get_config(arg=""):

@@ -6,12 +6,13 @@ Stanford's CS231n course, 200 classes of 500 images; here as class folders, `tra
         --config.dataset.path=tinyimagenet32 --workdir=runs/pretrained
     python -m kd_jax.main --config=configs/kd.py:small --config.model.pretrained=runs/pretrained
 
-The argument is "student" or "teacher" and a scale of configs/recipes.py. At 128x128 all images are used, for a GPU; at
-"small" and "laptop" 20,000 of them, 100 of each class, for two CPU cores. At "smoke" the images are handwritten digits.
+The argument is "student" or "teacher" and a scale of kd_jax/config/recipes.py. At 128x128 all images are used, for a
+GPU; at "small" and "laptop" 20,000 of them, 100 of each class, for two CPU cores. At "smoke" the images are
+handwritten digits.
 """
 
-from configs import base, recipes
-from kd_jax.types import choose
+from kd_jax.config import base, recipes
+from kd_jax.errors import choose
 
 EPOCHS = {"": 40, "small": 10, "laptop": 6, "smoke": 2}
 

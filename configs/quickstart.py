@@ -13,8 +13,8 @@ Every row has the same student, recipe and number of steps:
 
 from ml_collections import ConfigDict
 
-from configs import base
-from kd_jax.types import choose
+from kd_jax.config import base
+from kd_jax.errors import choose
 
 METHODS = {
     "alone": {"cross_entropy": {"weight": 1.0}},

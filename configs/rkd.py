@@ -5,7 +5,7 @@ Park et al., "Relational Knowledge Distillation", CVPR 2019; weights 25 and 50 o
     python -m kd_jax.main --config=configs/rkd.py[:small|:smoke]
 """
 
-from configs import recipes
+from kd_jax.config import recipes
 
 
 def get_config(arg=""):

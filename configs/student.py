@@ -3,7 +3,7 @@
 python -m kd_jax.main --config=configs/student.py[:small|:smoke]
 """
 
-from configs import base, recipes
+from kd_jax.config import base, recipes
 
 
 def get_config(arg=""):

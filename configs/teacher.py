@@ -7,7 +7,7 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 The experiments train their teacher themselves when it is missing; this file is for a teacher of another seed.
 """
 
-from configs import base, recipes
+from kd_jax.config import base, recipes
 
 
 def get_config(arg=""):

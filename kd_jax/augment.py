@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.types import Batch, choose
+from kd_jax.errors import choose
+from kd_jax.types import Batch
 
 OFFSETS = 9
 VIEWS = OFFSETS * OFFSETS * 2

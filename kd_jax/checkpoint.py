@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from kd_jax.types import InputError, TrainState
+from kd_jax.errors import InputError
+from kd_jax.types import TrainState
 
 # What goes wrong in the background is raised by the next call; Orbax logs it before, with many tracebacks.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from kd_jax.types import InputError, TrainingError
+from kd_jax.errors import InputError, Preempted, TrainingError
 
 # Flags of more than one command, which names those it has by `flags.declare_key_flag`.
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -75,7 +75,7 @@ def _parse(argv: list[str]) -> list[str]:
         if given:
             near = re.search('Did you mean "(.+?)"', str(error))
             hint = f"; did you mean {near[1]!r}?" if near else ""
-            raise InputError(f"{given}: there is no key {first.args[0]!r}; see configs/base.py{hint}") from error
+            raise InputError(f"{given}: there is no key {first.args[0]!r}; see kd_jax/config/base.py{hint}") from error
         raise InputError(_one_line(first if isinstance(first, InputError) else error)) from error
 
 
@@ -93,12 +93,11 @@ def _exit_code(call: Callable[[], None]) -> int:
         return _report(_one_line(error), 2)
     except TrainingError as error:
         return _report(_one_line(error), 1)
+    except Preempted as error:
+        return _report(_one_line(error), 143)
     except KeyboardInterrupt:
         return _report("interrupted; the same command starts again, a run from its last checkpoint", 130)
     except Exception as error:
-        # The loop, which defines Preempted, is slow to import, and not imported for --help.
-        if type(error).__name__ == "Preempted":
-            return _report(_one_line(error), 143)
         if _disk_is_full(error):
             return _report("the disk is full; make room and start the same command again", 1)
         raise

@@ -9,7 +9,7 @@ import os
 from absl import flags
 
 from kd_jax import cli
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 for name in ("workdir", "runs", "path"):
     flags.declare_key_flag(name)
@@ -18,9 +18,9 @@ for name in ("workdir", "runs", "path"):
 def main(arguments: list[str]) -> None:
     if arguments or not cli.WORKDIR.value:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and nothing else")
-    from kd_jax import loop
+    from kd_jax import training
 
-    metrics = loop.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
+    metrics = training.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
     print(json.dumps({"workdir": os.path.normpath(cli.WORKDIR.value), **metrics}, indent=1))
 
 

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, data, methods, mirror, models, optim, runs, sharding, teachers, weights
+from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers, weights
+from kd_jax.errors import InputError, choose
+from kd_jax.logging import wandb_run
 from kd_jax.models import torch_names
 from kd_jax.steps import Images, Parts, init_state, train_steps
-from kd_jax.types import Hyper, InputError, Method, Network, Variables, choose
+from kd_jax.types import Hyper, Method, Network, Variables
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEACHERS = ("none", "config", "run", "weights")
@@ -105,7 +107,7 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
     """Checks a config, loads its data, and builds its functions.
 
     Args:
-      config: a complete tree (see configs/base.py), a ConfigDict or plain.
+      config: a complete tree (see kd_jax/config/base.py), a ConfigDict or plain.
       runs_folder: where the runs of teachers lie.
       devices: to run on; by default all local ones.
       training: False for evaluation alone, which needs neither a teacher nor a batch that the devices divide.
@@ -118,7 +120,7 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
     method = methods.create(config["method"])
     create_network(config, num_classes=2)
     if training and (project := config["log"].get("wandb")):
-        mirror.check(project)
+        wandb_run.check(project)
     dataset = data.load(config["dataset"])
     mesh = sharding.mesh(devices)
     steps, steps_per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
@@ -223,7 +225,7 @@ def _check(config: dict[str, Any]) -> None:
         try:
             value: Any = functools.reduce(lambda tree, part: tree[part], key.split("."), config)
         except KeyError:
-            raise InputError(f"the config lacks {key}; expected every key of configs/base.py") from None
+            raise InputError(f"the config lacks {key}; expected every key of kd_jax/config/base.py") from None
         if type(value) not in (int, float) or not math.isfinite(value) or not good(value):
             raise InputError(f"{key} is {value!r}; expected {expected}")
     milestones = config["optimizer"]["milestones"]

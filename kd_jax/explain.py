@@ -16,7 +16,7 @@ which no map is zero, the cosine of these two is lowest.
 from absl import flags
 
 from kd_jax import cli
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 STAGE = flags.DEFINE_integer("stage", -1, "Whose maps: 0 (the stem), 1, ..., or -1 (the last) backwards.")
 VARIANT = flags.DEFINE_enum("variant", "gradcam", ["gradcam", "gradcam++"], "How maps are computed.")
@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> None:
     against = [*cli.AGAINST.value, *arguments]  # absl gives what follows the first one as arguments
     if not all(against):
         raise InputError("--against is empty; expected the folder of a finished run")
-    from kd_jax import gaze
+    from kd_jax.explaining import agreement
 
-    gaze.explain(
+    agreement.explain(
         cli.WORKDIR.value,
         against,
         to=cli.TO.value,

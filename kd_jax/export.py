@@ -12,7 +12,7 @@ import os
 from absl import flags
 
 from kd_jax import cli
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 flags.declare_key_flag("workdir")
 flags.declare_key_flag("to")

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.errors import InputError, choose
 from kd_jax.models.layers import at_least_float32
-from kd_jax.types import InputError, Network, Outputs, Variables, choose
+from kd_jax.types import Network, Outputs, Variables
 
 VARIANTS = ("gradcam", "gradcam++")
 TOP = 0.2  # share of the pixels that `iou` compares

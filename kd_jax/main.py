@@ -4,7 +4,7 @@ usage: python -m kd_jax.main [--config=configs/rkd.py[:small|:smoke]] [--workdir
 
 The run's folder is by default <runs>/<name>-<hash of the config>. Without --config it trains a small network on
 handwritten digits (configs/quickstart.py). The same command again goes on with a run that was stopped. Every key of a
-config stands in configs/base.py.
+config stands in kd_jax/config/base.py.
 """
 
 import glob
@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from kd_jax import cli
-from kd_jax.types import InputError, choose
+from kd_jax.errors import InputError, choose
 
 DEFAULT = "configs/quickstart.py"
 CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")
@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> None:
     config = CONFIG.value.to_dict()
     for term in TERM.value:
         add_term(config["method"], term)
-    from kd_jax import loop  # after the flags: JAX and Orbax are slow to import, and --help needs neither
+    from kd_jax import training  # after the flags: JAX and Orbax are slow to import, and --help needs neither
 
-    loop.train_and_evaluate(config, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
+    training.train_and_evaluate(config, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
 
 
 def with_config(arguments: list[str]) -> list[str]:

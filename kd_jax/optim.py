@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax.types import Hyper, InputError, choose
+from kd_jax.errors import InputError, choose
+from kd_jax.types import Hyper
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step", "exponential")

@@ -6,7 +6,7 @@ usage: python -m kd_jax.predict --workdir=FOLDER [--top=3] IMAGES...
 from absl import flags
 
 from kd_jax import cli
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 TOP = flags.DEFINE_integer("top", 3, "How many classes to print for each image.", lower_bound=1)
 flags.declare_key_flag("workdir")

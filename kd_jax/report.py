@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from kd_jax import cli, runs
+from kd_jax.errors import InputError
 from kd_jax.reporting import finished
 from kd_jax.reporting.groups import by_recipe
 from kd_jax.reporting.page import count, html, markdown
 from kd_jax.reporting.sections import sections
-from kd_jax.types import InputError
 
 flags.declare_key_flag("to")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flax.traverse_util import empty_node, flatten_dict
 
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 KEYS = {  # that the files of a run cannot lack
     "config.json": {"config", "identity", "hash", "data"},

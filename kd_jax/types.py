@@ -3,7 +3,6 @@
 Shapes: B images, H x W pixels, C channels, K classes, D embedding width, S stages (the stem counts as the first).
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,24 +10,6 @@ import flax.struct
 import jax
 
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
-
-
-class InputError(ValueError):
-    """The user's input is wrong. The message is one line: the value, what was expected, the valid choices."""
-
-
-class TrainingError(RuntimeError):
-    """A run cannot go on, though its input was valid, for example because the loss is not finite."""
-
-
-def choose(what: str, value: Any, choices) -> Any:
-    """Returns `choices[value]` of a mapping, or `value` itself of any other collection; raises InputError otherwise."""
-    if value not in choices:
-        names = sorted(map(str, choices))
-        near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{what} is {value!r}; expected one of: {', '.join(names)}{hint}")
-    return choices[value] if isinstance(choices, Mapping) else value
 
 
 class Head(NamedTuple):

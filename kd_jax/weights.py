@@ -13,9 +13,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import runs
+from kd_jax.errors import InputError
 from kd_jax.models import torch_names
 from kd_jax.optim import HEAD
-from kd_jax.types import InputError, MethodVariables, Variables
+from kd_jax.types import MethodVariables, Variables
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")

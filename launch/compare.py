@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from absl import flags
 
 from kd_jax import cli, runs
+from kd_jax.errors import InputError, choose
 from kd_jax.reporting.seeds import difference, spread
-from kd_jax.types import InputError, choose
 
 flags.declare_key_flag("against")
 

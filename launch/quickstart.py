@@ -11,7 +11,7 @@ from absl import flags
 
 from configs import quickstart
 from kd_jax import cli, runs
-from kd_jax.types import InputError, choose
+from kd_jax.errors import InputError, choose
 from launch import compare
 
 SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds 0, 1, ... of every student; the teacher's is 0.", lower_bound=1)
@@ -30,7 +30,7 @@ LABELS = {
 def main(arguments: list[str]) -> None:
     if arguments:
         raise InputError(f"the argument {arguments[0]!r} is not known; expected flags only, see --help")
-    from kd_jax import experiment, loop
+    from kd_jax import experiment, training
 
     rows = ["alone", *(choose("--rows", row, quickstart.ROWS) for row in ROWS.value if row != "alone")]
     results: dict[str, dict[int, dict]] = {row: {} for row in rows}
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> None:
             config = quickstart.get_config(row)
             config.seed = seed
             made = experiment.create(config, runs_folder=cli.RUNS.value)
-            folder = loop.default_folder(made, cli.RUNS.value)
-            loop.run(made, folder)
+            folder = training.default_folder(made, cli.RUNS.value)
+            training.run(made, folder)
             results[row][seed] = runs.read_json(folder, "result.json")
             teacher = made.teacher or teacher
     print()

@@ -1,8 +1,9 @@
 """A table of experiments over seeds: runs what is missing, teachers first, and picks up where it stopped.
 
-usage: python -m launch.table --rows=seed [--seeds=3] [--scale=laptop] [--preset=faithful] [--jobs=2] [KEY=VALUE ...]
+usage: python -m launch.table --rows=original [--seeds=3] [--scale=laptop] [--preset=faithful] [--jobs=2]
+           [KEY=VALUE ...]
 
-The rows are those of configs/seed.py. KEY=VALUE changes a key of every row's config and of its teacher's, as in
+The rows are those of configs/original.py. KEY=VALUE changes a key of every row's config and of its teacher's, as in
 dataset.path=cifar10; but a teacher sees every label, whatever dataset.labelled says. With --pretrain_on=FOLDER all
 networks start from ones that are first trained on that folder of images, as configs/pretrain.py says, in the place of
 ImageNet weights. A run that fails is named at its row, and the others go on; the same command tries it again.
@@ -27,16 +28,18 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from configs import recipes, seed
-from kd_jax import cli, intervals, runs, writers
-from kd_jax.types import InputError, TrainingError, choose
+from configs import original
+from kd_jax import cli, intervals, runs
+from kd_jax.config import recipes
+from kd_jax.errors import InputError, TrainingError, choose
+from kd_jax.logging import progress
 
-TABLES = {"seed": seed}
-TABLE = flags.DEFINE_enum("rows", "seed", list(TABLES), "Which table.")
+TABLES = {"original": original}
+TABLE = flags.DEFINE_enum("rows", "original", list(TABLES), "Which table.")
 ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
-SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of configs/recipes.py.")
-PRESET = flags.DEFINE_enum("preset", "corrected", ["corrected", "faithful"], "Of configs/seed.py.")
+SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
+PRESET = flags.DEFINE_enum("preset", "corrected", ["corrected", "faithful"], "Of configs/original.py.")
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
 PRETRAIN_ON = flags.DEFINE_string("pretrain_on", None, "A folder of images to pretrain the networks on.")
 RESULTS = flags.DEFINE_string("results", None, "JSON lines; by default launch/results/TABLE[-SCALE][-PRESET].jsonl.")
@@ -71,7 +74,7 @@ class Failure(NamedTuple):
 
 
 def main(arguments: list[str]) -> None:
-    rows = [choose("--only", row, seed.ROWS) for row in ONLY.value] or list(seed.ROWS)
+    rows = [choose("--only", row, original.ROWS) for row in ONLY.value] or list(original.ROWS)
     path = RESULTS.value or os.path.join("launch", "results", f"{_name()}.jsonl")
     # Teachers first, and every row once before any a second time, so that an unfinished table is of use.
     ordered = sorted(rows, key=lambda row: not row.startswith("teacher"))
@@ -126,7 +129,7 @@ def summary(results: Mapping[str, Mapping[int, Mapping]], failures: Sequence[Fai
             "deviation": deviation if len(accuracy) > 1 else None,
             "difference": difference,
             "interval": interval,
-            "published": seed.PUBLISHED.get(row),
+            "published": original.PUBLISHED.get(row),
             "failed": {failure.seed: failure.reason for failure in failures if failure.row == row},
         }
     return rows
@@ -187,7 +190,7 @@ def _job(row: str, number: int, changes: Sequence[str]) -> Job:
     """The run of a row and a seed, with the flags that make it."""
     preset = "" if PRESET.value == "corrected" else PRESET.value
     arg = ",".join(part for part in (row, preset, SCALE.value) if part)
-    config = seed.get_config(arg)
+    config = original.get_config(arg)
     flat = {"seed": number}
     if PRETRAIN_ON.value:
         role = "teacher" if row.startswith("teacher") else "student"
@@ -209,7 +212,7 @@ def _job(row: str, number: int, changes: Sequence[str]) -> Job:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the arguments {' '.join(changes)} do not fit: {' '.join(str(error).split())}") from None
     config = config.to_dict()
-    command = ("-m", "kd_jax.main", f"--config=configs/seed.py:{arg}")
+    command = ("-m", "kd_jax.main", f"--config=configs/original.py:{arg}")
     overrides = (f"--config.{key}={value}" for key, value in flat.items())
     return Job(row, number, config, _key(config), (*command, *overrides))
 
@@ -262,10 +265,12 @@ def _run_all(jobs: Sequence[Job]) -> Iterator[tuple[Job, dict | Failure]]:
             what = (
                 f"failed: {outcome.reason}"
                 if isinstance(outcome, Failure)
-                else f"{100 * outcome['test']['accuracy']:.2f}% in {writers.duration(outcome['seconds'])}"
+                else f"{100 * outcome['test']['accuracy']:.2f}% in {progress.duration(outcome['seconds'])}"
             )
             left = (time.monotonic() - start) / count * (len(jobs) - count)
-            print(f"{count}/{len(jobs)}  {job.row}, seed {job.seed}: {what}  {writers.duration(left)} left", flush=True)
+            print(
+                f"{count}/{len(jobs)}  {job.row}, seed {job.seed}: {what}  {progress.duration(left)} left", flush=True
+            )
             yield job, outcome
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kd_jax import augment
-from kd_jax.types import Batch, InputError
+from kd_jax.errors import InputError
+from kd_jax.types import Batch
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (6, 32, 32, 3), dtype=np.uint8)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kd_jax import checkpoint
-from kd_jax.types import InputError, TrainState
+from kd_jax.errors import InputError
+from kd_jax.types import TrainState
 from tests import tiny
 
 

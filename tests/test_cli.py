@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from kd_jax import cli, loop
-from kd_jax.types import InputError, TrainingError
+from kd_jax import cli
+from kd_jax.errors import InputError, Preempted, TrainingError
 
 
 def wrapped(error):
@@ -26,7 +26,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (TrainingError("loss is not finite by step 3"), 1, "error: loss is not finite by step 3"),
         (FULL, 1, "error: the disk is full; make room and start the same command again"),
         (wrapped(FULL), 1, "error: the disk is full; make room and start the same command again"),
-        (loop.Preempted("stopped at step 3 of 9"), 143, "stopped at step 3 of 9"),
+        (Preempted("stopped at step 3 of 9"), 143, "stopped at step 3 of 9"),
         (KeyboardInterrupt(), 130, "interrupted; the same command starts again, a run from its last checkpoint"),
     ],
     ids=["input", "training", "disk", "disk in the background", "preempted", "interrupted"],

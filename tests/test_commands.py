@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import runs, weights, writers
+from kd_jax import runs, weights
+from kd_jax.logging import metrics_file
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -302,7 +303,7 @@ def test_a_loss_that_is_not_finite_is_one_line_and_status_1(tmp_path):
 def test_a_terminated_run_saves_its_state_and_exits_with_143(tmp_path):
     arguments = [*TINY, "--config.train.epochs=2000", f"--workdir={tmp_path / 'run'}"]
     process = start("kd_jax.main", *arguments)
-    _wait_for(lambda: len(writers.read(str(tmp_path / "run"))) > 3, process)
+    _wait_for(lambda: len(metrics_file.read(str(tmp_path / "run"))) > 3, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143
@@ -316,7 +317,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tm
 
     for lines in (4, 30):
         process = start("kd_jax.main", *arguments("killed"))
-        _wait_for(lambda n=lines: len(writers.read(str(tmp_path / "killed"))) > n, process)
+        _wait_for(lambda n=lines: len(metrics_file.read(str(tmp_path / "killed"))) > n, process)
         process.kill()
         process.communicate()
     for name in ("killed", "whole"):
@@ -324,7 +325,9 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tm
         assert status == 0, err
     killed, whole = (weights.read_run(str(tmp_path / name)) for name in ("killed", "whole"))
     assert tiny.identical(killed, whole)
-    measured = [[{**line, "seconds": 0} for line in writers.read(str(tmp_path / name))] for name in ("killed", "whole")]
+    measured = [
+        [{**line, "seconds": 0} for line in metrics_file.read(str(tmp_path / name))] for name in ("killed", "whole")
+    ]
     assert measured[0] == measured[1]
 
 

@@ -5,16 +5,18 @@ import warnings
 
 import pytest
 
-from configs import recipes, seed
+from configs import original
 from kd_jax import experiment
-from kd_jax.types import InputError
+from kd_jax.config import recipes
+from kd_jax.errors import InputError
 
 DISTILLED = ("kd", "rkd", "adversarial", "gradcam")
 NAMES = ("student", "teacher", *DISTILLED)
 
 
 def get_config(name, arg):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+    package = "kd_jax.config" if name == "base" else "configs"
+    return importlib.import_module(f"{package}.{name}").get_config(arg)
 
 
 @pytest.mark.parametrize("scale", recipes.SCALES)
@@ -35,26 +37,26 @@ def assert_trainable(config, has_teacher):
 
 
 @pytest.mark.parametrize("preset", ["", ",faithful"])
-@pytest.mark.parametrize("row", seed.ROWS)
+@pytest.mark.parametrize("row", original.ROWS)
 def test_every_row_of_the_original_table_can_be_trained(row, preset):
-    config = seed.get_config(f"{row}{preset},smoke")
+    config = original.get_config(f"{row}{preset},smoke")
     assert_trainable(config, has_teacher=not row.startswith(("student", "teacher")))
     assert config.model.freeze == ("convolutions" if row.endswith("_frozen") else "none")
 
 
-@pytest.mark.parametrize("row", [row for row in seed.ROWS if not row.startswith("teacher")])
+@pytest.mark.parametrize("row", [row for row in original.ROWS if not row.startswith("teacher")])
 def test_the_corrected_rows_share_one_recipe_and_one_teacher(row):
-    config, student, teacher = (seed.get_config(f"{name},laptop") for name in (row, "student", "teacher"))
+    config, student, teacher = (original.get_config(f"{name},laptop") for name in (row, "student", "teacher"))
     for section in ("optimizer", "train", "evaluate", "precision"):
         assert config[section] == student[section]
     if config.teacher.kind == "config":
-        assert config.teacher.config.to_dict() | {"name": "seed-teacher"} == teacher.to_dict() | {
-            "name": "seed-teacher"
+        assert config.teacher.config.to_dict() | {"name": "original-teacher"} == teacher.to_dict() | {
+            "name": "original-teacher"
         }
 
 
 def test_the_faithful_rows_have_the_originals_schedules():
-    config = seed.get_config("kd_frozen,faithful")
+    config = original.get_config("kd_frozen,faithful")
     assert (config.optimizer.learning_rate, config.optimizer.gamma, config.train.batch_size) == (1e-3, 0.7, 32)
     assert config.teacher.batch_statistics
     teacher = config.teacher.config
@@ -64,7 +66,7 @@ def test_the_faithful_rows_have_the_originals_schedules():
 
 @pytest.mark.parametrize("scale", recipes.SCALES)
 def test_the_faithful_rows_are_trained_for_the_originals_15_epochs_at_every_scale(scale):
-    config = seed.get_config(f"kd,faithful,{scale}" if scale else "kd,faithful")
+    config = original.get_config(f"kd,faithful,{scale}" if scale else "kd,faithful")
     for train in (config.train, config.teacher.config.train):
         assert (train.epochs, train.steps) == (15, 0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax import experiment, methods
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 from tests import tiny
 
 
@@ -94,7 +94,7 @@ def test_a_mistake_in_the_teachers_config_is_said_to_be_there():
 def test_a_config_that_lacks_a_key_is_refused():
     config = tiny.config()
     del config["train"]
-    with pytest.raises(InputError, match=r"the config lacks train.epochs; expected every key of configs/base.py"):
+    with pytest.raises(InputError, match=r"the config lacks train.epochs; expected every key of kd_jax/config/base.py"):
         experiment.create(config)
 
 

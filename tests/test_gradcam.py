@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kd_jax import gradcam, models
+from kd_jax.errors import InputError
 from kd_jax.models import torch_names
-from kd_jax.types import Head, InputError, Network, Outputs
+from kd_jax.types import Head, Network, Outputs
 from tests.models import fixed
 
 RECORDED = np.load(Path(__file__).parent / "gradcam.npz")  # by record_gradcam.py

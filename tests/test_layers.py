@@ -9,17 +9,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
-    {"types"},
-    {"models", "methods", "teachers", "augment", "gradcam", "metrics", "intervals"},
+    {"types", "errors"},
+    {"losses", "models", "methods", "teachers", "augment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
-    {"data", "checkpoint", "writers", "mirror", "runs", "weights", "quiet_tensorflow"},
-    {"experiment", "loop", "gaze", "reporting"},
+    {"config", "data", "checkpoint", "logging", "runs", "weights", "quiet_tensorflow", "experiment"},
+    {"training", "explaining", "reporting"},
     {"main", "evaluate", "explain", "predict", "export", "report", "cli"},
 )
 HEAVY = {
     "orbax": {"checkpoint"},
-    "clu": {"writers"},
-    "wandb": {"mirror"},
+    "clu": {"logging"},
+    "wandb": {"logging"},
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
 }

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from kd_jax import optim
-from kd_jax.types import Hyper, InputError
+from kd_jax.errors import InputError
+from kd_jax.types import Hyper
 from tests import tiny
 
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from kd_jax import report
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 from tests.reporting.made_up import write_run, write_table
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

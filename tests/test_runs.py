@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from kd_jax import runs
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 from tests import tiny
 
 

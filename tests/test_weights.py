@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import kd_jax
-from kd_jax import experiment, export, loop, runs, weights
+from kd_jax import experiment, export, runs, training, weights
+from kd_jax.errors import InputError
 from kd_jax.models import torch_names
-from kd_jax.types import InputError
 from tests import tiny
 
 
@@ -21,7 +21,7 @@ from tests import tiny
 def run(tmp_path_factory):
     """A finished run and its weights in a file."""
     folder = tmp_path_factory.mktemp("weights")
-    loop.train_and_evaluate(tiny.config(), str(folder / "run"))
+    training.train_and_evaluate(tiny.config(), str(folder / "run"))
     export.export(str(folder / "run"), str(folder / "model.safetensors"))
     return folder / "run", folder / "model.safetensors"
 
@@ -56,7 +56,7 @@ def test_a_run_starts_from_a_file_or_a_run(run, tmp_path, kind):
     config = tiny.config(
         **{"model.pretrained": source, "optimizer.learning_rate": 1e-30, "optimizer.weight_decay": 0.0}
     )
-    state = loop.train_and_evaluate(config, str(tmp_path / "run"))
+    state = training.train_and_evaluate(config, str(tmp_path / "run"))
     _, variables, _ = kd_jax.load(str(run[0]))
     assert tiny.identical(state.params["student"], variables["params"])
 
@@ -82,12 +82,12 @@ def test_weights_can_teach_and_their_accuracy_is_measured_first(run, tmp_path, c
         "method": tiny.METHODS["kd"],
         "teacher": tiny.config()["teacher"] | {"kind": "weights", "path": str(file), "config": tiny.config()},
     }
-    loop.train_and_evaluate(config, str(tmp_path / "run"))
+    training.train_and_evaluate(config, str(tmp_path / "run"))
     result = runs.read_json(str(tmp_path / "run"), "result.json")
     expected = runs.read_json(str(folder), "result.json")["test"]["accuracy"]
     assert result["teacher"] == {"name": "model.safetensors", "accuracy": expected}
     assert f"teacher model.safetensors: test accuracy {100 * expected:.2f}%" in capsys.readouterr().out
-    assert loop.evaluate_run(str(tmp_path / "run"))["agreement"] == result["test"]["agreement"]
+    assert training.evaluate_run(str(tmp_path / "run"))["agreement"] == result["test"]["agreement"]
 
 
 def truncated(path, source):

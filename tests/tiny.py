@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
 from kd_jax import augment, methods, models, optim, sharding, steps, teachers
+from kd_jax.config import base
 from kd_jax.types import Hyper
 
 CLASSES = 4

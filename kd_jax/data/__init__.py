@@ -9,7 +9,7 @@ import numpy as np
 from kd_jax.data import digits, folder, tfds
 from kd_jax.data.images import read_image
 from kd_jax.data.split import Source, Split, divide, take
-from kd_jax.types import InputError, choose
+from kd_jax.errors import InputError, choose
 
 __all__ = ["AUGMENT", "NORMALIZE", "SOURCES", "Dataset", "Source", "Split", "epoch_order", "load", "read_image"]
 
@@ -38,7 +38,7 @@ def load(config: Mapping[str, Any]) -> Dataset:
     """Reads a data set and chooses the images to train on. The choice depends on the data alone, never on a seed.
 
     Args:
-      config: the section `dataset` of a run's configuration; `configs/base.py` explains its keys.
+      config: the section `dataset` of a run's configuration; `kd_jax/config/base.py` explains its keys.
 
     Returns:
       The data set. With fewer `train_images` or `labelled` come the first of the same order, so smaller choices are

@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_jax.data import images
 from kd_jax.data.split import TEST_SHARE, Source, Split, divide
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_NAMES = ("test", "val", "validation")  # the first that is there is the test set

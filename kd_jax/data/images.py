@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 
 def read_image(path: str | os.PathLike, size: int, channels: int) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 
 from kd_jax.data import images
 from kd_jax.data.split import Source, Split, with_test
+from kd_jax.errors import InputError
 from kd_jax.quiet_tensorflow import import_tensorflow
-from kd_jax.types import InputError
 
 
 def load(name: str, *, image_size: int, data_dir: str = "") -> Source:

@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd_jax.methods import logits, relations, seed
+from kd_jax.errors import InputError, choose
+from kd_jax.losses import logits, relations
+from kd_jax.methods import original
 from kd_jax.methods.adversarial import adversarial
-from kd_jax.methods.compose import join, lift, standardize
-from kd_jax.methods.explanations import gradcam_alignment
-from kd_jax.types import InputError, Method, choose
+from kd_jax.methods.base import join, lift, standardize
+from kd_jax.methods.saliency import gradcam_alignment
+from kd_jax.types import Method
 
 __all__ = ["LOSSES", "create", "join", "lift", "register", "standardize"]
 
@@ -20,11 +22,11 @@ LOSSES: dict[str, Callable[..., Method]] = {
     "rkd_angle": lift(relations.rkd_angle, on="embedding"),
     "adversarial": adversarial,
     "gradcam_alignment": gradcam_alignment,
-    "seed_cross_entropy": lift(seed.cross_entropy, arguments=("student", "targets")),
-    "seed_kd": lift(seed.kd),
-    "seed_rkd_distance": lift(seed.rkd_distance),
-    "seed_rkd_angle": lift(seed.rkd_angle),
-    "seed_adversarial": seed.adversarial,
+    "original_cross_entropy": lift(original.cross_entropy, arguments=("student", "targets")),
+    "original_kd": lift(original.kd),
+    "original_rkd_distance": lift(original.rkd_distance),
+    "original_rkd_angle": lift(original.rkd_angle),
+    "original_adversarial": original.adversarial,
 }
 
 # What an option of a loss may be, by its default; None and no default allow anything.

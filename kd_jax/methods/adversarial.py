@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.methods.compose import field, read, standardize
-from kd_jax.types import InputError, Method, MethodVariables, both_move, choose
+from kd_jax.errors import InputError, choose
+from kd_jax.methods.base import field, read, standardize
+from kd_jax.types import Method, MethodVariables, both_move
 
 OBJECTIVES = ("nonsaturating", "wasserstein")
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kd_jax.errors import InputError, choose
 from kd_jax.models import cifar_resnet, resnet
-from kd_jax.types import InputError, Network, choose
+from kd_jax.types import Network
 
 NAMES: dict[str, Callable[..., nn.Module]] = {
     **dict.fromkeys(resnet.FAMILY, resnet.resnet),

@@ -12,8 +12,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import models
+from kd_jax.errors import InputError
 from kd_jax.models import cifar_resnet
-from kd_jax.types import InputError, Variables
+from kd_jax.types import Variables
 
 StateDict = Mapping[str, np.ndarray]
 

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax import runs, writers
+from kd_jax import runs
+from kd_jax.errors import InputError
+from kd_jax.logging import metrics_file
 from kd_jax.reporting import plots
 from kd_jax.reporting.finished import LARGEST, is_number
 from kd_jax.reporting.groups import Group, baseline, by_data
 from kd_jax.reporting.page import Block, Figures, Table
-from kd_jax.types import InputError
 
 DRAWN = 3 * len(plots.STYLES)  # groups, at most
 POINTS = 120  # of a curve, at most about
@@ -144,7 +145,7 @@ def fidelity(page: Drawn) -> list[Block]:
 
 def _lines(folder: str) -> list[dict]:
     try:
-        lines = writers.read(folder, most=POINTS)
+        lines = metrics_file.read(folder, most=POINTS)
     except OSError:
         return []
     return [line for line in lines if isinstance(line, dict) and is_number(line.get("epoch"))]

@@ -5,8 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kd_jax import runs, writers
-from kd_jax.types import InputError
+from kd_jax import runs
+from kd_jax.errors import InputError
+from kd_jax.logging import metrics_file
 
 LARGEST = 1e18  # sums of numbers below it are finite
 INSIDE = ("checkpoints", "wandb")  # folders of a run that hold no other runs
@@ -117,7 +118,7 @@ def _unfinished(folder: str, saved: Mapping[str, Any]) -> str:
     step = 0
     path = os.path.join(folder, "metrics.jsonl")
     try:
-        lines = writers.read(folder, most=1)
+        lines = metrics_file.read(folder, most=1)
         step = max((line["step"] for line in lines), default=0)
         train = saved["config"]["train"]
         total = train["steps"] or train["epochs"] * (saved["data"]["train_images"] // train["batch_size"])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kd_jax import data
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 CONFIG = {
     "source": "digits",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kd_jax.data import folder
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 
 def write(path, size=(6, 6), value=0):

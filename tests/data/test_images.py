@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from kd_jax.data import images, read_image
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 GRADIENT = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
 

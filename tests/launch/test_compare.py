@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 from launch import compare
 from tests.reporting import made_up
 

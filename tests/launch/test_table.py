@@ -8,7 +8,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from kd_jax import cli
-from kd_jax.types import InputError, TrainingError
+from kd_jax.errors import InputError, TrainingError
 from launch import table
 
 flags.FLAGS.mark_as_parsed()
@@ -80,9 +80,9 @@ def test_every_row_is_run_once_and_picked_up_afterwards(settings, fake, capsys):
     table.main([])
     assert len(ran) == 4
     assert "4 of 4 runs are in" in capsys.readouterr().out
-    numbers = json.loads((settings / "runs" / "seed-smoke" / "table.json").read_text())
+    numbers = json.loads((settings / "runs" / "original-smoke" / "table.json").read_text())
     assert numbers["kd"]["difference"] == pytest.approx(9.5)
-    text = (settings / "runs" / "seed-smoke" / "table.md").read_text()
+    text = (settings / "runs" / "original-smoke" / "table.md").read_text()
     assert "| resnet8 | KD | trained | 90.00 ± 0.00 | +9.50 ± 6.35 | 94.26 | 2 |" in text
 
 
@@ -102,7 +102,7 @@ def test_a_line_of_the_results_says_how_it_was_made(settings, fake):
     table.main([])
     line = json.loads((settings / "results.jsonl").read_text().splitlines()[1])
     assert (line["row"], line["seed"], line["result"]["test"]["accuracy"]) == ("kd", 0, 0.9)
-    assert line["command"] == "python -m kd_jax.main --config=configs/seed.py:kd,smoke --config.seed=0"
+    assert line["command"] == "python -m kd_jax.main --config=configs/original.py:kd,smoke --config.seed=0"
     assert line["hardware"].startswith("1 x cpu, ")
     assert len(line["date"]) == len("2026-01-01")
 
@@ -141,4 +141,4 @@ def test_a_run_is_a_process_whose_last_line_says_why_it_failed(settings):
 def test_the_teacher_of_the_others_lies_where_they_look_for_it(settings):
     job = table._job("teacher", 0, [])
     assert table._folder(job).startswith(f"{cli.RUNS.value}/teachers/")
-    assert table._folder(job._replace(seed=1)).startswith(f"{cli.RUNS.value}/seed-smoke/teacher-1-")
+    assert table._folder(job._replace(seed=1)).startswith(f"{cli.RUNS.value}/original-smoke/teacher-1-")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kd_jax import methods
-from kd_jax.types import InputError, MethodVariables
+from kd_jax.errors import InputError
+from kd_jax.types import MethodVariables
 from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, batch, log_softmax, outputs, slope, standardized
 
 EMBEDDING = np.random.default_rng(3).normal(size=(6, 4))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kd_jax import methods
-from kd_jax.types import InputError, MethodVariables
+from kd_jax.errors import InputError
+from kd_jax.types import MethodVariables
 from tests.methods.numeric import STUDENT, TEACHER, batch, log_softmax, outputs
 
 METHODS = {

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kd_jax import models
+from kd_jax.errors import InputError
 from kd_jax.models.layers import Linear
-from kd_jax.types import InputError, Outputs
+from kd_jax.types import Outputs
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from configs import base
 from kd_jax import methods, models, optim, steps
+from kd_jax.config import base
 from kd_jax.types import Batch, Hyper
 from tests.models import fixed
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kd_jax import models
+from kd_jax.errors import InputError
 from kd_jax.models import torch_names
-from kd_jax.types import InputError
 from tests import tiny
 
 CASES = {

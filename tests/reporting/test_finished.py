@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kd_jax import runs
+from kd_jax.errors import InputError
 from kd_jax.reporting import finished
-from kd_jax.types import InputError
 from tests.reporting.made_up import write_run
 
 

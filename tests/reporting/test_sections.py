@@ -1,6 +1,6 @@
 """The sections of the report."""
 
-from kd_jax.reporting import gaze
+from kd_jax.reporting import saliency
 from kd_jax.reporting.page import Table
 from kd_jax.reporting.sections import sections
 from tests.reporting.made_up import groups, write_run
@@ -15,11 +15,11 @@ def test_a_section_with_nothing_to_say_is_left_out(tmp_path):
 def test_numbers_and_pictures_of_where_networks_look_stand_in_one_section(tmp_path):
     write_run(tmp_path / "one")
     (tmp_path / "one" / "gaze.json").write_text("damaged")
-    (tmp_path / "one" / "gaze.png").write_bytes(gaze.SIGNATURE)
+    (tmp_path / "one" / "gaze.png").write_bytes(saliency.SIGNATURE)
     (looks,) = (one for one in sections(groups(tmp_path), []) if one.title == "Where the networks look")
     said, picture = looks.blocks
     assert "Left out: gaze.json" in said
-    assert picture.png == gaze.SIGNATURE
+    assert picture.png == saliency.SIGNATURE
 
 
 def test_runs_that_are_left_out_are_listed_even_where_nothing_else_is():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.methods import logits, relations
+from kd_jax.losses import logits, relations
 from kd_jax.models.layers import BatchNorm, Linear
 from kd_jax.types import Method, MethodVariables
 

@@ -6,7 +6,7 @@ dictionaries, and lists (written as tuples where the command line should be able
 
 from ml_collections import ConfigDict
 
-from kd_jax.types import choose
+from kd_jax.errors import choose
 
 
 def get_config(arg: str = "") -> ConfigDict:

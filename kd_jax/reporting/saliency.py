@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kd_jax import runs
+from kd_jax.errors import InputError
 from kd_jax.reporting.finished import Run, is_number
 from kd_jax.reporting.groups import Group, baseline, by_data
 from kd_jax.reporting.page import Block, Folded, Image, Table, count
 from kd_jax.reporting.seeds import difference, means, spread
-from kd_jax.types import InputError
 
 PICTURES = 6
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

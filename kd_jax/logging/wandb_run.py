@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kd_jax import runs
-from kd_jax.types import InputError, choose
+from kd_jax.errors import InputError, choose
 
 FILE = "wandb.json"
 OFFLINE = ("offline", "dryrun", "disabled")  # modes of W&B that need no login

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from kd_jax import gradcam, methods, models
-from kd_jax.methods import explanations
-from kd_jax.types import InputError, Networks
+from kd_jax.errors import InputError
+from kd_jax.methods import saliency
+from kd_jax.types import Networks
 from tests.methods.numeric import assert_gradient, batch, slope
 
 MAPS, OTHERS = np.random.default_rng(0).exponential(size=(2, 6, 4, 4))
@@ -26,14 +27,14 @@ def distances(similarity, student, teacher):
 
 @each
 def test_the_alignment_is_one_minus_the_similarity_of_the_maps(similarity):
-    got = explanations.alignment(jnp.asarray(MAPS), jnp.asarray(OTHERS), similarity=similarity)
+    got = saliency.alignment(jnp.asarray(MAPS), jnp.asarray(OTHERS), similarity=similarity)
     np.testing.assert_allclose(got, distances(similarity, MAPS, OTHERS), rtol=1e-5)
 
 
 @each
 def test_the_gradient_of_the_alignment_is_that_of_finite_differences(similarity):
     def loss(student):
-        return explanations.alignment(student, jnp.asarray(OTHERS), similarity=similarity).sum()
+        return saliency.alignment(student, jnp.asarray(OTHERS), similarity=similarity).sum()
 
     expected = slope(lambda x: distances(similarity, x, OTHERS).sum(), MAPS)
     assert_gradient(jax.grad(loss)(jnp.asarray(MAPS)), expected)
@@ -45,19 +46,19 @@ def test_a_smaller_map_is_brought_to_the_size_of_the_larger():
     small = MAPS[:, :2, :2]
     enlarged = along @ small @ along.T
     expected = distances("cosine", enlarged, OTHERS)
-    np.testing.assert_allclose(explanations.alignment(jnp.asarray(small), jnp.asarray(OTHERS)), expected, rtol=1e-5)
-    np.testing.assert_allclose(explanations.alignment(jnp.asarray(OTHERS), jnp.asarray(small)), expected, rtol=1e-5)
+    np.testing.assert_allclose(saliency.alignment(jnp.asarray(small), jnp.asarray(OTHERS)), expected, rtol=1e-5)
+    np.testing.assert_allclose(saliency.alignment(jnp.asarray(OTHERS), jnp.asarray(small)), expected, rtol=1e-5)
 
 
 def test_a_map_of_zeros_is_at_distance_one():
-    np.testing.assert_array_equal(explanations.alignment(jnp.zeros((2, 4, 4)), jnp.asarray(OTHERS[:2])), [1, 1])
+    np.testing.assert_array_equal(saliency.alignment(jnp.zeros((2, 4, 4)), jnp.asarray(OTHERS[:2])), [1, 1])
 
 
 def test_maps_of_one_pixel_are_refused():
     with pytest.raises(
         InputError, match="the maps of this stage are one pixel, which shows no place; expected an earl"
     ):
-        explanations.alignment(jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1)))
+        saliency.alignment(jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1)))
 
 
 @functools.cache

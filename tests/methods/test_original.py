@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kd_jax import methods
-from kd_jax.methods import logits, seed
+from kd_jax.losses import logits
+from kd_jax.methods import original
 from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, batch, huber, log_softmax, outputs, slope
 
 T = 1.5
@@ -40,7 +41,7 @@ def rkd_angle(student, teacher):
     return huber(cosines(mixed) - cosines(p[None, :] - p[:, None])).mean()
 
 
-LOSSES = [(seed.kd, kd), (seed.rkd_distance, rkd_distance), (seed.rkd_angle, rkd_angle)]
+LOSSES = [(original.kd, kd), (original.rkd_distance, rkd_distance), (original.rkd_angle, rkd_angle)]
 each = pytest.mark.parametrize(("loss", "formula"), LOSSES, ids=["kd", "distance", "angle"])
 
 
@@ -61,20 +62,20 @@ def test_the_teacher_gets_no_gradient(loss, formula):
     assert not np.any(gradient)
 
 
-@pytest.mark.parametrize("loss", [seed.rkd_distance, seed.rkd_angle])
+@pytest.mark.parametrize("loss", [original.rkd_distance, original.rkd_angle])
 def test_the_relational_losses_are_positive_at_the_teachers_own_logits(loss):
     assert loss(TEACHER, TEACHER) > 0.01
 
 
 def test_the_divergence_is_as_many_times_too_weak_as_there_are_classes():
-    ratio = seed.kd(TEN[0], TEN[1]) / logits.kd(TEN[0], TEN[1], temperature=T)
+    ratio = original.kd(TEN[0], TEN[1]) / logits.kd(TEN[0], TEN[1], temperature=T)
     np.testing.assert_allclose(ratio, 0.1, rtol=1e-5)
 
 
 def test_the_cross_entropy_is_of_softened_logits():
     targets = np.eye(5)[[0, 1, 2, 3, 4, 0]]
     expected = -(targets * log_softmax(STUDENT / T)).sum(-1)
-    np.testing.assert_allclose(seed.cross_entropy(STUDENT, targets), expected, rtol=1e-5)
+    np.testing.assert_allclose(original.cross_entropy(STUDENT, targets), expected, rtol=1e-5)
 
 
 class Numpy:
@@ -104,7 +105,7 @@ class Numpy:
 @pytest.fixture(scope="module")
 def game():
     """(variables, apply(variables, student's logits, step)) of the original's discriminator."""
-    method = methods.create({"adversarial": {"loss": "seed_adversarial", "steps_per_epoch": 250}})
+    method = methods.create({"adversarial": {"loss": "original_adversarial", "steps_per_epoch": 250}})
     variables = method.init(jax.random.key(0), outputs(TEN[0]), outputs(TEN[1]))
 
     @jax.jit

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax import augment, experiment, loop, runs, writers
-from kd_jax.types import InputError, TrainingError
+from kd_jax import augment, experiment, runs, training
+from kd_jax.errors import InputError, Preempted, TrainingError
+from kd_jax.logging import metrics_file
 from tests import tiny
 
 
 def train(config, folder, name="run"):
     """The state at the end, and result.json."""
-    state = loop.train_and_evaluate(config, str(folder / name), runs_folder=str(folder))
+    state = training.train_and_evaluate(config, str(folder / name), runs_folder=str(folder))
     return state, runs.read_json(str(folder / name), "result.json")
 
 
@@ -32,7 +33,7 @@ def taught(tmp_path_factory):
 
 def lines(folder, prefix):
     """The lines of metrics.jsonl that have scalars of this prefix."""
-    return [line for line in writers.read(str(folder)) if any(key.startswith(prefix) for key in line)]
+    return [line for line in metrics_file.read(str(folder)) if any(key.startswith(prefix) for key in line)]
 
 
 def test_the_result_says_what_was_trained_and_how_well(taught):
@@ -92,12 +93,12 @@ def test_config_json_is_enough_to_repeat_the_run(taught):
 
 def test_evaluating_a_finished_run_gives_its_result_again(taught):
     folder, _, result = taught
-    assert loop.evaluate_run(str(folder / "run"), runs_folder=str(folder)) == result["test"]
+    assert training.evaluate_run(str(folder / "run"), runs_folder=str(folder)) == result["test"]
 
 
 def test_without_the_teachers_run_evaluation_leaves_out_the_comparison(taught, tmp_path):
     folder, _, result = taught
-    measured = loop.evaluate_run(str(folder / "run"), runs_folder=str(tmp_path))
+    measured = training.evaluate_run(str(folder / "run"), runs_folder=str(tmp_path))
     assert (measured["accuracy"], measured["agreement"]) == (result["test"]["accuracy"], None)
 
 
@@ -137,7 +138,7 @@ def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, c
         held.__exit__(None, None, None)
 
     threading.Thread(target=finish).start()
-    loop.run(made, str(tmp_path / "run"))
+    training.run(made, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert "waiting for another process" in said
     assert "training resnet8 from step 0 to 12: " + made.teacher.folder not in said
@@ -186,7 +187,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, m
     folder, state, result = taught
     _copy(folder, tmp_path / "teachers" / next((folder / "teachers").iterdir()).name)
 
-    class Stopping(loop._Window):
+    class Stopping(training._Window):
         steps = 0
 
         def add(self, count, scalars):
@@ -195,8 +196,8 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, m
             if self.steps == at:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "_Window", Stopping)
-    with pytest.raises(loop.Preempted, match=f"stopped at step {at} of 12"):
+    monkeypatch.setattr(training, "_Window", Stopping)
+    with pytest.raises(Preempted, match=f"stopped at step {at} of 12"):
         train(tiny.taught(), tmp_path)
     monkeypatch.undo()
     again, repeated = train(tiny.taught(), tmp_path)
@@ -208,10 +209,10 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, m
 
 def test_calls_do_not_depend_on_where_a_run_restarted():
     made = experiment.create(tiny.config(**{"train.steps_per_call": 3, "train.steps": 10}))
-    whole = [(end, np.asarray(index)) for index, end in loop._calls(made, 0)]
+    whole = [(end, np.asarray(index)) for index, end in training._calls(made, 0)]
     assert [end for end, _ in whole] == [3, 4, 7, 8, 10]
     for restart in (3, 4, 7):
-        rest = [(end, np.asarray(index)) for index, end in loop._calls(made, restart)]
+        rest = [(end, np.asarray(index)) for index, end in training._calls(made, restart)]
         assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[-len(rest) :], rest, strict=True))
 
 
@@ -219,7 +220,7 @@ def test_an_epoch_visits_every_image_once():
     made = experiment.create(tiny.config())
     for epoch in range(3):
         visited = np.concatenate(
-            [np.asarray(index).ravel() for index, end in loop._calls(made, 4 * epoch) if end <= 4 * epoch + 4]
+            [np.asarray(index).ravel() for index, end in training._calls(made, 4 * epoch) if end <= 4 * epoch + 4]
         )
         np.testing.assert_array_equal(np.sort(visited), np.arange(64))
 
@@ -245,7 +246,7 @@ def test_the_average_of_the_student_is_what_is_evaluated_and_loaded(tmp_path):
     _, variables, _ = kd_jax.load(str(tmp_path / "run"))
     assert tiny.identical(variables, state.ema)
     assert not tiny.identical(variables["params"], state.params["student"])
-    assert loop.evaluate_run(str(tmp_path / "run"))["nll"] == result["test"]["nll"]
+    assert training.evaluate_run(str(tmp_path / "run"))["nll"] == result["test"]["nll"]
 
 
 def test_training_ends_at_the_number_of_steps_that_was_asked_for(tmp_path):
@@ -292,5 +293,5 @@ def test_a_run_can_be_evaluated_when_its_teacher_is_gone(taught, tmp_path, kind)
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     saved["config"]["teacher"] |= {"kind": kind, "path": str(tmp_path / "gone")}
     runs.write_json(str(tmp_path / "run" / "config.json"), saved)
-    measured = loop.evaluate_run(str(tmp_path / "run"), runs_folder=str(tmp_path))
+    measured = training.evaluate_run(str(tmp_path / "run"), runs_folder=str(tmp_path))
     assert measured == result["test"] | {"agreement": None, "fidelity_kl": None}

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 import kd_jax
-from kd_jax import augment, data, experiment, export, gaze, gradcam, loop, runs
-from kd_jax.types import InputError, Network, Outputs
+from kd_jax import augment, data, experiment, export, gradcam, runs, training
+from kd_jax.errors import InputError
+from kd_jax.explaining import agreement
+from kd_jax.types import Network, Outputs
 from tests import tiny
 
 
@@ -26,7 +28,7 @@ def folder(tmp_path_factory):
     """The runs `kd` and `teacher`; the latter is what `kd` is compared with too, as it agrees with itself."""
     folder = tmp_path_factory.mktemp("gaze")
     config = tiny.taught(**{"evaluate.batch_size": 101})  # the 359 test images are no multiple
-    loop.train_and_evaluate(config, str(folder / "kd"), runs_folder=str(folder / "runs"))
+    training.train_and_evaluate(config, str(folder / "kd"), runs_folder=str(folder / "runs"))
     (teacher,) = (folder / "runs" / "teachers").iterdir()
     (folder / "teacher").symlink_to(teacher)
     return folder
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
 def explained(folder):
     """What is written about `kd` against its teacher."""
     kd, teacher, to = (str(folder / name) for name in ("kd", "teacher", "explained"))
-    gaze.explain(kd, [teacher], to=to, runs_folder=str(folder / "runs"), stage=2, shown=12)
+    agreement.explain(kd, [teacher], to=to, runs_folder=str(folder / "runs"), stage=2, shown=12)
     return folder / "explained"
 
 
@@ -72,8 +74,8 @@ def test_a_teacher_that_is_weights_and_no_run_has_no_hash(folder, tmp_path):
     export.export(str(folder / "teacher"), file)
     config = tiny.config(method=tiny.METHODS["kd"], **{"train.steps": 1})
     config["teacher"] |= {"kind": "weights", "path": file, "config": tiny.config(**{"model.width": 1 / 4})}
-    loop.train_and_evaluate(config, run)
-    teacher = gaze.explain(run, stage=2, shown=1)["teacher"]
+    training.train_and_evaluate(config, run)
+    teacher = agreement.explain(run, stage=2, shown=1)["teacher"]
     assert (teacher["name"], teacher["config_hash"]) == ("teacher.safetensors", None)
 
 
@@ -107,9 +109,9 @@ def test_intervals_hold_their_means(found):
 def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_network(explained):
     with Image.open(explained / "gaze.png") as image:
         width, height = image.size
-    assert width == pytest.approx(gaze.DPI * (2 * gaze.SIDE + 4 * gaze.CELL + 3 * gaze.GAP), abs=1)
-    rows = 12 * (gaze.CELL + gaze.CAPTION) + 2 * gaze.HEADING
-    assert height == pytest.approx(gaze.DPI * (rows + gaze.HEAD + gaze.FOOT), abs=1)
+    assert width == pytest.approx(agreement.DPI * (2 * agreement.SIDE + 4 * agreement.CELL + 3 * agreement.GAP), abs=1)
+    rows = 12 * (agreement.CELL + agreement.CAPTION) + 2 * agreement.HEADING
+    assert height == pytest.approx(agreement.DPI * (rows + agreement.HEAD + agreement.FOOT), abs=1)
 
 
 def test_the_grid_reaches_tensorboard_at_the_step_that_was_tested(explained):
@@ -142,7 +144,7 @@ class Fake(NamedTuple):
             logits = x.mean((1, 2)) * jnp.ones((1, 10)) + jax.nn.one_hot(self.predicted(images), 10)
             return Outputs(logits, (x,), (x,), None, None, None, ()), {}
 
-        return gaze.Subject(name, name, None, Network(None, apply), {}, lambda x: x / 255.0)
+        return agreement.Subject(name, name, None, Network(None, apply), {}, lambda x: x / 255.0)
 
 
 def bright(x):
@@ -158,7 +160,7 @@ def faked():
     """(experiment, test images in [0, 1], test labels, what is measured of three networks)."""
     made = experiment.create(tiny.config())
     subjects = [fake.subject() for fake in (TEACHER, FIRST, OTHER)]
-    measured = gaze._measure(made, subjects, stage=0, variant="gradcam")
+    measured = agreement._measure(made, subjects, stage=0, variant="gradcam")
     return made, np.float32(made.dataset.test.images / 255.0), made.dataset.test.labels, measured
 
 
@@ -188,7 +190,7 @@ def test_moved_is_the_distance_of_the_first_two_students_where_no_map_is_zero():
 def test_maps_of_two_sizes_are_compared_at_the_larger():
     made, images, *_ = faked()
     fakes = Fake(pool=4), Fake(pool=2)
-    measured = gaze._measure(made, [fake.subject() for fake in fakes], stage=0, variant="gradcam")
+    measured = agreement._measure(made, [fake.subject() for fake in fakes], stage=0, variant="gradcam")
     along = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])  # linear between the centres of pixels
     teacher, student = along @ fakes[0].map(images) @ along.T, fakes[1].map(images)
     norms = np.linalg.norm(teacher, axis=(1, 2)) * np.linalg.norm(student, axis=(1, 2))
@@ -197,12 +199,12 @@ def test_maps_of_two_sizes_are_compared_at_the_larger():
 
 def test_maps_of_one_pixel_are_refused():
     with pytest.raises(InputError, match="the maps of this stage are one pixel, which shows no place"):
-        gaze._measure(faked()[0], [Fake(pool=8).subject(), Fake(pool=8).subject()], stage=0, variant="gradcam")
+        agreement._measure(faked()[0], [Fake(pool=8).subject(), Fake(pool=8).subject()], stage=0, variant="gradcam")
 
 
 def test_a_cell_of_the_grid_is_the_map_of_its_network_over_its_image():
     made, images, *_ = faked()
-    rows = gaze._cells(made, [TEACHER.subject(), OTHER.subject()], [5, 9], stage=0, variant="gradcam")
+    rows = agreement._cells(made, [TEACHER.subject(), OTHER.subject()], [5, 9], stage=0, variant="gradcam")
     pixels = images[[5, 9]].repeat(12, 1).repeat(12, 2)
     for column, fake in ((1, TEACHER), (2, OTHER)):
         expected = gradcam.overlay(jnp.asarray(pixels), jnp.asarray(fake.map(images[[5, 9]])))
@@ -212,7 +214,7 @@ def test_a_cell_of_the_grid_is_the_map_of_its_network_over_its_image():
 def test_a_cell_says_what_its_network_predicts_and_marks_what_is_wrong():
     made, images, labels, measured = faked()
     positions = [int(np.argmax(measured["right"][1])), int(np.argmin(measured["right"][1]))]
-    right, wrong = (row[1] for row in gaze._cells(made, [FIRST.subject()], positions, stage=0, variant="gradcam"))
+    right, wrong = (row[1] for row in agreement._cells(made, [FIRST.subject()], positions, stage=0, variant="gradcam"))
     share = 100 * np.e / (np.e + 9)  # one logit is higher by 1
     predicted = FIRST.predicted(images)
     assert (right.caption, right.right) == (f"{labels[positions[0]]} {share:.0f}%", True)
@@ -223,7 +225,7 @@ def test_the_summary_splits_by_who_is_right_and_compares_where_all_are():
     rng = np.random.default_rng(0)
     right = rng.random((3, 40)) < 0.6
     measured = {"agreement": rng.normal(size=(2, 4, 40)), "right": right, "zero": rng.random((3, 40)) < 0.1}
-    summary = gaze.summarize(measured, [fake.subject() for fake in (TEACHER, FIRST, OTHER)])
+    summary = agreement.summarize(measured, [fake.subject() for fake in (TEACHER, FIRST, OTHER)])
     (teacher, first, other), own = right, measured["agreement"][1, 1]
     groups = {
         "all": [True] * 40,
@@ -243,14 +245,14 @@ def test_the_summary_splits_by_who_is_right_and_compares_where_all_are():
 
 def test_a_bootstrap_interval_has_the_width_that_theory_gives():
     values = np.random.default_rng(1).normal(3.0, 2.0, (500, 1))
-    mean, low, high = gaze.bootstrap(values)
+    mean, low, high = agreement.bootstrap(values)
     assert mean == pytest.approx(values.mean())
     assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(500), rel=0.1)
 
 
 def test_a_bootstrap_is_a_function_of_its_values_and_seed():
     values = np.random.default_rng(1).normal(size=(50, 2))
-    assert tiny.identical(gaze.bootstrap(values), gaze.bootstrap(values))
+    assert tiny.identical(agreement.bootstrap(values), agreement.bootstrap(values))
 
 
 LABELS = np.array([2, 0, 0, 1, 1, 2])
@@ -262,30 +264,30 @@ def measured(right, moved=(0, 0, 0, 0, 0, 0)):
 
 def test_each_class_shows_its_first_image_that_teacher_and_student_get_right_else_its_first():
     right = [[0, 1, 1, 1, 0, 1], [1, 0, 1, 0, 1, 1]]
-    assert gaze.choose_images(measured(right), LABELS, 6) == {"one of each class": [2, 3, 5]}
+    assert agreement.choose_images(measured(right), LABELS, 6) == {"one of each class": [2, 3, 5]}
 
 
 def test_up_to_a_third_are_the_images_where_the_students_differ_most():
     moved = [0.1, -1, 0.5, 0.2, 0.9, 0.3]
-    chosen = gaze.choose_images(measured(np.ones((3, 6)), moved), LABELS, 6)
+    chosen = agreement.choose_images(measured(np.ones((3, 6)), moved), LABELS, 6)
     assert chosen["where the student differs most from the first compared"] == [4, 2]
 
 
 def test_an_image_that_the_teacher_gets_wrong_is_not_one_where_they_differ_most():
     right = np.ones((3, 6))
     right[0, 4] = 0
-    chosen = gaze.choose_images(measured(right, [0.1, -1, 0.5, 0.2, 0.9, 0.3]), LABELS, 6)
+    chosen = agreement.choose_images(measured(right, [0.1, -1, 0.5, 0.2, 0.9, 0.3]), LABELS, 6)
     assert chosen["where the student differs most from the first compared"] == [2, 5]
 
 
 def test_an_image_on_which_a_map_is_zero_is_not_one_where_they_differ_most():
-    chosen = gaze.choose_images(measured(np.ones((3, 6)), [-1] * 6), LABELS, 6)
+    chosen = agreement.choose_images(measured(np.ones((3, 6)), [-1] * 6), LABELS, 6)
     assert list(chosen) == ["one of each class"]
 
 
 def test_where_there_is_no_room_for_all_classes_they_are_evenly_spaced():
     labels = np.arange(100)
-    chosen = gaze.choose_images({"right": np.ones((2, 100), bool), "moved": np.zeros(100)}, labels, 4)
+    chosen = agreement.choose_images({"right": np.ones((2, 100), bool), "moved": np.zeros(100)}, labels, 4)
     assert chosen == {"one of each of 4 classes": [0, 33, 66, 99]}
 
 
@@ -304,7 +306,7 @@ def refused(folder, run, against=(), **options):
     """Why it is refused; nothing is written."""
     options = {"runs_folder": str(folder / "runs"), "to": str(folder / "none")} | options
     with pytest.raises(InputError) as error:
-        gaze.explain(str(run), [str(other) for other in against], **options)
+        agreement.explain(str(run), [str(other) for other in against], **options)
     assert not (folder / "none").exists()
     return str(error.value)
 
@@ -364,7 +366,7 @@ def test_a_stage_that_a_network_lacks_is_refused_with_those_it_has(folder):
     assert said == f"{(folder / 'teacher').resolve()}: stage is 4; expected 0 (the stem) to 3, or -4 to -1 (the last)"
 
 
-@pytest.mark.parametrize("name", gaze.FILES)
+@pytest.mark.parametrize("name", agreement.FILES)
 def test_a_folder_in_the_place_of_a_file_is_refused(folder, tmp_path, name):
     (tmp_path / "to" / name).mkdir(parents=True)
     said = refused(folder, folder / "kd", to=str(tmp_path / "to"))
@@ -375,7 +377,9 @@ def test_a_folder_in_the_place_of_a_file_is_refused(folder, tmp_path, name):
 def test_a_run_that_is_compared_sees_images_normalised_as_it_was_trained(folder, tmp_path):
     run = copy(folder, "teacher", tmp_path / "run")
     change(run, std=[0.2], mean=[0.9])
-    found = gaze.explain(str(folder / "kd"), [str(run)], to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1)
+    found = agreement.explain(
+        str(folder / "kd"), [str(run)], to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1
+    )
     network, variables, _ = kd_jax.load(str(run))
     test = data.load(runs.read_json(str(run), "config.json")["config"]["dataset"]).test
     images = jnp.float32((test.images / 255.0 - 0.9) / 0.2)
@@ -386,8 +390,8 @@ def test_a_run_that_is_compared_sees_images_normalised_as_it_was_trained(folder,
 
 def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(gaze.mirror, "add_image", lambda *arguments: calls.append(arguments))
-    gaze.explain(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1)
+    monkeypatch.setattr(agreement.mirror, "add_image", lambda *arguments: calls.append(arguments))
+    agreement.explain(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1)
     assert calls == [(str(folder / "kd"), "gaze", str(tmp_path / "gaze.png"), 12)]
 
 

@@ -9,12 +9,14 @@
 What an experiment compares is trained by one recipe: SGD with momentum, a cosine schedule, the same epochs.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import base
-from kd_jax.types import InputError
+from kd_jax.config import base
+from kd_jax.errors import InputError
 
-SCALES = {
+SCALES: dict[str, dict[str, Any]] = {
     "": {"student": ("resnet18", 1.0), "teacher": ("resnet50", 1.0), "stem": "imagenet", "size": 128, "epochs": 60},
     "small": {"student": ("resnet20", 1.0), "teacher": ("resnet56", 1.0), "stem": "cifar", "size": 32, "epochs": 60},
     "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "stem": "cifar", "size": 32, "epochs": 1},

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.methods import logits
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
+from kd_jax.losses import logits
 from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, log_softmax, slope
 
 TARGETS = np.random.default_rng(1).dirichlet(np.ones(5), 6)

@@ -12,14 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import data, experiment, metrics, runs, sharding, steps, weights, writers
+from kd_jax import data, experiment, metrics, runs, sharding, steps, weights
 from kd_jax.checkpoint import Checkpoints
+from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.experiment import Experiment
-from kd_jax.types import InputError, MethodVariables, TrainingError, TrainState, Variables, student_logits
-
-
-class Preempted(Exception):
-    """The process was asked to stop (SIGTERM), and its state is saved."""
+from kd_jax.logging import metrics_file
+from kd_jax.logging.progress import Progress
+from kd_jax.types import MethodVariables, TrainState, Variables, student_logits
 
 
 def train_and_evaluate(
@@ -28,7 +27,7 @@ def train_and_evaluate(
     """Trains as a config says, its teacher first when that is missing, and writes `result.json`.
 
     Args:
-      config: a complete tree (see configs/base.py).
+      config: a complete tree (see kd_jax/config/base.py).
       workdir: the run's folder; by default one under `runs_folder`, named after the config. Where it holds part of
         the same run, that run goes on.
       runs_folder: where the folders of runs and of teachers lie.
@@ -106,8 +105,8 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
         state = steps.start_from(state, made.place(made.pretrained))
 
     print(f"{'going on with' if step else 'training'} {config['model']['name']} from step {step} to {total}: {folder}")
-    writer, window = writers.Writer(folder, step, {"config": config, "hash": made.digest}), _Window()
-    progress = writers.Progress(total, config["train"]["batch_size"])
+    writer, window = metrics_file.Writer(folder, step, {"config": config, "hash": made.digest}), _Window()
+    progress = Progress(total, config["train"]["batch_size"])
     with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(progress), _sigterm() as stop:
         for index, end in _calls(made, step):
             begin, step = step, end

@@ -2,23 +2,24 @@
 
 maximzubkov/cnn-distillation: ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128. Its numbers are in `PUBLISHED`.
 
-    python -m launch.table --rows=seed --seeds=3 [--scale=laptop]
-    python -m kd_jax.main --config=configs/seed.py:kd_frozen
+    python -m launch.table --rows=original --seeds=3 [--scale=laptop]
+    python -m kd_jax.main --config=configs/original.py:kd_frozen
 
 Rows: student, teacher (cross entropy), kd, rkd_distance, rkd_angle, adversarial; with `_frozen` the convolutions keep
 their pretrained weights, and batch norms and the head train.
 
 Without `faithful`, all rows have one recipe and one teacher, the row `teacher` with seed 0. The weights and
 temperatures were chosen on the validation split at the laptop's scale.
-With it, the losses (kd_jax/methods/seed.py), optimisers and schedules are the original's, which differ from row to row;
-its teacher works with the batch's statistics and dropout, and that of frozen rows is frozen. Not repeated is what
+With it, the losses (kd_jax/methods/original.py), optimisers and schedules are the original's, which differ from row
+to row; its teacher works with the batch's statistics and dropout, and that of frozen rows is frozen. Not repeated is
+what
 would make a number wrong: the choice of the checkpoint on the test set, and averages of the teacher that drift.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, recipes
-from kd_jax.types import choose
+from kd_jax.config import base, recipes
+from kd_jax.errors import choose
 
 CORRECTED = {
     "student": {"cross_entropy": {"weight": 1.0}},
@@ -34,10 +35,10 @@ CORRECTED = {
 FAITHFUL = {
     "student": {"cross_entropy": {"weight": 1.0}},
     "teacher": {"cross_entropy": {"weight": 1.0}},
-    "kd": {"cross_entropy": {"weight": 0.5}, "seed_kd": {"weight": 0.5}},
-    "rkd_distance": {"cross_entropy": {"weight": 1.0}, "seed_rkd_distance": {"weight": 5.0}},
-    "rkd_angle": {"cross_entropy": {"weight": 1.0}, "seed_rkd_angle": {"weight": 5.0}},
-    "adversarial": {"seed_cross_entropy": {"weight": 0.5}, "seed_adversarial": {"weight": 0.5}},
+    "kd": {"cross_entropy": {"weight": 0.5}, "original_kd": {"weight": 0.5}},
+    "rkd_distance": {"cross_entropy": {"weight": 1.0}, "original_rkd_distance": {"weight": 5.0}},
+    "rkd_angle": {"cross_entropy": {"weight": 1.0}, "original_rkd_angle": {"weight": 5.0}},
+    "adversarial": {"original_cross_entropy": {"weight": 0.5}, "original_adversarial": {"weight": 0.5}},
 }
 ROWS = tuple(row + frozen for row in CORRECTED for frozen in ("_frozen", ""))
 # The original's learning rate and its factor per epoch, by row.
@@ -76,16 +77,16 @@ def get_config(arg: str = "kd") -> ConfigDict:
     config.model.freeze = "convolutions" if frozen else "none"
     if method not in ("student", "teacher"):
         teacher = network("teacher")
-        teacher.name = "seed-teacher"
+        teacher.name = "original-teacher"
         teacher.model.freeze = "convolutions" if frozen and faithful else "none"
         base.with_teacher(config, teacher)
         config.dataset.unlabelled = True
         config.teacher.batch_statistics = faithful
-    config.name = f"seed-{row}"
+    config.name = f"original-{row}"
     config.method = ConfigDict((FAITHFUL if faithful else CORRECTED)[method])
-    if "seed_adversarial" in config.method:
+    if "original_adversarial" in config.method:
         images = config.dataset.train_images or round(50_000 * (1 - config.dataset.holdout))
-        config.method.seed_adversarial.steps_per_epoch = images // config.train.batch_size
+        config.method.original_adversarial.steps_per_epoch = images // config.train.batch_size
     return config
 
 

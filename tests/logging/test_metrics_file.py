@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from kd_jax import writers
+from kd_jax.logging import metrics_file, progress
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def without_tensorflow(monkeypatch):
 
 
 def test_scalars_become_a_line_with_step_and_seconds(tmp_path, without_tensorflow):
-    writer = writers.Writer(str(tmp_path), 0)
+    writer = metrics_file.Writer(str(tmp_path), 0)
     writer.write(3, {"train/loss": 0.5, "validation/agreement": None})
     writer.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -26,7 +26,7 @@ def test_scalars_become_a_line_with_step_and_seconds(tmp_path, without_tensorflo
 
 
 def test_one_line_says_that_tensorflow_is_missing(tmp_path, without_tensorflow, capsys):
-    writers.Writer(str(tmp_path), 0).close()
+    metrics_file.Writer(str(tmp_path), 0).close()
     said = capsys.readouterr().out
     assert said == "tensorflow is not installed: metrics go to metrics.jsonl and the terminal, not to TensorBoard\n"
 
@@ -35,23 +35,23 @@ def test_a_restart_cuts_the_lines_behind_its_step_and_those_cut_short(tmp_path, 
     lines = [{"step": step, "seconds": 10.0 * step} for step in (1, 2, 3)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "sec')
-    writer = writers.Writer(str(tmp_path), 2)
+    writer = metrics_file.Writer(str(tmp_path), 2)
     assert writer.elapsed() >= 20.0
     writer.write(3, {"loss": 1.0})
     writer.close()
-    assert [line["step"] for line in writers.read(str(tmp_path))] == [1, 2, 3]
-    assert writers.read(str(tmp_path))[-1]["loss"] == 1.0
+    assert [line["step"] for line in metrics_file.read(str(tmp_path))] == [1, 2, 3]
+    assert metrics_file.read(str(tmp_path))[-1]["loss"] == 1.0
 
 
 def test_what_a_power_cut_left_is_no_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "seconds": 2.0}\n' + bytes(40) + b"\n")
-    assert [line["step"] for line in writers.read(str(tmp_path))] == [1]
+    assert [line["step"] for line in metrics_file.read(str(tmp_path))] == [1]
 
 
 def test_a_long_file_is_thinned_by_kind_and_keeps_the_last_of_each(tmp_path):
     lines = [{"step": step, ("validation/nll" if step % 100 == 0 else "train/loss"): 1.0} for step in range(1, 1001)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    read = writers.read(str(tmp_path), most=20)
+    read = metrics_file.read(str(tmp_path), most=20)
     assert [line["step"] for line in read if "validation/nll" in line] == list(range(100, 1001, 100))
     steps = [line["step"] for line in read if "train/loss" in line]
     assert (15 <= len(steps) <= 21, steps[-1], steps == sorted(steps)) == (True, 999, True)
@@ -61,7 +61,7 @@ def test_scalars_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
-    writer = writers.Writer(str(tmp_path), 0)
+    writer = metrics_file.Writer(str(tmp_path), 0)
     writer.write(7, {"train/loss": 0.25, "validation/agreement": None})
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -79,8 +79,8 @@ def test_scalars_and_the_result_reach_the_mirror_of_the_folder(tmp_path, without
         def __getattr__(self, name):
             return lambda *arguments: calls.append((name, *arguments))
 
-    monkeypatch.setattr(writers, "Mirror", Recorder)
-    writer = writers.Writer(str(tmp_path), 0, {"hash": "abc"})
+    monkeypatch.setattr(metrics_file, "Mirror", Recorder)
+    writer = metrics_file.Writer(str(tmp_path), 0, {"hash": "abc"})
     writer.write(3, {"train/loss": 0.5, "validation/agreement": None})
     writer.write_result({"seed": 3})
     writer.close()
@@ -100,12 +100,12 @@ class Terminal(io.StringIO):
 def shown(monkeypatch, stream, times):
     """What a run of ten steps of four images prints, at the given times of the clock."""
     clock = iter(times)
-    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stderr", stream)
-    progress = writers.Progress(10, 4)
+    line = progress.Progress(10, 4)
     for step in range(2, 2 * len(times) + 1, 2):
-        progress.show(step, 1, {"loss": 0.5, "loss/kd": 0.25, "accuracy": 1.0})
-    progress.close()
+        line.show(step, 1, {"loss": 0.5, "loss/kd": 0.25, "accuracy": 1.0})
+    line.close()
     return stream.getvalue(), progress
 
 
@@ -123,33 +123,33 @@ def test_a_file_gets_a_line_now_and_then_and_the_last(monkeypatch):
 
 def test_speed_leaves_out_the_time_before_the_first_line_and_pauses(monkeypatch):
     clock = iter([100.0, 102.0, 150.0, 151.0])
-    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    progress = writers.Progress(10, 4)
-    progress.show(2, 1, {"loss": 0.5})
-    progress.show(4, 1, {"loss": 0.5})  # two steps of four images in two seconds
-    progress.pause(4)
-    progress.show(6, 1, {"loss": 0.5})  # and in one
-    assert progress.images_per_second() == round(16 / 3, 1)
+    line = progress.Progress(10, 4)
+    line.show(2, 1, {"loss": 0.5})
+    line.show(4, 1, {"loss": 0.5})  # two steps of four images in two seconds
+    line.pause(4)
+    line.show(6, 1, {"loss": 0.5})  # and in one
+    assert line.images_per_second() == round(16 / 3, 1)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(9.4, "9s"), (125, "2m05s"), (3720, "1h02m"), (59.6, "1m00s")])
 def test_durations_are_written_for_people(seconds, text):
-    assert writers.duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_an_image_reaches_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
-    writers.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
+    metrics_file.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
     (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("gaze")
     width, height, png = tensor_util.make_ndarray(event.tensor_proto)
     assert (event.step, width, height, png[1:4]) == (5, b"3", b"2", b"PNG")
 
 
 def test_without_tensorflow_an_image_is_a_line_that_says_so(tmp_path, without_tensorflow, capsys):
-    writers.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
+    metrics_file.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
     assert (
         capsys.readouterr().out == "tensorflow is not installed: the image gaze goes to its file, not to TensorBoard\n"
     )
@@ -157,8 +157,8 @@ def test_without_tensorflow_an_image_is_a_line_that_says_so(tmp_path, without_te
 
 def test_batches_are_counted_in_images_with_speed_and_time_left(monkeypatch):
     clock, stream = iter([10.0, 12.0, 14.0]), Terminal()
-    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stderr", stream)
-    assert list(writers.counted("abc", 4, 10)) == ["a", "b", "c"]
+    assert list(progress.counted("abc", 4, 10)) == ["a", "b", "c"]
     lines = stream.getvalue().removesuffix("\n").split("\r\033[K")[1:]
     assert lines == ["4/10 images", "8/10 images  2 images/s  1s left", "10/10 images  2 images/s  0s left"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from kd_jax.methods import relations
+from kd_jax.losses import relations
 from tests.methods.numeric import STUDENT, assert_gradient, huber, slope
 
 TEACHER = np.random.default_rng(2).normal(size=(6, 7))  # another width than the student's

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_jax import runs
-from kd_jax.reporting import gaze
+from kd_jax.reporting import saliency
 from kd_jax.reporting.page import Folded, Image, Table
 from tests import tiny
 from tests.reporting.made_up import groups, text, write_run
@@ -26,7 +26,7 @@ def student(run, pearson, iou=0.5, **by_right):
     values = {"cosine": pearson + 0.2, "pearson": pearson, "iou": iou, "centre_distance": 10 * pearson}
     whole = {measure: {"mean": mean, "low": mean, "high": mean} for measure, mean in values.items()}
     agreement = {"all": {"images": 300, **whole}}
-    for right in gaze.RIGHT:
+    for right in saliency.RIGHT:
         mean = by_right.get(right, pearson)
         empty = {"images": 0, **dict.fromkeys(values)}
         agreement[right] = empty if mean is None else {"images": 75, **whole, "pearson": {"mean": mean}}
@@ -50,7 +50,7 @@ def write_pair(folder, seed, teacher_seed=0):
 
 def said(folder):
     """The cells of the two tables by recipe, and all of the text."""
-    blocks = gaze.agreement(groups(folder))
+    blocks = saliency.agreement(groups(folder))
     cells = {}
     for one in blocks:
         if isinstance(one, Table):
@@ -124,7 +124,7 @@ def test_another_stage_is_another_table(tmp_path):
     alone, kd, _ = write_pair(tmp_path, 0)
     write_gaze(kd, [student(kd, 0.5)])
     write_gaze(alone, [student(kd, 0.25)], stage=2, variant="gradcam++")
-    blocks = gaze.agreement(groups(tmp_path))
+    blocks = saliency.agreement(groups(tmp_path))
     heads = [block.partition(". ")[2] for block in blocks if isinstance(block, str)][:2]
     tables = [block for block in blocks if isinstance(block, Table)]
     assert dict(zip(heads, (table.rows[0][4] for table in tables), strict=True)) == {
@@ -138,7 +138,7 @@ def test_correlation_stands_by_who_is_right(tmp_path):
         _, kd, teacher = write_pair(tmp_path, seed)
         right = {"both_right": 0.5 + seed / 4, "only_teacher_right": 0.25, "only_student_right": None}
         write_gaze(kd, [student(kd, 0.5, **right, both_wrong=neither)], teacher)
-    (folded,) = (block for block in gaze.agreement(groups(tmp_path)) if isinstance(block, Folded))
+    (folded,) = (block for block in saliency.agreement(groups(tmp_path)) if isinstance(block, Folded))
     assert folded.blocks[0].rows == [["kd", f"0.625 ± {0.25 / math.sqrt(2):.3f}", "0.250 ± 0.000", "", "0.250"]]
 
 
@@ -175,7 +175,7 @@ DAMAGE = {
 
 
 def assert_left_out(folder, run):
-    (line,) = gaze.agreement(groups(folder))
+    (line,) = saliency.agreement(groups(folder))
     assert line.startswith(f"Left out: gaze.json in {run}. It is damaged, of an older version, or about runs that are")
     assert line.endswith("python -m kd_jax.explain makes it again.")
 
@@ -207,7 +207,7 @@ def test_pictures_are_shown_and_what_is_too_much_is_counted(tmp_path):
     for seed in range(8):
         write_run(tmp_path / str(seed), seed=seed)
         (tmp_path / str(seed) / "gaze.png").write_bytes(PNG)
-    *shown, more = gaze.pictures(groups(tmp_path))
+    *shown, more = saliency.pictures(groups(tmp_path))
     assert shown == [Image(PNG, str(tmp_path / str(seed))) for seed in range(6)]
     assert more == "2 more pictures in the folders of the runs: gaze.png."
 
@@ -217,4 +217,4 @@ def test_a_file_that_is_no_png_is_named_and_not_shown(tmp_path, content):
     write_run(tmp_path / "one")
     (tmp_path / "one" / "gaze.png").write_bytes(content)
     said = f"{tmp_path / 'one' / 'gaze.png'} is no picture; python -m kd_jax.explain makes it again."
-    assert gaze.pictures(groups(tmp_path)) == [said]
+    assert saliency.pictures(groups(tmp_path)) == [said]

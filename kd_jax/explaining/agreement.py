@@ -21,9 +21,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_jax import augment, experiment, gradcam, loop, mirror, runs, sharding, steps, writers
+from kd_jax import augment, experiment, gradcam, runs, sharding, steps, training
+from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
-from kd_jax.types import InputError, Network, Variables
+from kd_jax.logging import metrics_file, progress, wandb_run
+from kd_jax.types import Network, Variables
 
 FILES = ("gaze.json", "gaze.png")
 DRAWS = 1000  # of the bootstrap
@@ -75,7 +77,7 @@ def explain(
     runs.check_writable(to or run, "--to:" if to else "the work directory", FILES)
     to = to or run
     _check_data([run, *against])
-    made, variables, _, teacher_variables = loop.restore(run, path=path, runs_folder=runs_folder)
+    made, variables, _, teacher_variables = training.restore(run, path=path, runs_folder=runs_folder)
     teacher = made.teacher
     if not teacher:
         where = made.config["teacher"]["path"]
@@ -105,8 +107,8 @@ def explain(
     numbers, image = (os.path.join(to, name) for name in FILES)
     print(f"wrote {numbers} and {image}")
     result = runs.read_json(run, "result.json")
-    writers.write_image(to, result["checkpoint"], "gaze", grid)
-    mirror.add_image(run, "gaze", image, result["steps"])
+    metrics_file.write_image(to, result["checkpoint"], "gaze", grid)
+    wandb_run.add_image(run, "gaze", image, result["steps"])
     return gaze
 
 
@@ -203,8 +205,8 @@ def _measure(made: Experiment, subjects: Sequence[Subject], *, stage: int, varia
     test = made.dataset.test
     data, variables = made.images(test), [subject.variables for subject in subjects]
     parts = []
-    batches = list(loop.batches(made, len(test.labels)))
-    for index, mask in writers.counted(batches, len(batches[0][0]), len(test.labels)):
+    batches = list(training.batches(made, len(test.labels)))
+    for index, mask in progress.counted(batches, len(batches[0][0]), len(test.labels)):
         keep = np.asarray(mask)
         parts.append({name: np.asarray(x)[..., keep] for name, x in step(variables, data, index).items()})
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from kd_jax.types import InputError
+from kd_jax.errors import InputError
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ import types
 
 import pytest
 
-from kd_jax import loop, mirror
-from kd_jax.types import InputError
+from kd_jax import training
+from kd_jax.errors import InputError
+from kd_jax.logging import wandb_run
 from tests import tiny
 
 
@@ -80,7 +81,7 @@ MIRRORED = {"hash": "abc", "config": {"name": "kd", "seed": 3, "log": {"wandb": 
 
 def test_scalars_and_the_result_reach_wandb(tmp_path, wandb):
     fake = wandb()
-    own = mirror.Mirror(str(tmp_path), MIRRORED)
+    own = wandb_run.Mirror(str(tmp_path), MIRRORED)
     own.write(3, {"train/loss": 0.5})
     own.write_result({"seed": 3})
     own.close()
@@ -94,7 +95,7 @@ def mirrored_ids(fake, *folders, saved=MIRRORED):
     """The ids of the W&B runs that runs in these folders open, one after another."""
     for folder in folders:
         folder.mkdir(exist_ok=True)
-        mirror.Mirror(str(folder), saved).close()
+        wandb_run.Mirror(str(folder), saved).close()
     return [start["id"] for start in fake.started[-len(folders) :]]
 
 
@@ -145,7 +146,7 @@ def test_a_disabled_wandb_leaves_no_note_that_a_run_is_mirrored(tmp_path, wandb)
 def test_a_note_that_cannot_be_read_is_one_line(tmp_path, wandb, capsys):
     wandb()
     (tmp_path / "wandb.json").write_text('{"project": "project"}')
-    mirror.Mirror(str(tmp_path), MIRRORED).close()
+    wandb_run.Mirror(str(tmp_path), MIRRORED).close()
     line = f"W&B fails, and the run goes on without it: {tmp_path / 'wandb.json'} lacks id; expected a run's wandb.json"
     assert line in capsys.readouterr().out
 
@@ -153,7 +154,7 @@ def test_a_note_that_cannot_be_read_is_one_line(tmp_path, wandb, capsys):
 @pytest.mark.parametrize("part", ["init", "log", "summary", "finish"])
 def test_where_wandb_fails_one_line_says_so_and_nothing_is_raised(tmp_path, wandb, capsys, part):
     wandb(fails=[part])
-    own = mirror.Mirror(str(tmp_path), MIRRORED)
+    own = wandb_run.Mirror(str(tmp_path), MIRRORED)
     for step in (1, 2):
         own.write(step, {"loss": 0.5})
     own.write_result({"seed": 3})
@@ -163,7 +164,7 @@ def test_where_wandb_fails_one_line_says_so_and_nothing_is_raised(tmp_path, wand
 
 def test_a_wandb_run_that_fails_is_finished_for_the_next_one(tmp_path, wandb):
     fake = wandb(fails=["log"])
-    own = mirror.Mirror(str(tmp_path), MIRRORED)
+    own = wandb_run.Mirror(str(tmp_path), MIRRORED)
     own.write(1, {"loss": 0.5})
     assert fake.finished == 1
     own.close()
@@ -172,7 +173,7 @@ def test_a_wandb_run_that_fails_is_finished_for_the_next_one(tmp_path, wandb):
 @pytest.mark.parametrize("config", [{"log": {"wandb": ""}}, {"log": {}}], ids=["empty", "of an older version"])
 def test_without_a_project_wandb_is_left_alone(tmp_path, monkeypatch, config):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    mirror.Mirror(str(tmp_path), {"hash": "abc", "config": config}).close()
+    wandb_run.Mirror(str(tmp_path), {"hash": "abc", "config": config}).close()
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def mirrored(tmp_path, wandb):
 
 def test_an_image_reaches_the_run_of_its_folder(mirrored, wandb):
     fake = wandb()
-    mirror.add_image(mirrored, "gaze", "gaze.png", 12)
+    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
     (start,) = fake.started
     assert (start["project"], start["id"]) == ("later", "abc")
     assert ([values for _, values in fake.logged], fake.finished) == ([{"gaze": ("gaze.png",)}], 1)
@@ -195,26 +196,26 @@ def test_an_image_reaches_the_run_of_its_folder(mirrored, wandb):
 def test_an_image_stands_behind_the_last_step(mirrored, wandb, starting, step):
     fake = wandb()
     fake.starting_step = starting
-    mirror.add_image(mirrored, "gaze", "gaze.png", 12)
+    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
     assert [at for at, _ in fake.logged] == [step]
 
 
 def test_an_image_of_a_run_that_is_not_mirrored_stays_where_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    mirror.add_image(str(tmp_path), "gaze", "gaze.png", 12)
+    wandb_run.add_image(str(tmp_path), "gaze", "gaze.png", 12)
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("part", ["init", "log", "finish"])
 def test_an_image_that_wandb_fails_to_take_is_one_line(mirrored, wandb, capsys, part):
     wandb(fails=[part])
-    mirror.add_image(mirrored, "gaze", "gaze.png", 12)
+    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
     assert capsys.readouterr().out == f"gaze.png does not go to W&B: {part}: no connection\n"
 
 
 def test_an_image_without_a_login_is_one_line(mirrored, wandb, capsys):
     wandb(logged_in=False)
-    mirror.add_image(mirrored, "gaze", "gaze.png", 12)
+    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
     assert capsys.readouterr().out.startswith("gaze.png does not go to W&B: log.wandb is 'later' and nobody is")
 
 
@@ -231,14 +232,14 @@ def test_an_image_without_a_login_is_one_line(mirrored, wandb, capsys):
 def test_what_wandb_refuses_is_one_line(wandb, options, said):
     wandb(**options)
     with pytest.raises(InputError, match=f"log.wandb is 'project' and {said}"):
-        mirror.check("project")
+        wandb_run.check("project")
 
 
 @pytest.mark.parametrize("mode", ["offline", "dryrun", "disabled"])
 def test_wandb_offline_needs_no_login(wandb, monkeypatch, mode):
     wandb(mode=mode, logged_in=False)
     monkeypatch.setenv("WANDB_MODE", mode)
-    mirror.check("project")
+    wandb_run.check("project")
 
 
 @pytest.mark.parametrize("mode", ["shared", "bogus", ""])
@@ -248,29 +249,29 @@ def test_a_mode_of_wandb_that_does_not_mirror_steps_is_refused_with_the_choices(
     with pytest.raises(
         InputError, match=f"WANDB_MODE is '{mode}'; expected one of: disabled, dryrun, offline, online, run$"
     ):
-        mirror.check("project")
+        wandb_run.check("project")
 
 
 @pytest.mark.parametrize("project", ["a/b", " \t", "x" * 129], ids=["slash", "blank", "long"])
 def test_a_project_that_wandb_would_refuse_is_refused_first(wandb, project):
     wandb()
     with pytest.raises(InputError, match=r"log\.wandb is '.*'; expected a project of W&B: up to 128 characters"):
-        mirror.check(project)
+        wandb_run.check(project)
 
 
 def test_without_wandb_a_run_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = tiny.config(**{"log.wandb": "project"})
     with pytest.raises(InputError, match=r"log\.wandb is 'project' and wandb is not installed"):
-        loop.train_and_evaluate(config, str(tmp_path / "run"))
+        training.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_says_that_wandb_gets_nothing(tmp_path, wandb, capsys):
     fake = wandb()
     changes = {"train.epochs": 1, "dataset.train_images": 32}
-    loop.train_and_evaluate(tiny.config(**changes), str(tmp_path / "run"))
-    loop.train_and_evaluate(tiny.config(**changes, **{"log.wandb": "project"}), str(tmp_path / "run"))
+    training.train_and_evaluate(tiny.config(**changes), str(tmp_path / "run"))
+    training.train_and_evaluate(tiny.config(**changes, **{"log.wandb": "project"}), str(tmp_path / "run"))
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == "nothing new for W&B's 'project': a run is mirrored while it trains; another --workdir trains it"
     assert fake.started == []

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from kd_jax.errors import InputError, choose
 from kd_jax.models.layers import at_least_float32
-from kd_jax.types import InputError, Method, MethodVariables, Outputs, choose, student_logits
+from kd_jax.types import Method, MethodVariables, Outputs, student_logits
 
 READS = {
     "logits": "logits",

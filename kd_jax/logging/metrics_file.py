@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), W&B, and a progress line for people.
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), W&B.
 
 The only importer of clu.metric_writers, and so of TensorFlow. Where these are missing the rest still works.
 """
@@ -7,14 +7,13 @@ import contextlib
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from kd_jax.mirror import Mirror
+from kd_jax.logging.wandb_run import Mirror
 from kd_jax.quiet_tensorflow import import_tensorflow
 
 
@@ -99,89 +98,3 @@ def _clu_writer(folder: str, instead: str):
         print(f"{name} is not installed: {instead}, not to TensorBoard", flush=True)
         return None
     return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
-
-
-class _Line:
-    """One line on a terminal that overwrites itself; in a file, a line now and then."""
-
-    INTERVAL = 10.0  # seconds between lines of a file
-
-    def __init__(self) -> None:
-        self._interactive = sys.stderr.isatty()
-        self._printed = 0.0
-
-    def show(self, text: str, now: float, *, last: bool) -> None:
-        """Shows the text, unless it goes to a file, a line was written just before, and it is not the last."""
-        if not self._interactive and now - self._printed < self.INTERVAL and not last:
-            return
-        self._printed = now
-        end = "" if self._interactive else "\n"
-        print(("\r\033[K" if self._interactive else "") + text, end=end, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self._interactive and self._printed:
-            print(file=sys.stderr, flush=True)
-
-
-T = TypeVar("T")
-
-
-def counted(batches: Iterable[T], size: int, total: int) -> Iterator[T]:
-    """Yields batches of `size` images, and shows how many of `total` are done, images per second and the time left."""
-    line, begin = _Line(), 0.0
-    with contextlib.closing(line):
-        for count, batch in enumerate(batches, start=1):
-            yield batch
-            now, done = time.monotonic(), min(count * size, total)
-            speed = ""
-            if count == 1:  # the time before is compilation
-                begin = now
-            else:
-                rate = (count - 1) * size / max(now - begin, 1e-9)
-                speed = f"  {rate:,.0f} images/s  {duration((total - done) / rate)} left"
-            line.show(f"{done}/{total} images{speed}", now, last=done == total)
-
-
-class Progress:
-    """The line of a training run."""
-
-    def __init__(self, total: int, batch_size: int):
-        """`total`: steps of the run."""
-        self._total, self._batch_size = total, batch_size
-        self._line = _Line()
-        self._mark: tuple[int, float] | None = None  # none before the first line: that time is compilation
-        self._steps, self._seconds = 0, 0.0
-
-    def pause(self, step: int) -> None:
-        """Work other than training ends here: the time before does not count."""
-        self._mark = (step, time.monotonic())
-
-    def images_per_second(self) -> float | None:
-        """Of training alone, without compilation and evaluation; None before two lines."""
-        return round(self._steps * self._batch_size / self._seconds, 1) if self._steps else None
-
-    def show(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Prints step, loss and its terms, images per second and the time left."""
-        now = time.monotonic()
-        speed = ""
-        if self._mark and step > self._mark[0]:
-            steps, seconds = step - self._mark[0], now - self._mark[1]
-            self._steps, self._seconds = self._steps + steps, self._seconds + seconds
-            left = (self._total - step) * seconds / steps
-            speed = f"  {steps * self._batch_size / seconds:,.0f} images/s  {duration(left)} left"
-        self._mark = (step, now)
-        terms = ", ".join(f"{n.removeprefix('loss/')} {v:.4g}" for n, v in scalars.items() if n.startswith("loss/"))
-        text = f"step {step}/{self._total}  epoch {epoch}  loss {scalars['loss']:.4g} ({terms}){speed}"
-        self._line.show(text, now, last=step >= self._total)
-
-    def close(self) -> None:
-        self._line.close()
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person: "9s", "2m05s", "1h02m"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes, seconds = divmod(seconds, 60)
-    return f"{minutes}m{seconds:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"

@@ -3,7 +3,8 @@
 import jax
 
 from kd_jax import gradcam
-from kd_jax.types import InputError, Method, MethodVariables, choose
+from kd_jax.errors import InputError, choose
+from kd_jax.types import Method, MethodVariables
 
 SIMILARITIES = {"cosine": gradcam.cosine, "pearson": gradcam.pearson}  # those that have a gradient
 

@@ -1,0 +1,1 @@
+"""Configurations: every key with its default, and the recipes that experiments share."""

@@ -1,0 +1,39 @@
+"""What may go wrong, in one line each: the value, what was expected, the valid choices."""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+
+class InputError(ValueError):
+    """The user's input is wrong. The message is one line: the value, what was expected, the valid choices."""
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on, though its input was valid, for example because the loss is not finite."""
+
+
+class Preempted(Exception):
+    """The process was asked to stop (SIGTERM), and its state is saved."""
+
+
+def choose(what: str, value: Any, choices: Collection[Any]) -> Any:
+    """Returns `choices[value]` of a mapping, or `value` itself of any other collection; raises InputError otherwise."""
+    if value not in choices:
+        names = sorted(map(str, choices))
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{what} is {value!r}; expected one of: {', '.join(names)}{hint}")
+    return choices[value] if isinstance(choices, Mapping) else value
+
+
+def one_line(error: BaseException, length: int = 300) -> str:
+    """What an error says, on one line and cut to `length` characters; its type where it says nothing."""
+    text = getattr(error, "strerror", None) or (error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(str(text).split())[:length] or type(error).__name__
+
+
+def first_few(items: Iterable[str], count: int = 5) -> str:
+    """The first items of a list that may be long, and how many more there are."""
+    items = list(items)
+    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")

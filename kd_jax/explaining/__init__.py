@@ -1,0 +1,1 @@
+"""Where networks look: their agreement over a test set, and a picture."""
