@@ -8,11 +8,11 @@ step has one more forward and backward pass of the student.
     python -m kd_jax.main --config=configs/gradcam.py --term gradcam_alignment:stage=-2,variant=gradcam++
 """
 
-from configs import kd
+from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = kd.get_config(arg)
+    config = recipes.kd(arg)
     config.name = "gradcam"
     config.method.gradcam_alignment = {"weight": 1.0}
     return config

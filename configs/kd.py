@@ -9,7 +9,6 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.distilled(arg, {"kd": {"weight": 0.9, "temperature": 4.0}})
-    config.method.cross_entropy.weight = 0.1
+    config = recipes.kd(arg)
     config.name = "kd"
     return config

@@ -6,7 +6,7 @@
 Small as it is, with "smoke" it takes a few steps only. The argument's first part is a row of the quickstart's table.
 Every row has the same student, recipe and number of steps:
 
-* alone: the 200 labelled images, by cross entropy.
+* alone: the 200 labeled images, by cross entropy.
 * kd_same, rkd_same: the same 200 images, with a teacher that saw every label of the training set.
 * kd, rkd (the default): the other training images beside them, without a label.
 """
@@ -34,8 +34,8 @@ def get_config(arg: str = "rkd") -> ConfigDict:
     arg = next((part for part in parts if part in ROWS), "rkd")
     config = base.get_config()
     config.name = f"quickstart-{arg}"
-    config.dataset.labelled = 200
-    config.dataset.unlabelled = arg in ("kd", "rkd")
+    config.dataset.labeled = 200
+    config.dataset.unlabeled = arg in ("kd", "rkd")
     config.train.steps = 30 if smoke else 600
     config.train.batch_size = 64
     config.evaluate.every_epochs = 1000  # an epoch has three steps; the end is enough

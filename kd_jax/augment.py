@@ -1,49 +1,50 @@
-"""What happens to images inside the step: crop and flip by one view number, resize, normalise, mixup.
+"""What happens to images inside the step: crop and flip by one number, resize, normalize, mixup.
 
-A view is one of 9 x 9 crops of the image padded by an eighth of its size (4 of 32 pixels), flipped or not:
-162 in all, so that what a teacher says of every view can be tabulated.
+A crop is one of 9 x 9 crops of the image padded by an eighth of its size (4 of 32 pixels), flipped or not:
+162 in all, so that what a teacher says of each can be tabulated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from kd_jax.errors import choose
-from kd_jax.types import Batch
+from kd_jax.types import Array, Batch, RawBatch
 
 OFFSETS = 9
-VIEWS = OFFSETS * OFFSETS * 2
-CENTRE = (OFFSETS * (OFFSETS // 2) + OFFSETS // 2) * 2  # the view that is the image itself
+CROPS = OFFSETS * OFFSETS * 2
+CENTER = (OFFSETS * (OFFSETS // 2) + OFFSETS // 2) * 2  # the crop that is the image itself
 KINDS = ("none", "crop", "crop_flip")
 
 
-def random_views(rng: jax.Array, count: int, kind: str) -> jax.Array:
-    """[count] int32 view numbers, uniform over those of the kind: "none", "crop" or "crop_flip"."""
+def random_crops(rng: Array, count: int, kind: str) -> Array:
+    """[count] int32 crop numbers, uniform over those of the kind: "none", "crop" or "crop_flip"."""
     if choose("dataset.augment", kind, KINDS) == "none":
-        return jnp.full((count,), CENTRE, jnp.int32)
-    views = jax.random.randint(rng, (count,), 0, VIEWS, jnp.int32)
-    return views if kind == "crop_flip" else views // 2 * 2
+        return jnp.full((count,), CENTER, jnp.int32)
+    crops = jax.random.randint(rng, (count,), 0, CROPS, jnp.int32)
+    return crops if kind == "crop_flip" else crops // 2 * 2
 
 
-def take_views(images: jax.Array, views: jax.Array) -> jax.Array:
-    """Crops images [B, H, W, C] as their views [B] say, with zeros beyond the border, and flips the odd ones."""
+def take_crops(images: Array, crops: Array) -> Array:
+    """Crops images [B, H, W, C] as `crops` [B] say, with zeros beyond the border, and flips the odd ones."""
     height, width = images.shape[1:3]
     pads = (height // 8, width // 8)
     offsets = [jnp.asarray(np.round(np.arange(OFFSETS) * 2 * pad / (OFFSETS - 1)).astype(np.int32)) for pad in pads]
     padded = jnp.pad(images, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
-    top, left = offsets[0][views // 2 // OFFSETS], offsets[1][views // 2 % OFFSETS]
+    top, left = offsets[0][crops // 2 // OFFSETS], offsets[1][crops // 2 % OFFSETS]
 
-    def crop(image, y, x):
+    def crop(image: Array, y: Array, x: Array) -> Array:
         return jax.lax.dynamic_slice(image, (y, x, jnp.zeros_like(y)), (height, width, image.shape[-1]))
 
     cropped = jax.vmap(crop)(padded, top, left)
-    return jnp.where((views % 2 == 1)[:, None, None, None], cropped[:, :, ::-1], cropped)
+    return jnp.where((crops % 2 == 1)[:, None, None, None], cropped[:, :, ::-1], cropped)
 
 
-def prepare(images: jax.Array, *, size: int, mean: np.ndarray, std: np.ndarray, dtype=jnp.float32) -> jax.Array:
-    """uint8 images [B, h, w, C] -> normalised [B, size, size, C] of `dtype`; mean and std [C] of pixels in [0, 1]."""
+def prepare(images: Array, *, size: int, mean: np.ndarray, std: np.ndarray, dtype: DTypeLike = jnp.float32) -> Array:
+    """uint8 images [B, h, w, C] -> normalized [B, size, size, C] of `dtype`; mean and std [C] of pixels in [0, 1]."""
     compute = jnp.promote_types(dtype, jnp.float32)
     x = (images.astype(compute) / 255 - jnp.asarray(mean, compute)) / jnp.asarray(std, compute)
     if images.shape[1:3] != (size, size):
@@ -51,7 +52,7 @@ def prepare(images: jax.Array, *, size: int, mean: np.ndarray, std: np.ndarray, 
     return x.astype(dtype)
 
 
-def mix(rng: jax.Array, batch: Batch, alpha: float) -> Batch:
+def mix(rng: Array, batch: Batch, alpha: float) -> Batch:
     """Mixup: each image, and its target, with another of the batch; the share is one Beta(alpha, alpha) for the batch.
 
     Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018. An image mixed with one that has no label has
@@ -60,13 +61,13 @@ def mix(rng: jax.Array, batch: Batch, alpha: float) -> Batch:
     rng_share, rng_order = jax.random.split(rng)
     share = jax.random.beta(rng_share, alpha, alpha, dtype=batch.targets.dtype)
     order = jax.random.permutation(rng_order, len(batch.labels))
-    labelled = (batch.labels >= 0) & (batch.labels[order] >= 0)
+    labeled = (batch.labels >= 0) & (batch.labels[order] >= 0)
     images = share * batch.images + (1 - share) * batch.images[order]
-    targets = (share * batch.targets + (1 - share) * batch.targets[order]) * labelled[:, None]
+    targets = (share * batch.targets + (1 - share) * batch.targets[order]) * labeled[:, None]
     return batch._replace(
         images=images.astype(batch.images.dtype),
         targets=targets.astype(batch.targets.dtype),
-        labels=jnp.where(labelled, batch.labels, -1),
+        labels=jnp.where(labeled, batch.labels, -1),
     )
 
 
@@ -76,24 +77,34 @@ def create(
     mean: np.ndarray,
     std: np.ndarray,
     num_classes: int,
-    kind: str = "none",
+    kinds: Sequence[str] = ("none",),
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
-    dtype=jnp.float32,
-) -> Callable[..., Batch]:
-    """Returns augment(rng, images uint8 [B, h, w, C], labels [B], index [B]) -> Batch."""
-    choose("dataset.augment", kind, KINDS)
+    dtype: DTypeLike = jnp.float32,
+) -> Callable[[Array, RawBatch], tuple[Batch, ...]]:
+    """Returns augment(rng, raw) -> one Batch for each of `kinds`, the views of the images.
 
-    def augment(rng, images, labels, index):
-        rng_view, rng_mix = jax.random.split(rng)
-        views = random_views(rng_view, len(labels), kind)
-        if kind != "none":
-            images = take_views(images, views)
-        targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.promote_types(dtype, jnp.float32))
+    Mixup takes the same pairs and shares in every view.
+    """
+    for kind in kinds:
+        choose("dataset.augment", kind, KINDS)
+
+    def augment(rng: Array, raw: RawBatch) -> tuple[Batch, ...]:
+        rng_crop, rng_mix = jax.random.split(rng)
+        return tuple(
+            view(kind, rng_crop if i == 0 else jax.random.fold_in(rng_crop, i), rng_mix, raw)
+            for i, kind in enumerate(kinds)
+        )
+
+    def view(kind: str, rng: Array, rng_mix: Array, raw: RawBatch) -> Batch:
+        crops = random_crops(rng, len(raw.labels), kind)
+        images = raw.images if kind == "none" else take_crops(raw.images, crops)
+        targets = jax.nn.one_hot(raw.labels, num_classes, dtype=jnp.promote_types(dtype, jnp.float32))
         if label_smoothing:
             smooth = (1 - label_smoothing) * targets + label_smoothing / num_classes
-            targets = jnp.where(labels[:, None] >= 0, smooth, 0.0)
-        batch = Batch(prepare(images, size=size, mean=mean, std=std, dtype=dtype), labels, targets, index, views)
+            targets = jnp.where(raw.labels[:, None] >= 0, smooth, 0.0)
+        images = prepare(images, size=size, mean=mean, std=std, dtype=dtype)
+        batch = Batch(images, raw.labels, targets, raw.ids, crops)
         return mix(rng_mix, batch, mixup) if mixup else batch
 
     return augment

@@ -1,18 +1,23 @@
-"""What the commands share: flags, one line per error, exit codes.
+"""What the commands share: flags, one line per error, exit codes; and `kd_jax COMMAND`, which runs them.
 
 0 done, 1 failed while running, 2 bad input, 130 interrupted, 143 preempted (saved, to be started again).
 """
 
 import errno
+import importlib
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 from absl import flags, logging
 
-from kd_jax.errors import InputError, Preempted, TrainingError
+import kd_jax
+from kd_jax import registry
+from kd_jax.config.checks import OLD_KEYS
+from kd_jax.errors import InputError, Preempted, TrainingError, choose, one_line
 
 # Flags of more than one command, which names those it has by `flags.declare_key_flag`.
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -26,12 +31,57 @@ TO = flags.DEFINE_string(
 AGAINST = flags.DEFINE_multi_string(
     "against", [], "explain: the folders of runs to compare with; compare: the name of the runs, by default `student`."
 )
+SEEDS = flags.DEFINE_integer(
+    "seeds", None, "Seeds 0, 1, ... of every row; by default quickstart has 1, table 3.", lower_bound=1
+)
+ROWS = flags.DEFINE_list("rows", None, "quickstart: the rows of its table; table: which table, by default `original`.")
+IMPORT = flags.DEFINE_multi_string(
+    "import", [], "A Python file that registers what a run needs, before anything else; may be given more than once."
+)
+
+COMMANDS = {
+    "train": "main",
+    **{name: name for name in ("evaluate", "predict", "explain", "report", "export", "compare", "table", "quickstart")},
+}
+USAGE = """kd_jax trains small image classifiers from large ones.
+
+usage: kd_jax [train] [--config=NAME[:ARGUMENT]] [--config.KEY=VALUE ...]
+       kd_jax COMMAND [--help] ...
+
+commands:
+"""
+
+
+def command() -> None:
+    """Runs the command that the first argument names, or trains."""
+    given = sys.argv[1:]
+    if given[:1] in (["--help"], ["-h"], ["-help"], ["help"]):
+        lines = (f"  {name:<11}{_summary(module)}" for name, module in COMMANDS.items())
+        print(USAGE + "\n".join(lines) + "\n\n`kd_jax COMMAND --help` lists the flags of a command.")
+        sys.exit(0)
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        try:
+            choose("the command", given[0], COMMANDS)
+        except InputError as error:
+            sys.exit(_report(str(error), 2))
+    name = given[0] if given and given[0] in COMMANDS else "train"
+    sys.argv[1:] = given[1:] if given and given[0] == name else given
+    module = importlib.import_module(f"kd_jax.{COMMANDS[name]}")
+    run(module.main, module.__doc__ or "", getattr(module, "complete", lambda arguments: arguments), module=module)
+
+
+def _summary(module: str) -> str:
+    """The first line of a command's docstring, which is read and not imported."""
+    with open(os.path.join(os.path.dirname(__file__), f"{module}.py")) as file:
+        return file.readline().strip().lstrip('"')
 
 
 def run(
     main: Callable[[list[str]], None],
     usage: str,
     complete: Callable[[list[str]], list[str]] = lambda arguments: arguments,
+    *,
+    module: ModuleType | None = None,
 ) -> None:
     """Parses the flags, calls `main` with what remains of the command line, and exits with its code.
 
@@ -39,9 +89,13 @@ def run(
       main: takes the positional arguments.
       usage: the text of --help, above the list of flags.
       complete: adds to the command line before it is parsed.
+      module: of the command, whose flags --help lists; by default that which Python runs.
     """
+    if {"--version", "-version"} & set(sys.argv[1:]):
+        print(f"kd_jax {kd_jax.__version__}")
+        sys.exit(0)
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(f"{usage.strip()}\n\nflags:{flags.FLAGS.module_help(sys.modules['__main__'])}")
+        print(f"{usage.strip()}\n\nflags:{flags.FLAGS.module_help(module or sys.modules['__main__'])}")
         sys.exit(0)
     logging.use_absl_handler()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -52,13 +106,16 @@ def run(
 
     def call():
         sys.argv[1:] = complete(sys.argv[1:])  # in place: ml_collections looks for its overrides there
-        main(_parse(sys.argv))
+        arguments = _parse(sys.argv)
+        for path in IMPORT.value:
+            registry.import_file(path)
+        main(arguments)
 
     sys.exit(_exit_code(call))
 
 
 def _unraisable(raised) -> None:
-    """Python's own, but for threads of Orbax, which go on about a damaged checkpoint that the error's line names."""
+    """Suppresses Orbax's background tracebacks for a checkpoint that is already reported."""
     said = f"{raised.exc_value} {raised.object!r}"
     if "Event loop is closed" not in said and "_read_array_index" not in said:
         sys.__unraisablehook__(raised)
@@ -75,8 +132,11 @@ def _parse(argv: list[str]) -> list[str]:
         if given:
             near = re.search('Did you mean "(.+?)"', str(error))
             hint = f"; did you mean {near[1]!r}?" if near else ""
+            old = next((new for old, new in OLD_KEYS.items() if f".{old}" in given.partition("=")[0]), None)
+            if old:
+                raise InputError(f"{given} is a key of an older version; it is now {old}") from error
             raise InputError(f"{given}: there is no key {first.args[0]!r}; see kd_jax/config/base.py{hint}") from error
-        raise InputError(_one_line(first if isinstance(first, InputError) else error)) from error
+        raise InputError(one_line(first if isinstance(first, InputError) else error)) from error
 
 
 def _first(error: BaseException) -> BaseException:
@@ -90,11 +150,11 @@ def _exit_code(call: Callable[[], None]) -> int:
     try:
         call()
     except InputError as error:
-        return _report(_one_line(error), 2)
+        return _report(one_line(error), 2)
     except TrainingError as error:
-        return _report(_one_line(error), 1)
+        return _report(one_line(error), 1)
     except Preempted as error:
-        return _report(_one_line(error), 143)
+        return _report(one_line(error), 143)
     except KeyboardInterrupt:
         return _report("interrupted; the same command starts again, a run from its last checkpoint", 130)
     except Exception as error:
@@ -107,11 +167,6 @@ def _exit_code(call: Callable[[], None]) -> int:
 def _report(line: str, code: int) -> int:
     print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
     return code
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

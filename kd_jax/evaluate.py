@@ -11,16 +11,16 @@ from absl import flags
 from kd_jax import cli
 from kd_jax.errors import InputError
 
-for name in ("workdir", "runs", "path"):
+for name in ("workdir", "runs", "path", "import"):
     flags.declare_key_flag(name)
 
 
 def main(arguments: list[str]) -> None:
     if arguments or not cli.WORKDIR.value:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and nothing else")
-    from kd_jax import training
+    from kd_jax import evaluation
 
-    metrics = training.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
+    metrics = evaluation.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
     print(json.dumps({"workdir": os.path.normpath(cli.WORKDIR.value), **metrics}, indent=1))
 
 

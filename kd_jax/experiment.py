@@ -5,63 +5,22 @@ Nothing is written here, so that a refused run leaves nothing behind.
 
 import functools
 import importlib.metadata
-import math
-import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, data, methods, models, optim, runs, sharding, teachers, weights
-from kd_jax.errors import InputError, choose
+from kd_jax import augment, data, methods, models, networks, optim, registry, runs, sharding, steps, teachers, weights
+from kd_jax.config.checks import check, plain
+from kd_jax.config.translate import FORMAT
+from kd_jax.data import resident
+from kd_jax.errors import InputError
 from kd_jax.logging import wandb_run
-from kd_jax.models import torch_names
-from kd_jax.steps import Images, Parts, init_state, train_steps
-from kd_jax.types import Hyper, Method, Network, Variables
-
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-TEACHERS = ("none", "config", "run", "weights")
-SELECTIONS = ("last", "best-validation")
-
-# (key, whether a value is good, what was expected)
-CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("seed", lambda v: 0 <= v < 2**32 and v == int(v), "a whole number from 0 to 4294967295"),
-    ("train.epochs", lambda v: v >= 1, "at least 1"),
-    ("train.steps", lambda v: v >= 0, "a number of steps, or 0"),
-    ("train.batch_size", lambda v: v >= 1, "at least 1"),
-    ("train.steps_per_call", lambda v: v >= 0, "a number of steps, or 0"),
-    ("train.ema", lambda v: 0 <= v < 1, "a decay of at least 0 and below 1"),
-    ("train.label_smoothing", lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    ("train.mixup", lambda v: v >= 0, "at least 0"),
-    ("train.clip", lambda v: v >= 0, "at least 0"),
-    ("train.accumulate", lambda v: v >= 1, "at least 1"),
-    ("evaluate.every_epochs", lambda v: v >= 1, "at least 1"),
-    ("evaluate.batch_size", lambda v: v >= 1, "at least 1"),
-    ("checkpoint.every_epochs", lambda v: v >= 1, "at least 1"),
-    ("checkpoint.keep", lambda v: v >= 1, "at least 1"),
-    ("log.every_steps", lambda v: v >= 1, "at least 1"),
-    ("optimizer.weight_decay", lambda v: v >= 0, "at least 0"),
-    ("optimizer.warmup_epochs", lambda v: v >= 0, "at least 0"),
-    ("optimizer.gamma", lambda v: 0 < v <= 1, "above 0 and at most 1"),
-    *(
-        (f"optimizer.{part}{key}", lambda v: 0 <= v < 1, "at least 0 and below 1")
-        for part in ("", "method.")
-        for key in ("momentum", "b1", "b2")
-    ),
-)
-
-
-class TeacherRun(NamedTuple):
-    """A teacher, by the folder of its run or with its variables."""
-
-    folder: str  # or the source of its weights
-    identity: dict[str, Any]
-    network: Network
-    experiment: "Experiment | None" = None  # how to train it when the folder has no result
-    variables: Variables | None = None  # of weights that are no run
+from kd_jax.steps import Components, StepOptions
+from kd_jax.types import Feed, Hyper, Method, Network, Split, Teacher, Variables
 
 
 class Experiment(NamedTuple):
@@ -71,24 +30,33 @@ class Experiment(NamedTuple):
     identity: dict[str, Any]
     digest: str  # of the identity
     dataset: data.Dataset
-    teacher: TeacherRun | None
-    pretrained: Variables | None  # what the student starts from; without a head where that is a new one
-    parts: Parts
+    components: Components
+    options: StepOptions
     hyper: Hyper
     mesh: jax.sharding.Mesh
     steps: int
-    steps_per_epoch: int
     steps_per_call: int
+    pretrained: Variables | None  # what the student starts from; without a head where that is a new one
 
-    def jit(self, function: Callable, **options) -> Callable:
-        """Compiles one of the functions of `kd_jax.steps` with this experiment's parts."""
+    @property
+    def teacher(self) -> Teacher | None:
+        return self.components.teacher
+
+    def jit(self, function: Callable[..., Any], *, fast_compile: bool = False, **options: Any) -> Callable[..., Any]:
+        """Compiles one of the functions of `kd_jax.steps` for this experiment.
+
+        Args:
+          function: takes `components` and `options`.
+          fast_compile: for a function that runs once: on a CPU it compiles in a tenth of the time, and runs slower.
+          options: of `jax.jit`.
+        """
         compiler: dict[str, bool | int] = {}
         if jax.default_backend() == "gpu" and self.config["deterministic"]:
             compiler["xla_gpu_deterministic_ops"] = True
-        if jax.default_backend() == "cpu" and function is init_state:
-            compiler["xla_backend_optimization_level"] = 0  # it runs once, and this compiles in a tenth of the time
+        if jax.default_backend() == "cpu" and fast_compile:
+            compiler["xla_backend_optimization_level"] = 0
         return jax.jit(
-            functools.partial(function, parts=self.parts),
+            functools.partial(function, components=self.components, options=self.options),
             out_shardings=sharding.replicated(self.mesh),
             compiler_options=compiler,
             **options,
@@ -98,16 +66,31 @@ class Experiment(NamedTuple):
         """Puts arrays on every device."""
         return jax.device_put(tree, sharding.replicated(self.mesh))
 
-    def images(self, split: data.Split) -> Images:
-        """A split on every device."""
-        return Images(self.place(split.images), self.place(split.labels))
+    def feed(self) -> Feed:
+        """The training data, on the devices."""
+        return resident.feed(
+            self.dataset.train,
+            seed=self.config["seed"],
+            batch_size=self.config["train"]["batch_size"],
+            steps_per_call=self.steps_per_call,
+            total_steps=self.steps,
+            mesh=self.mesh,
+        )
 
 
-def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None, training: bool = True) -> Experiment:
+def create(
+    config: Mapping[str, Any],
+    *,
+    source: data.Source | None = None,
+    runs_folder: str = "runs",
+    devices: Sequence[jax.Device] | None = None,
+    training: bool = True,
+) -> Experiment:
     """Checks a config, loads its data, and builds its functions.
 
     Args:
       config: a complete tree (see kd_jax/config/base.py), a ConfigDict or plain.
+      source: the images, where a program has them already; None to read what the config names.
       runs_folder: where the runs of teachers lie.
       devices: to run on; by default all local ones.
       training: False for evaluation alone, which needs neither a teacher nor a batch that the devices divide.
@@ -115,102 +98,130 @@ def create(config: Mapping[str, Any], *, runs_folder: str = "runs", devices=None
       InputError: for anything that is wrong with the config or the data.
     """
     config = plain(config)
-    _check(config)
+    if source is not None:
+        config["dataset"]["source"] = "memory"
+        if config["teacher"]["kind"] == "config" and config["teacher"]["config"]:
+            config["teacher"]["config"]["dataset"]["source"] = "memory"
+    check(config)
     # What needs no data is built first: an unknown name is then reported before a long load.
     method = methods.create(config["method"])
-    create_network(config, num_classes=2)
+    _create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
+    _check_views(config, method)
     if training and (project := config["log"].get("wandb")):
         wandb_run.check(project)
-    dataset = data.load(config["dataset"])
+    dataset = data.load(config["dataset"], source)
     mesh = sharding.mesh(devices)
-    steps, steps_per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
-    teacher = _teacher(config, dataset, runs_folder, devices)
-    if training and method.reads and teacher is None:
+    total, per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
+    nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices)
+    teacher = teachers.create(teachers.Setting(config, dataset, runs_folder, nested))
+    method = methods.create(config["method"], steps_per_epoch=per_epoch)
+    if training and method.needs_teacher and teacher is None:
         raise InputError(
-            f"teacher.kind is 'none' and the method's terms ({', '.join(config['method'])}) read a teacher's"
-            f" {', '.join(sorted(method.reads))}; expected 'config', 'run' or 'weights'"
+            f"teacher.kind is 'none' and the method's terms ({', '.join(config['method'])}) need a teacher; expected"
+            f" one of: {', '.join(sorted(set(teachers.KINDS) - {'none'}))}"
         )
-    identity = runs.identity(config, dataset.fingerprint, teacher.identity if teacher else None)
-    source = config["model"]["pretrained"]
-    if source:
-        identity["model"] = {**identity["model"], "pretrained": weights.fingerprint(source)}
-    parts = _parts(config, dataset, method, teacher, mesh, steps, steps_per_epoch)
-    hyper = Hyper(
-        learning_rate=jnp.float32(config["optimizer"]["learning_rate"]),
-        weight_decay=jnp.float32(config["optimizer"]["weight_decay"]),
-        method_learning_rate=jnp.float32(config["optimizer"]["method"]["learning_rate"]),
-        weights={term: jnp.float32(weight) for term, weight in method.weights.items()},
+    identity = identify(config, fingerprint=dataset.fingerprint)
+    components = _create_components(config, dataset, method, teacher, total, per_epoch)
+    options = StepOptions(
+        num_examples=len(dataset.train.labels),
+        steps_per_epoch=per_epoch,
+        ema=config["train"]["ema"],
+        micro_batches=config["train"]["accumulate"],
+        batch_sharding=sharding.split(mesh),
     )
+    hyper = create_hyper(components)
     if training:
-        _trace(parts, hyper, dataset, config["train"]["batch_size"], teacher)
-    pretrained = None
-    if source:
-        pretrained, said = weights.load(source, _shapes(parts.student, parts.prepare, dataset), config["model"]["name"])
-        print(f"{config['model']['name']} starts from {said}", flush=True)
+        trace(components, options, hyper, dataset.train, config["train"]["batch_size"])
     # On a CPU, convolutions inside a loop are many times slower than the same step called from Python.
     per_call = config["train"]["steps_per_call"] or (1 if jax.default_backend() == "cpu" else 50)
     return Experiment(
-        config,
-        identity,
-        runs.digest(identity),
-        dataset,
-        teacher,
-        pretrained,
-        parts,
-        hyper,
-        mesh,
-        steps,
-        steps_per_epoch,
-        min(per_call, steps_per_epoch),
+        config=config,
+        identity=identity,
+        digest=runs.digest(identity),
+        dataset=dataset,
+        components=components,
+        options=options,
+        hyper=hyper,
+        mesh=mesh,
+        steps=total,
+        steps_per_call=min(per_call, per_epoch),
+        pretrained=_pretrained(config["model"], components, dataset),
     )
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries of numbers, strings, booleans and lists, out of a ConfigDict or of such dictionaries."""
-    if hasattr(config, "to_dict"):
-        config = config.to_dict()
+def identify(
+    config: Mapping[str, Any], *, fingerprint: str | None = None, pretrained: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The identity of the run that a config describes (see `kd_jax.runs`), without reading images or weights.
 
-    def convert(value):
-        if isinstance(value, Mapping):
-            return {key: convert(v) for key, v in value.items()}
-        return [convert(v) for v in value] if isinstance(value, list | tuple) else value
-
-    return convert(config)
-
-
-def create_network(config: Mapping[str, Any], num_classes: int) -> Network:
-    """The network of a config's `model` section, in its precision."""
-    options = {key: value for key, value in config["model"].items() if key not in ("name", "freeze", "pretrained")}
-    freeze = choose("model.freeze", config["model"]["freeze"], optim.FREEZES)
-    dtype = choose("precision", config["precision"], PRECISIONS)
-    return models.create(config["model"]["name"], num_classes, frozen_trunk=freeze == "encoder", dtype=dtype, **options)
-
-
-def load(folder: str) -> tuple[Network, Variables, tuple[str, ...]]:
-    """Loads a finished run.
-
-    Returns:
-      (network, variables, class_names): `network.apply(variables, images, train=False)` reads images that are
-      normalised as `runs.read_json(folder, "config.json")["data"]` says.
-    Raises:
-      InputError: when the folder holds no finished run.
+    Args:
+      config: a complete, plain tree.
+      fingerprint: of the data set; None to take it from the data.
+      pretrained: {a value of model.pretrained: its fingerprint}, for weights that do not exist yet.
     """
-    saved = runs.read_json(folder, "config.json")
-    class_names = tuple(saved["data"]["class_names"])
-    return create_network(saved["config"], len(class_names)), weights.read_run(folder)[0], class_names
+    known = fingerprint or data.fingerprint(config["dataset"])
+    nested = functools.partial(identify, fingerprint=known, pretrained=pretrained)
+    identity = runs.identity(config, known, teachers.identify(config["teacher"], nested))
+    if source := config["model"]["pretrained"]:
+        own = (pretrained or {}).get(source) or weights.fingerprint(source)
+        identity["model"] = {**identity["model"], "pretrained": own}
+    return identity
 
 
-def describe_data(dataset: data.Dataset) -> dict[str, Any]:
-    """What a run's config.json says of its data: enough to classify another image."""
+def create_hyper(components: Components) -> Hyper:
+    """The traced scalars as the components declare them."""
+    optimizer, method = components.optimizer, components.method
+    return Hyper(
+        learning_rate={group: jnp.float32(rate) for group, rate in optimizer.learning_rates.items()},
+        weight_decay={group: jnp.float32(decay) for group, decay in optimizer.weight_decays.items()},
+        weights={term: jnp.float32(weight) for term, weight in method.weights.items()},
+    )
+
+
+def trace(components: Components, options: StepOptions, hyper: Hyper, train: Split, batch_size: int) -> None:
+    """Traces initialization and a step, so that an error in them is seen before a teacher is trained or a file made."""
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    split = jax.tree.map(shape, train)
+    teacher_variables = components.teacher.shapes if components.teacher else {}
+    common: dict[str, Any] = {"components": components, "options": options}
+    example = jax.tree.map(shape, resident.example(train))
+    state = jax.eval_shape(
+        functools.partial(steps.init_state, **common), np.uint32(0), teacher_variables, example, split.labels
+    )
+    fetch = functools.partial(steps.gather, batch_sharding=options.batch_sharding)
+    rows = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
+    train_steps = functools.partial(steps.train_steps, fetch=fetch, **common)
+    jax.eval_shape(train_steps, state, teacher_variables, split, rows, hyper, split.labels)
+
+
+def config_json(experiment: Experiment) -> dict[str, Any]:
+    """What a run's config.json holds: enough to repeat the run, and to classify another image."""
+    config, dataset = experiment.config, experiment.dataset
+    used: list[tuple[Mapping[str, Any], str]]
+    used = [(methods.METHODS, options.get("method", term)) for term, options in config["method"].items()]
+    used += [(models.NETWORKS, config["model"]["name"]), (data.SOURCES, config["dataset"]["source"])]
+    used += [(teachers.KINDS, config["teacher"]["kind"])]
     return {
-        "fingerprint": dataset.fingerprint,
-        "class_names": list(dataset.class_names),
-        "mean": [float(x) for x in dataset.mean],
-        "std": [float(x) for x in dataset.std],
-        "image_shape": list(dataset.train.images.shape[1:]),
-        "train_images": len(dataset.train.labels),
-        "labelled": int((dataset.train.labels >= 0).sum()),
-        "skipped": dataset.skipped,
+        "format": FORMAT,
+        "config": config,
+        "identity": experiment.identity,
+        "hash": experiment.digest,
+        "teacher_hash": experiment.teacher.config_hash if experiment.teacher else None,
+        "imports": registry.files_of(used),
+        "data": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "class_names": list(dataset.class_names),
+            "mean": [float(x) for x in dataset.mean],
+            "std": [float(x) for x in dataset.std],
+            "image_shape": list(dataset.train.images.shape[1:]),
+            "train_images": len(dataset.train.labels),
+            "labeled": int((dataset.train.labels >= 0).sum()),
+            "skipped": dataset.skipped,
+        },
     }
 
 
@@ -218,24 +229,6 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
     packages = ("jax", "flax", "optax", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def _check(config: dict[str, Any]) -> None:
-    for key, good, expected in CHECKS:
-        try:
-            value: Any = functools.reduce(lambda tree, part: tree[part], key.split("."), config)
-        except KeyError:
-            raise InputError(f"the config lacks {key}; expected every key of kd_jax/config/base.py") from None
-        if type(value) not in (int, float) or not math.isfinite(value) or not good(value):
-            raise InputError(f"{key} is {value!r}; expected {expected}")
-    milestones = config["optimizer"]["milestones"]
-    if not all(type(epoch) in (int, float) and epoch > 0 for epoch in milestones):
-        raise InputError(f"optimizer.milestones is {milestones!r}; expected epochs above 0, as in (150, 180)")
-    choose("precision", config["precision"], PRECISIONS)
-    choose("teacher.kind", config["teacher"]["kind"], TEACHERS)
-    choose("evaluate.select", config["evaluate"]["select"], SELECTIONS)
-    if config["evaluate"]["select"] == "best-validation" and not config["dataset"]["holdout"]:
-        raise InputError("dataset.holdout is 0, so there is no validation split; expected evaluate.select 'last'")
 
 
 def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:
@@ -252,142 +245,64 @@ def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, i
     return train["steps"] or train["epochs"] * steps_per_epoch, steps_per_epoch
 
 
-def _parts(
+def _check_views(config: Mapping[str, Any], method: Method) -> None:
+    extra = config["dataset"]["extra_views"]
+    if 1 + len(extra) != method.views:
+        raise InputError(
+            f"dataset.extra_views is {extra}, and the method's terms compare {method.views} views of an image;"
+            f" expected the augmentation of {method.views - 1} more, such as 'randaugment'"
+        )
+
+
+def _create_optimizer(
+    config: Mapping[str, Any], student: Network, method: Method, *, steps: int, steps_per_epoch: int
+) -> optim.Optimizer:
+    return optim.create(
+        config["optimizer"],
+        {term: method.optimizers.get(term, {}) for term in config["method"]},
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        freeze=config["model"]["freeze"],
+        head=student.head,
+        clip=config["train"]["clip"],
+    )
+
+
+def _create_components(
     config: dict[str, Any],
     dataset: data.Dataset,
     method: Method,
-    teacher: TeacherRun | None,
-    mesh: jax.sharding.Mesh,
-    steps: int,
+    teacher: Teacher | None,
+    total: int,
     steps_per_epoch: int,
-) -> Parts:
-    """What a step is made of."""
+) -> Components:
     num_classes = len(dataset.class_names)
-    pixels = {
-        "size": config["dataset"]["image_size"],
-        "mean": dataset.mean,
-        "std": dataset.std,
-        "dtype": PRECISIONS[config["precision"]],
-    }
-    kind = teachers.batch_statistics if config["teacher"]["batch_statistics"] else teachers.live
-    return Parts(
-        student=create_network(config, num_classes),
-        teacher=kind(teacher.network) if teacher else None,
+    pixels = networks.pixels(config, dataset.mean, dataset.std)
+    student = networks.create(config, num_classes)
+    return Components(
+        student=student,
+        teacher=teacher,
         method=method,
-        optimizer=optim.create(
-            config["optimizer"],
-            config["optimizer"]["method"],
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            freeze=config["model"]["freeze"],
-            clip=config["train"]["clip"],
-        ),
+        optimizer=_create_optimizer(config, student, method, steps=total, steps_per_epoch=steps_per_epoch),
         augment=augment.create(
             num_classes=num_classes,
-            kind=config["dataset"]["augment"],
+            kinds=(config["dataset"]["augment"], *config["dataset"]["extra_views"]),
             label_smoothing=config["train"]["label_smoothing"],
             mixup=config["train"]["mixup"],
             **pixels,
         ),
         prepare=functools.partial(augment.prepare, **pixels),
-        batch_sharding=sharding.split(mesh),
-        ema=config["train"]["ema"],
-        accumulate=config["train"]["accumulate"],
-        teacher_network=teacher.network if teacher else None,
     )
 
 
-def _shapes(network: Network, prepare: Callable, dataset: data.Dataset) -> Variables:
-    """The shapes of a network's variables for the images of a data set."""
-    images = jax.ShapeDtypeStruct((2, *dataset.train.images.shape[1:]), jnp.uint8)
-    return jax.eval_shape(network.init, jax.random.key(0), jax.eval_shape(prepare, images))
-
-
-def _trace(parts: Parts, hyper: Hyper, dataset: data.Dataset, batch_size: int, teacher: TeacherRun | None) -> None:
-    """Traces initialisation and a step, so that an error in them is seen before a teacher is trained or a file made."""
-
-    def shapes(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-    images = Images(shapes(dataset.train.images), shapes(dataset.train.labels))
-    teacher_variables: Variables = {}
-    if teacher:
-        teacher_variables = _shapes(teacher.network, parts.prepare, dataset)
-    state = jax.eval_shape(functools.partial(init_state, parts=parts), np.uint32(0), teacher_variables, images)
-    order = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
-    jax.eval_shape(functools.partial(train_steps, parts=parts), state, teacher_variables, images, order, hyper)
-
-
-def _teacher(config, dataset: data.Dataset, runs_folder: str, devices) -> TeacherRun | None:
-    kind = config["teacher"]["kind"]
-    if kind == "none":
+def _pretrained(model: Mapping[str, Any], components: Components, dataset: data.Dataset) -> Variables | None:
+    """What the student starts from, if it is told; a line says so."""
+    if not (source := model["pretrained"]):
         return None
-    if kind == "run":
-        return _finished_teacher(config, dataset)
-    nested = config["teacher"]["config"]
-    if not nested:
-        raise InputError("teacher.config is empty; expected a whole config, or teacher.kind 'none' or 'run'")
-    if kind == "weights":
-        return _teacher_of_weights(config, dataset)
-    for key in ("source", "name", "path", "image_size", "normalize", "train_images", "holdout"):
-        here, there = config["dataset"][key], nested["dataset"][key]
-        if here != there:
-            raise InputError(
-                f"teacher.config.dataset.{key} is {there!r}; expected the student's {here!r}"
-                " (a teacher of other data is given as a run)"
-            )
-    try:
-        experiment = create(nested, runs_folder=runs_folder, devices=devices)
-    except InputError as error:
-        raise InputError(f"in the teacher's config, {error}") from error
-    folder = teacher_folder(experiment.digest, runs_folder)
-    return TeacherRun(folder, experiment.identity, experiment.parts.student, experiment)
-
-
-def teacher_folder(digest: str, runs_folder: str) -> str:
-    """Where the run of a teacher lies that a config describes."""
-    return os.path.join(runs_folder, "teachers", digest[:8])
-
-
-def _teacher_of_weights(config, dataset: data.Dataset) -> TeacherRun:
-    source, nested = config["teacher"]["path"], config["teacher"]["config"]
-    if not source:
-        raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
-    network = create_network({**nested, "precision": config["precision"]}, len(dataset.class_names))
-    size, channels = config["dataset"]["image_size"], dataset.train.images.shape[-1]
-    shapes = jax.eval_shape(
-        network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
-    )
-    variables = torch_names.match(torch_names.without_prefix(weights.read(source)), shapes, nested["model"]["name"])
-    return TeacherRun(source, {"weights": weights.fingerprint(source)}, network, variables=variables)
-
-
-def _finished_teacher(config, dataset: data.Dataset) -> TeacherRun:
-    folder = config["teacher"]["path"]
-    if not folder:
-        raise InputError("teacher.path is empty; expected the folder of a finished run")
-    saved = runs.read_json(folder, "config.json")
-    if not runs.has_result(folder):
-        raise InputError(f"teacher.path is {folder!r}, a run without result.json; expected a finished run")
-    class_names = tuple(saved["data"]["class_names"])
-    if class_names != dataset.class_names:
-        raise InputError(
-            f"the teacher {folder!r} knows {_some(class_names)}; expected the student's {_some(dataset.class_names)}"
-        )
-    for what, there, here in (
-        ("image_size", saved["config"]["dataset"]["image_size"], config["dataset"]["image_size"]),
-        ("mean", saved["data"]["mean"], dataset.mean),
-        ("std", saved["data"]["std"], dataset.std),
-    ):
-        if not np.allclose(there, here, atol=1e-4):
-            raise InputError(
-                f"the teacher {folder!r} reads images of {what} {there}; expected the student's {here}"
-                " (see dataset.image_size and dataset.normalize)"
-            )
-    network = create_network({**saved["config"], "precision": config["precision"]}, len(class_names))
-    return TeacherRun(folder, saved["identity"], network)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} classes ({shown})"
+    images = jax.ShapeDtypeStruct((2, *dataset.train.images.shape[1:]), jnp.uint8)
+    student = components.student
+    shapes = jax.eval_shape(student.init, jax.random.key(0), jax.eval_shape(components.prepare, images))
+    loaded = weights.load(source, shapes, student)
+    head = "its head included" if loaded.head else "the head has a different shape and is reinitialized"
+    print(f"{model['name']} starts from weights of {source}; {head}", flush=True)
+    return loaded.variables

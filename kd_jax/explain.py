@@ -21,7 +21,7 @@ from kd_jax.errors import InputError
 STAGE = flags.DEFINE_integer("stage", -1, "Whose maps: 0 (the stem), 1, ..., or -1 (the last) backwards.")
 VARIANT = flags.DEFINE_enum("variant", "gradcam", ["gradcam", "gradcam++"], "How maps are computed.")
 IMAGES = flags.DEFINE_integer("images", 15, "How many images the grid shows.", lower_bound=1, upper_bound=100)
-for name in ("workdir", "against", "path", "to", "runs"):
+for name in ("workdir", "against", "path", "to", "runs", "import"):
     flags.declare_key_flag(name)
 
 

@@ -2,9 +2,9 @@
 
 usage: python -m kd_jax.main [--config=configs/rkd.py[:small|:smoke]] [--workdir=FOLDER] [--config.KEY=VALUE ...]
 
-The run's folder is by default <runs>/<name>-<hash of the config>. Without --config it trains a small network on
-handwritten digits (configs/quickstart.py). The same command again goes on with a run that was stopped. Every key of a
-config stands in kd_jax/config/base.py.
+--config is a Python file, or the name of a shipped experiment, such as rkd:small. The run's folder is by default
+<runs>/<name>-<hash of the config>. Without --config it trains a small network on handwritten digits. The same command
+again goes on with a run that was stopped. Every key of a config stands in kd_jax/config/base.py.
 """
 
 import glob
@@ -16,38 +16,60 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from kd_jax import cli
+from kd_jax import cli, config
 from kd_jax.errors import InputError, choose
 
-DEFAULT = "configs/quickstart.py"
-CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")
-TERM = flags.DEFINE_multi_string("term", [], "Changes or adds a loss term, as in soft:loss=kd,weight=0.5.")
-flags.declare_key_flag("workdir")
-flags.declare_key_flag("runs")
+DEFAULT = "quickstart"
+CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default configs/{DEFAULT}.py.")
+TERM = flags.DEFINE_multi_string("term", [], "Changes or adds a loss term, as in soft:method=kd,weight=0.5.")
+for name in ("workdir", "runs", "import"):
+    flags.declare_key_flag(name)
 
 
 def main(arguments: list[str]) -> None:
     if arguments:
         raise InputError(f"the argument {arguments[0]!r} is not known; expected flags only, see --help")
-    config = CONFIG.value.to_dict()
+    tree = CONFIG.value.to_dict()
     for term in TERM.value:
-        add_term(config["method"], term)
+        add_term(tree["method"], term)
     from kd_jax import training  # after the flags: JAX and Orbax are slow to import, and --help needs neither
 
-    training.train_and_evaluate(config, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
+    training.train(tree, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
 
 
-def with_config(arguments: list[str]) -> list[str]:
-    """The command line with the default config where none is given. Refuses a file that is missing."""
+def complete(arguments: list[str]) -> list[str]:
+    """The command line with the path of its config: a file that exists, else a shipped experiment of that name.
+
+    Raises:
+      InputError: where it is neither.
+    """
     flag = re.compile("--?config(=|$)")
     given = [i for i, argument in enumerate(arguments) if flag.match(argument)]
-    path = DEFAULT
-    if given:
-        _, equals, value = arguments[given[-1]].partition("=")
-        path = (value if equals else (*arguments, "")[given[-1] + 1]).partition(":")[0]
-    if not os.path.isfile(path):
-        choose("--config", path, glob.glob("configs/*.py") or ["a Python file, such as one in the project's configs/"])
-    return arguments if given else [f"--config={DEFAULT}", *arguments]
+    if not given:
+        return [f"--config={_find(DEFAULT)}", *arguments]
+    name, equals, value = arguments[given[-1]].partition("=")
+    if not equals:
+        value = (*arguments, "")[given[-1] + 1]
+    path, colon, argument = value.partition(":")
+    found = f"{_find(path)}{colon}{argument}"
+    done = list(arguments)
+    done[given[-1] : given[-1] + (1 if equals else 2)] = [f"{name}={found}"]
+    return done
+
+
+def _find(name: str) -> str:
+    """The file of a config."""
+    if os.path.isfile(name):
+        return name
+    shipped = config.shipped()
+    short = name.removeprefix("configs/").removesuffix(".py")
+    if short not in shipped:
+        local = glob.glob("configs/[!_]*.py")
+        choose("--config", name, [*local, *shipped] if not name.startswith("configs/") or not local else local)
+    path = str(shipped[short])
+    if name != DEFAULT:
+        print(f"--config={name} is {path}", flush=True)
+    return path
 
 
 def add_term(terms: dict[str, dict[str, Any]], text: str) -> None:
@@ -56,7 +78,9 @@ def add_term(terms: dict[str, dict[str, Any]], text: str) -> None:
     # Commas inside a list do not separate.
     pairs = [pair.partition("=") for pair in re.split(r",(?![^\[]*\])", options) if pair]
     if not name or not all(key and equals for key, equals, _ in pairs):
-        raise InputError(f"--term is {text!r}; expected TERM:KEY=VALUE,KEY=VALUE, for example soft:loss=kd,weight=0.5")
+        raise InputError(
+            f"--term is {text!r}; expected TERM:KEY=VALUE,KEY=VALUE, for example soft:method=kd,weight=0.5"
+        )
     term = terms.setdefault(name, {})
     for key, _, value in pairs:
         try:
@@ -66,4 +90,4 @@ def add_term(terms: dict[str, dict[str, Any]], text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__, with_config)
+    cli.run(main, __doc__, complete)

@@ -1,8 +1,8 @@
-"""Who is updated and how: optimisers as optax chains, schedules of the global step, frozen parameters."""
+"""Optimizers, schedules and parameter freezing."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,48 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax.errors import InputError, choose
-from kd_jax.types import Hyper
+from kd_jax.types import Array, Hyper
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+Schedule = Callable[[Array | int], Array]
+Path = tuple[str, ...]
+
+# Of each: (its options, the transformation that adds weight decay) -> from gradients to a step of unit learning rate.
+OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation], optax.GradientTransformation]] = {
+    "sgd": lambda options, decay: optax.chain(decay, optax.trace(options["momentum"], nesterov=options["nesterov"])),
+    "adam": lambda options, decay: optax.chain(decay, optax.scale_by_adam(options["b1"], options["b2"])),
+    "adamw": lambda options, decay: optax.chain(optax.scale_by_adam(options["b1"], options["b2"]), decay),
+}
 SCHEDULES = ("constant", "cosine", "step", "exponential")
-FREEZES = ("none", "convolutions", "encoder")
-HEAD = ("fc", "mlp")  # the modules behind the pooled features
+FREEZES = ("none", "backbone", "backbone_and_norms")
 
-Schedule = Callable[[jax.Array], jax.Array]
+
+class Update(Protocol):
+    def __call__(
+        self,
+        gradients: Mapping[str, Any],
+        state: Mapping[str, Any],
+        params: Mapping[str, Any],
+        *,
+        step: Array,
+        hyper: Hyper,
+        trains: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(parameters, state) of every group after a step.
+
+        A group that `trains` says is waiting keeps both as they are. The student's parameters are those that
+        `Optimizer.split` returned first.
+        """
 
 
 class Optimizer(NamedTuple):
-    """Updates both groups of parameters, "student" and "method". The learning rate follows the global step."""
+    """Updates every group of parameters: "student", and one for each term. Rates follow the global step."""
 
-    split: Callable[[Any], tuple[Any, Any]]  # the student's params -> (those that train, those that are frozen)
-    init: Callable[[dict[str, Any]], dict[str, Any]]  # params -> state
-    update: Callable[..., tuple[dict[str, Any], dict[str, Any]]]  # see `create`
-    learning_rate: Callable[[jax.Array, Hyper], jax.Array]  # of the student at a step
+    split: Callable[[Any], tuple[dict[Path, Any], dict[Path, Any]]]  # the student's params -> (trained, frozen)
+    init: Callable[[Mapping[str, Any]], dict[str, Any]]  # params of all groups -> state
+    update: Update
+    learning_rate: Callable[[Array, Hyper], Array]  # of the student at a step
+    learning_rates: Mapping[str, float]  # of each group, the schedule's peak
+    weight_decays: Mapping[str, float]  # of each group
 
 
 def schedule(
@@ -39,7 +64,7 @@ def schedule(
     gamma: float = 0.1,
     key: str = "optimizer.schedule",
 ) -> Schedule:
-    """A factor in [0, 1] on the highest learning rate, as a function of the step (from 0).
+    """A multiplier of the peak learning rate, in [0, 1], as a function of the step (from 0).
 
     Args:
       name: "constant"; "cosine", to zero at `steps`; "step", times `gamma` at each of the epochs `milestones`;
@@ -51,132 +76,157 @@ def schedule(
     choose(key, name, SCHEDULES)
     warmup = min(round(warmup_epochs * steps_per_epoch), steps // 2)
 
-    def factor(step):
-        step = jnp.asarray(step, jnp.float32)
-        epoch = jnp.floor(step / steps_per_epoch)
+    def factor(step: Array | int) -> Array:
+        step = jnp.asarray(step, jnp.int32)
         if name == "cosine":
-            progress = (step - warmup) / max(steps - warmup, 1)
+            progress = (step - warmup).astype(jnp.float32) / max(steps - warmup, 1)
             value = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
         elif name == "step":
-            value = gamma ** sum((epoch >= m).astype(jnp.float32) for m in milestones)
+            passed = [step >= math.ceil(m * steps_per_epoch) for m in milestones]
+            value = gamma ** sum((x.astype(jnp.float32) for x in passed), jnp.float32(0))
         else:
-            value = gamma**epoch if name == "exponential" else jnp.ones_like(step)
-        return jnp.where(step < warmup, (step + 1) / (warmup + 1), value)
+            # In integers: a quotient in float32 can come one step late.
+            value = gamma ** (step // steps_per_epoch).astype(jnp.float32) if name == "exponential" else jnp.float32(1)
+        return jnp.where(step < warmup, (step + 1) / jnp.float32(warmup + 1), value)
 
     return factor
 
 
-def _direction(options: Mapping[str, Any], weight_decay, decayed, clip: float) -> optax.GradientTransformation:
-    """The optax chain from gradients to a step of unit learning rate; `decayed` is the mask of what decays."""
-    name = options["name"]
-    decay = optax.add_decayed_weights(weight_decay, mask=decayed)
-    adam = optax.scale_by_adam(options["b1"], options["b2"])
-    momentum = optax.trace(options["momentum"], nesterov=options["nesterov"])
-    chain = {"sgd": (decay, momentum), "adam": (decay, adam), "adamw": (adam, decay)}[name]
-    return optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), *chain)
-
-
-def is_kernel(path: tuple[str, ...]) -> bool:
+def is_kernel(path: Path) -> bool:
     """Whether the parameter at this path is neither a bias nor a batch norm's scale."""
     return path[-1] not in ("bias", "scale")
 
 
-def trains(path: tuple[str, ...], freeze: str, norms: frozenset) -> bool:
-    """Whether the student's parameter at this path trains. `norms`: the paths of the batch norms."""
-    in_head = path[0] in HEAD
-    return freeze == "none" or in_head or (freeze == "convolutions" and path[:-1] in norms)
-
-
-def split_frozen(params: Any, freeze: str) -> tuple[dict, dict]:
+def split_frozen(params: Any, freeze: str, head: tuple[str, ...]) -> tuple[dict[Path, Any], dict[Path, Any]]:
     """Splits nested params into two flat dicts {path: array}: those that train, and those that are frozen.
 
     Only the first is differentiated, so the gradients of frozen kernels are never computed.
+
+    Args:
+      params: of the student.
+      freeze: "none"; "backbone", so that batch norms and head train; "backbone_and_norms", so that the head trains.
+      head: the top-level modules that are the head.
     """
     flat = flatten_dict(params)
-    norms = frozenset(path[:-1] for path in flat if path[-1] == "scale")
-    trained = {path: leaf for path, leaf in flat.items() if trains(path, freeze, norms)}
+    norms = {path[:-1] for path in flat if path[-1] == "scale"}
+
+    def trains(path: Path) -> bool:
+        return freeze == "none" or path[0] in head or (freeze == "backbone" and path[:-1] in norms)
+
+    trained = {path: leaf for path, leaf in flat.items() if trains(path)}
     return trained, {path: leaf for path, leaf in flat.items() if path not in trained}
 
 
-def merge(trained: Mapping, frozen: Mapping) -> dict:
+def merge(trained: Mapping[Path, Any], frozen: Mapping[Path, Any]) -> dict[str, Any]:
     """The nested params that `split_frozen` took apart."""
     return unflatten_dict({**trained, **frozen})
 
 
 def create(
-    student: Mapping[str, Any],
-    method: Mapping[str, Any],
+    options: Mapping[str, Any],
+    terms: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     steps: int,
     steps_per_epoch: int,
     freeze: str = "none",
+    head: tuple[str, ...] = (),
     clip: float = 0.0,
 ) -> Optimizer:
-    """Builds the optimiser of both groups.
+    """Builds the optimizer of all groups.
 
     Args:
-      student: the `optimizer` section of a config. method: its `method` part, for adapters and discriminators.
+      options: the section `optimizer` of a config, which is the student's.
+      terms: {term: what its group does otherwise}, see `Method.optimizers`.
       steps, steps_per_epoch: of the run, for the schedules.
-      freeze: "none", "convolutions" (batch norms and head train) or "encoder" (the head trains).
+      freeze, head: see `split_frozen`.
       clip: largest global norm of the student's gradient; 0 for none.
-    Returns:
-      Optimizer, whose update(gradients, state, params, *, step, hyper, turns) returns (params, state). `gradients` and
-      `params` are {"student": what split returned first, "method": tree}. A group whose turn it is not keeps its
-      parameters and its optimiser's state as they are.
+    Raises:
+      InputError: for an unknown name or key, or a learning rate that is not above zero.
     """
     choose("model.freeze", freeze, FREEZES)
-    for name, options in (("optimizer", student), ("optimizer.method", method)):
-        choose(f"{name}.name", options["name"], OPTIMIZERS)
-        if not 0 < options["learning_rate"] < math.inf:
-            raise InputError(f"{name}.learning_rate is {options['learning_rate']}; expected a number above 0")
-    shared = {
-        "steps": steps,
-        "steps_per_epoch": steps_per_epoch,
-        "milestones": tuple(student["milestones"]),
-        "gamma": student["gamma"],
+    if freeze != "none" and not head:
+        raise InputError(f"model.freeze is {freeze!r}, and the network does not say what its head is; expected 'none'")
+    groups = {"student": dict(options)}
+    for term, own in (terms or {}).items():
+        for key in own:
+            choose(f"a key of method.{term}.optimizer", key, options)
+        groups[term] = {**options, **own}
+    keys = {group: "optimizer" if group == "student" else f"method.{group}.optimizer" for group in groups}
+    for group, chosen in groups.items():
+        choose(f"{keys[group]}.name", chosen["name"], OPTIMIZERS)
+        for key, good, expected in (
+            ("learning_rate", _positive, "above 0"),
+            ("weight_decay", _finite, "of at least 0"),
+        ):
+            if not good(chosen[key]):
+                raise InputError(f"{keys[group]}.{key} is {chosen[key]!r}; expected a number {expected}")
+    schedules = {
+        group: schedule(
+            chosen["schedule"],
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            warmup_epochs=chosen["warmup_epochs"],
+            milestones=tuple(chosen["milestones"]),
+            gamma=chosen["gamma"],
+            key=f"{keys[group]}.schedule",
+        )
+        for group, chosen in groups.items()
     }
-    student_schedule = schedule(student["schedule"], warmup_epochs=student["warmup_epochs"], **shared)
-    method_schedule = schedule(method["schedule"], key="optimizer.method.schedule", **shared)
 
-    def chains(hyper: Hyper | None):
-        # States do not depend on the traced rates, so `init` needs none.
-        decay = hyper.weight_decay if hyper else 0.0
+    def chain(group: str, weight_decay: Array | float) -> optax.GradientTransformation:
+        chosen = groups[group]
+        mask = None if chosen["decay_norms_and_biases"] else _kernels
+        decay = optax.add_decayed_weights(weight_decay, mask=mask)
+        bounded = optax.clip_by_global_norm(clip) if clip and group == "student" else optax.identity()
+        return optax.chain(bounded, OPTIMIZERS[chosen["name"]](chosen, decay))
 
-        def decayed(params):
-            everything = student["decay_norms_and_biases"]
-            return {path: everything or is_kernel(path) for path in params}
+    def split(params: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
+        return split_frozen(params, freeze, head)
 
-        return {
-            "student": _direction(student, decay, decayed, clip),
-            "method": _direction(method, method["weight_decay"], None, 0.0),
-        }
+    def init(params: Mapping[str, Any]) -> dict[str, Any]:
+        trained = {**params, "student": split(params["student"])[0]}
+        # States do not depend on the traced rates.
+        return {group: chain(group, 0.0).init(own) for group, own in trained.items()}
 
-    def split(params):
-        return split_frozen(params, freeze)
-
-    def init(params):
-        chain = chains(None)
-        return {
-            "student": chain["student"].init(split(params["student"])[0]),
-            "method": chain["method"].init(params["method"]),
-        }
-
-    def student_rate(step, hyper):
-        return hyper.learning_rate * student_schedule(step)
-
-    def update(gradients, state, params, *, step, hyper, turns):
-        rates = {"student": student_rate(step, hyper), "method": hyper.method_learning_rate * method_schedule(step)}
+    def update(
+        gradients: Mapping[str, Any],
+        state: Mapping[str, Any],
+        params: Mapping[str, Any],
+        *,
+        step: Array,
+        hyper: Hyper,
+        trains: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         new_params, new_state = {}, {}
-        for group, chain in chains(hyper).items():
-            direction, moved_state = chain.update(gradients[group], state[group], params[group])
-            moved = jax.tree.map(lambda p, d, rate=rates[group]: p - rate.astype(p.dtype) * d, params[group], direction)
-            new_params[group] = when(turns[group], moved, params[group])
-            new_state[group] = when(turns[group], moved_state, state[group])
+        for group, own in params.items():
+            rate = hyper.learning_rate[group] * schedules[group](step)
+            direction, moved_state = chain(group, hyper.weight_decay[group]).update(gradients[group], state[group], own)
+            moved = jax.tree.map(lambda p, d, rate=rate: p - rate.astype(p.dtype) * d, own, direction)
+            moves = trains.get(group, True)
+            new_params[group] = moved if moves is True else optax.tree.where(moves, moved, own)
+            new_state[group] = moved_state if moves is True else optax.tree.where(moves, moved_state, state[group])
         return new_params, new_state
 
-    return Optimizer(split, init, update, student_rate)
+    return Optimizer(
+        split,
+        init,
+        update,
+        learning_rate=lambda step, hyper: hyper.learning_rate["student"] * schedules["student"](step),
+        learning_rates={group: chosen["learning_rate"] for group, chosen in groups.items()},
+        weight_decays={group: chosen["weight_decay"] for group, chosen in groups.items()},
+    )
 
 
-def when(moves, new, old):
-    """`new` where `moves` (a bool or a traced one), else `old`, leaf by leaf."""
-    return new if moves is True else jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, old)
+def _kernels(params: Any) -> Any:
+    """The mask of the parameters that decay: flat {path: array} or nested."""
+    if all(isinstance(path, tuple) for path in params):
+        return {path: is_kernel(path) for path in params}
+    return unflatten_dict({path: is_kernel(path) for path in flatten_dict(params)})
+
+
+def _positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf

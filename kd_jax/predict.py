@@ -9,7 +9,8 @@ from kd_jax import cli
 from kd_jax.errors import InputError
 
 TOP = flags.DEFINE_integer("top", 3, "How many classes to print for each image.", lower_bound=1)
-flags.declare_key_flag("workdir")
+for name in ("workdir", "import"):
+    flags.declare_key_flag(name)
 
 
 def main(arguments: list[str]) -> None:
@@ -30,22 +31,16 @@ def predict(run: str, paths: list[str]) -> list[list[tuple[str, float]]]:
     import jax
     import numpy as np
 
-    from kd_jax import augment, data, experiment, runs
+    from kd_jax import loaded
+    from kd_jax.data.images import read_image
 
-    saved = runs.read_json(run, "config.json")
-    network, variables, class_names = experiment.load(run)
-    seen = saved["data"]
-    height, _, channels = seen["image_shape"]
-    images = np.stack([data.read_image(path, height, channels) for path in paths])
-
-    @jax.jit
-    def probabilities(images):
-        size = saved["config"]["dataset"]["image_size"]
-        x = augment.prepare(images, size=size, mean=np.array(seen["mean"]), std=np.array(seen["std"]))
-        return jax.nn.softmax(network.apply(variables, x, train=False)[0].logits)
+    finished = loaded.load(run)
+    height, _, channels = finished.image_shape
+    images = np.stack([read_image(path, height, channels) for path in paths])
+    probabilities = jax.jit(lambda images: jax.nn.softmax(finished.logits(images)))
 
     return [
-        sorted(zip(class_names, map(float, row), strict=True), key=lambda pair: -pair[1])
+        sorted(zip(finished.class_names, map(float, row), strict=True), key=lambda pair: -pair[1])
         for row in np.asarray(probabilities(images))
     ]
 

@@ -1,4 +1,8 @@
-"""A run's folder: its identity, its lock, its JSON files."""
+"""A run's folder: its identity, its lock, its JSON files.
+
+Two kinds of hash, both SHA-256: the *fingerprint* of a data set or of pretrained weights, and the *digest* of a run's
+*identity*, the keys of its config that affect the result, with those fingerprints among them. The digest names the run.
+"""
 
 import contextlib
 import errno
@@ -11,6 +15,8 @@ from typing import Any
 
 from flax.traverse_util import empty_node, flatten_dict
 
+from kd_jax import registry
+from kd_jax.config import translate
 from kd_jax.errors import InputError
 
 KEYS = {  # that the files of a run cannot lack
@@ -19,6 +25,10 @@ KEYS = {  # that the files of a run cannot lack
     "test_details.json": {"bin_confidence", "bin_correct", "bin_count", "confusion"},
     "wandb.json": {"project", "id"},
     "gaze.json": {"stage", "variant", "teacher", "students"},
+}
+CONFIG_KEYS = {  # of the parts of config.json from which a run is built again
+    "config": {"name", "seed", "precision", "dataset", "model", "teacher", "method", "optimizer", "train", "evaluate"},
+    "data": {"fingerprint", "class_names", "mean", "std", "image_shape"},
 }
 TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves
 NOT_IDENTITY = ("name", "log", "checkpoint")
@@ -33,6 +43,7 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
       teacher: the identity of the teacher's run, or None.
     """
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    kept["model"] = {key: value for key, value in config["model"].items() if value is not None}
     how = {key: value for key, value in config["teacher"].items() if key not in ("kind", "path", "config")}
     return {
         **kept,
@@ -104,7 +115,7 @@ def write_files(folder: str, files: Mapping[str, bytes]) -> None:
 
 
 def read_json(folder: str, name: str) -> Any:
-    """A run's `name`; raises InputError when the folder has no whole one."""
+    """A run's `name`, that of an older version in today's keys; raises InputError when the folder has no whole one."""
     path = os.path.join(folder, name)
     try:
         with open(path) as file:
@@ -121,7 +132,31 @@ def read_json(folder: str, name: str) -> Any:
         raise InputError(f"{path} holds no keys; expected a run's {name}")
     if missing := KEYS[name] - {key for key, part in value.items() if key not in TREES or isinstance(part, dict)}:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; expected a run's {name}")
-    return value
+    return _config_of_today(value) if name == "config.json" else value
+
+
+def _config_of_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """Translated, unless so much is missing that the reader will say so."""
+    try:
+        teacher = saved["identity"].get("teacher")
+        return translate.translate(saved, digest(teacher["run"]) if teacher else None)
+    except (KeyError, TypeError, AttributeError):
+        return {"format": 1, "teacher_hash": None, **saved}
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """A run's config.json, for a command that builds the run again: the files that registered its parts are imported.
+
+    Raises:
+      InputError: when the folder has no whole one, or a file that it needs is missing.
+    """
+    saved = read_json(folder, "config.json")
+    for part, keys in CONFIG_KEYS.items():
+        if missing := keys - saved[part].keys():
+            path = os.path.join(folder, "config.json")
+            raise InputError(f"{path} lacks {part}.{min(missing)}; expected a run's config.json")
+    registry.import_again(saved.get("imports", ()))
+    return saved
 
 
 def has_result(folder: str) -> bool:

@@ -1,8 +1,8 @@
-"""What is compiled: initialisation, a training step (or many in one call), an evaluation step. All pure."""
+"""What is compiled: initialization, a training step (or many in one call), an evaluation step. All pure."""
 
 import zlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,54 +10,93 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import metrics
-from kd_jax.optim import Optimizer, merge, when
-from kd_jax.types import Batch, Hyper, Method, MethodVariables, Network, Networks, Teacher, TrainState, Variables
+from kd_jax.optim import Optimizer, merge
+from kd_jax.types import (
+    Array,
+    Batch,
+    Context,
+    Hyper,
+    Method,
+    MethodVariables,
+    Network,
+    Networks,
+    RawBatch,
+    Split,
+    Teacher,
+    Terms,
+    TrainState,
+    Variables,
+    View,
+)
 
 
-class Images(NamedTuple):
-    """A whole split on the device."""
-
-    images: jax.Array  # [N, h, w, C] uint8
-    labels: jax.Array  # [N] int32, -1 for none
-
-
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """The functions that a step is made of."""
 
     student: Network
     teacher: Teacher | None
     method: Method
     optimizer: Optimizer
-    augment: Callable[..., Batch]  # (rng, images uint8, labels, index) -> Batch
-    prepare: Callable[[jax.Array], jax.Array]  # uint8 images -> normalised images, for evaluation
-    batch_sharding: jax.sharding.Sharding | None = None  # of a batch's first dimension
+    augment: Callable[[Array, RawBatch], tuple[Batch, ...]]  # one batch for each view
+    prepare: Callable[[Array], Array]  # uint8 images -> normalized images, for evaluation
+
+
+class StepOptions(NamedTuple):
+    """The constants of a step."""
+
+    num_examples: int  # images of the training set
+    steps_per_epoch: int
     ema: float = 0.0  # decay of the student's moving average; 0 for none
-    accumulate: int = 1  # parts that a batch is computed in
-    teacher_network: Network | None = None  # what the teacher's variables belong to, where that is one network
+    micro_batches: int = 1  # that a batch is computed in, one after another
+    batch_sharding: jax.sharding.Sharding | None = None  # of a batch's first dimension
 
 
-def stream(rng: jax.Array, name: str) -> jax.Array:
-    """A key of its own for each named use of randomness."""
+def stream(rng: Array, name: str) -> Array:
+    """Derives a named PRNG key."""
     return jax.random.fold_in(rng, zlib.crc32(name.encode()))
 
 
-def init_state(seed: jax.Array, teacher_variables: Variables, data: Images, *, parts: Parts) -> TrainState:
-    """The state before the first step, a function of the seed. Jit it: eagerly it takes longer than to train."""
+def init_state(
+    seed: Array,
+    teacher_variables: Variables,
+    raw: RawBatch,
+    train_labels: Array | None = None,
+    *,
+    components: Components,
+    options: StepOptions,
+) -> TrainState:
+    """The state before the first step, a function of the seed. Jit it: eagerly it takes longer than to train.
+
+    Args:
+      seed: [] uint32.
+      teacher_variables: of `components.teacher`.
+      raw: a first batch, which methods may look at.
+      train_labels: [N] of the whole training set, where it lies in memory.
+      components, options: what the step is made of.
+    """
     rng = jax.random.key(seed)
-    raw = jax.tree.map(lambda x: x[:2], data)
-    batch = parts.augment(rng, raw.images, raw.labels, jnp.zeros(2, jnp.int32))
-    variables = parts.student.init(stream(rng, "student"), batch.images)
-    outputs = jax.eval_shape(lambda v: parts.student.apply(v, batch.images, train=False)[0], variables)
-    taught = None if parts.teacher is None else jax.eval_shape(parts.teacher, teacher_variables, batch, rng)
-    method = parts.method.init(stream(rng, "method"), outputs, taught)
-    params = {"student": variables["params"], "method": method.params}
+    images = components.augment(stream(rng, "augment"), raw)[0].images
+    variables = components.student.init(stream(rng, "student"), images)
+    context, _ = forward(
+        variables,
+        teacher_variables,
+        raw,
+        rng=rng,
+        step=jnp.int32(0),
+        train=False,
+        train_labels=train_labels,
+        components=components,
+        options=options,
+    )
+    method = components.method.init(stream(rng, "method"), context)
+    params = {"student": variables["params"], **method.params}
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        stats={"student": variables["batch_stats"], "method": method.state},
-        optimizer_state=parts.optimizer.init(params),
+        stats={"student": variables["batch_stats"], **method.state},
+        optimizer_state=components.optimizer.init(params),
         # A copy: the state is donated, and a buffer can be given away only once.
-        ema=jax.tree.map(jnp.copy, dict(variables)) if parts.ema else None,
+        ema=jax.tree.map(jnp.copy, dict(variables)) if options.ema else None,
         rng=stream(rng, "steps"),
     )
 
@@ -65,145 +104,262 @@ def init_state(seed: jax.Array, teacher_variables: Variables, data: Images, *, p
 def start_from(state: TrainState, variables: Variables) -> TrainState:
     """The state before the first step with pretrained variables of the student: all of them, or all but the head."""
 
-    def replace(tree, new):
+    def replace(tree: Any, new: Any) -> dict[str, Any]:
         return unflatten_dict({**flatten_dict(tree), **flatten_dict(dict(new))})
 
     params = {**state.params, "student": replace(state.params["student"], variables["params"])}
     stats = {**state.stats, "student": replace(state.stats["student"], variables["batch_stats"])}
     ema = state.ema and {"params": params["student"], "batch_stats": stats["student"]}
-    return state.replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, ema))  # type: ignore[attr-defined]
+    return state.replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, ema))
+
+
+def method_variables(params: Mapping[str, Any], stats: Mapping[str, Any]) -> MethodVariables:
+    """What the terms carry, of a state's `params` and `stats`."""
+    return MethodVariables(*({group: x for group, x in tree.items() if group != "student"} for tree in (params, stats)))
+
+
+def forward(
+    variables: Variables,
+    teacher_variables: Variables,
+    raw: RawBatch,
+    *,
+    rng: Array,
+    step: Array,
+    train: bool,
+    train_labels: Array | None,
+    components: Components,
+    options: StepOptions,
+) -> tuple[Context, Any]:
+    """Runs both networks on every view of a batch: what a method sees, and the student's batch statistics after it."""
+    teacher, stats = components.teacher, variables["batch_stats"]
+    views = []
+    for i, batch in enumerate(components.augment(stream(rng, "augment"), raw)):
+        own = rng if i == 0 else jax.random.fold_in(rng, i)
+        taught = None
+        if teacher:
+            taught = jax.lax.stop_gradient(
+                teacher.apply(teacher_variables, batch, rng=stream(own, "teacher"), train=train)
+            )
+        current = {"params": variables["params"], "batch_stats": stats}
+        outputs, stats = components.student.apply(current, batch.images, train=train, rng=stream(own, "student"))
+        views.append(View(batch, outputs, taught))
+    network = teacher.network if teacher else None
+    context = Context(
+        tuple(views),
+        step,
+        stream(rng, "method"),
+        Networks((components.student, variables), (network, teacher_variables) if network else None),
+        options.num_examples,
+        options.steps_per_epoch,
+        train_labels,
+    )
+    return context, stats
+
+
+def losses(
+    variables: MethodVariables, context: Context, hyper: Hyper, method: Method
+) -> tuple[Array, tuple[Any, Terms]]:
+    """(loss, (the method's next state, scalars)): the weighted sum of the terms, and what of it is logged.
+
+    The scalars are "loss", "loss/TERM" of each weighted term, and the counts "right" and "labeled".
+    """
+    terms, state = method.apply(variables, context)
+    weighted = {name: _of_term(hyper.weights, name, 1.0) * term for name, term in terms.items()}
+    for name in weighted:
+        if factor := _of_term(method.schedules, name, None):
+            weighted[name] *= factor(context.step)
+    loss = sum(weighted.values(), jnp.zeros((), context.student.logits.dtype))
+    right = method.predict(variables, context.student).argmax(-1) == context.batch.labels
+    scalars = {f"loss/{name}": term for name, term in weighted.items()} | {
+        "loss": loss,
+        "right": right.sum(),
+        "labeled": (context.batch.labels >= 0).sum(),
+    }
+    return loss, (state, scalars)
+
+
+def _of_term(table: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The entry of a term; that of TERM for TERM/PART, unless the part has its own."""
+    return table.get(name, table.get(name.partition("/")[0], default))
 
 
 def train_step(
-    state: TrainState, teacher_variables: Variables, raw: tuple, hyper: Hyper, *, parts: Parts
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    state: TrainState,
+    teacher_variables: Variables,
+    raw: RawBatch,
+    hyper: Hyper,
+    train_labels: Array | None = None,
+    *,
+    components: Components,
+    options: StepOptions,
+) -> tuple[TrainState, dict[str, Array]]:
     """One update.
 
     Args:
       state: is consumed.
-      teacher_variables: of `parts.teacher`; never trained.
-      raw: (images uint8 [B, h, w, C], labels [B], index [B]).
+      teacher_variables: of `components.teacher`; never trained.
+      raw: the batch.
       hyper: traced scalars.
-      parts: what the step is made of.
+      train_labels: [N] of the whole training set, where it lies in memory.
+      components, options: what the step is made of.
     Returns:
-      The next state, and {"loss", "accuracy" (of labelled images, by the student in training mode), "learning_rate",
+      The next state, and {"loss", "accuracy" (of labeled images, by the student in training mode), "learning_rate",
       "gradient_norm", and "loss/TERM" for each weighted term}.
     """
     rng = jax.random.fold_in(state.rng, state.step)
-    trained, frozen = parts.optimizer.split(state.params["student"])
-    turns = parts.method.turns(state.step)
+    trained, frozen = components.optimizer.split(state.params["student"])
+    params = {**state.params, "student": trained}
 
-    def loss_of(params, stats, part, raw):
-        part_rng = jax.random.fold_in(rng, part)
-        batch = parts.augment(stream(part_rng, "augment"), *raw)
-        taught = None
-        if parts.teacher is not None:
-            taught = parts.teacher(teacher_variables, batch, stream(part_rng, "teacher"))
+    def loss_of(params: Any, stats: Any, micro_batch: Array | int, raw: RawBatch) -> tuple[Array, tuple[Any, Terms]]:
         variables = {"params": merge(params["student"], frozen), "batch_stats": stats["student"]}
-        outputs, batch_stats = parts.student.apply(variables, batch.images, train=True, rng=stream(part_rng, "student"))
-        method_variables = MethodVariables(params["method"], stats["method"])
-        teaching = parts.teacher_network and (parts.teacher_network, teacher_variables)
-        terms, method_state = parts.method.apply(
-            method_variables,
-            outputs,
-            taught,
-            batch,
+        context, batch_stats = forward(
+            variables,
+            teacher_variables,
+            raw,
+            rng=jax.random.fold_in(rng, micro_batch),
             step=state.step,
-            rng=stream(part_rng, "method"),
             train=True,
-            networks=Networks((parts.student, variables), teaching),
+            train_labels=train_labels,
+            components=components,
+            options=options,
         )
-        terms = {name: hyper.weights.get(name, 1.0) * term for name, term in terms.items()}
-        loss = sum(terms.values(), jnp.zeros((), outputs.logits.dtype))
-        right = parts.method.predict(method_variables, outputs).argmax(-1) == batch.labels
-        scalars = {f"loss/{name}": term for name, term in terms.items()} | {
-            "loss": loss,
-            "right": right.sum(),
-            "labelled": (batch.labels >= 0).sum(),
-        }
-        return loss, ({"student": batch_stats, "method": method_state}, scalars)
+        loss, (method_state, scalars) = losses(method_variables(params, stats), context, hyper, components.method)
+        return loss, ({"student": batch_stats, **method_state}, scalars)
 
-    params = {"student": trained, "method": state.params["method"]}
-    gradients, stats, scalars = _accumulate(jax.grad(loss_of, has_aux=True), params, state.stats, raw, parts.accumulate)
-    scalars["accuracy"] = scalars.pop("right") / jnp.maximum(scalars.pop("labelled"), 1)
-    scalars["gradient_norm"] = optax.tree.norm(gradients["student"])
-    scalars["learning_rate"] = parts.optimizer.learning_rate(state.step, hyper)
-
-    params, optimizer_state = parts.optimizer.update(
-        gradients, state.optimizer_state, params, step=state.step, hyper=hyper, turns=turns
+    gradients, stats, scalars = _accumulate(
+        jax.grad(loss_of, has_aux=True), params, state.stats, raw, options.micro_batches
     )
-    stats = {group: when(turns[group], stats[group], state.stats[group]) for group in stats}
-    params = {"student": merge(params["student"], frozen), "method": params["method"]}
+    scalars["accuracy"] = scalars.pop("right") / jnp.maximum(scalars.pop("labeled"), 1)
+    scalars["gradient_norm"] = optax.tree.norm(gradients["student"])
+    scalars["learning_rate"] = components.optimizer.learning_rate(state.step, hyper)
+    return update(state, gradients, stats, hyper, components=components, options=options), scalars
+
+
+def update(
+    state: TrainState,
+    gradients: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    hyper: Hyper,
+    *,
+    components: Components,
+    options: StepOptions,
+) -> TrainState:
+    """The next state. A group that waits keeps its parameters, moments and statistics.
+
+    Args:
+      state: before the step.
+      gradients: of every group; of the student's those parameters that train.
+      stats: of every group, after the forward pass.
+      hyper: traced scalars.
+      components, options: what the step is made of.
+    """
+    trains = components.method.trains(state.step)
+    trained, frozen = components.optimizer.split(state.params["student"])
+    params, optimizer_state = components.optimizer.update(
+        gradients,
+        state.optimizer_state,
+        {**state.params, "student": trained},
+        step=state.step,
+        hyper=hyper,
+        trains=trains,
+    )
+    params["student"] = merge(params["student"], frozen)
+    kept = {
+        group: new if trains.get(group, True) is True else optax.tree.where(trains[group], new, state.stats[group])
+        for group, new in stats.items()
+    }
     ema = state.ema
-    if parts.ema:
-        current = {"params": params["student"], "batch_stats": stats["student"]}
-        ema = jax.tree.map(lambda a, b: parts.ema * a + (1 - parts.ema) * b, ema, current)
-    return TrainState(state.step + 1, params, stats, optimizer_state, ema, state.rng), scalars
+    if options.ema:
+        current = {"params": params["student"], "batch_stats": kept["student"]}
+        ema = jax.tree.map(lambda a, b: options.ema * a + (1 - options.ema) * b, ema, current)
+    return TrainState(state.step + 1, params, kept, optimizer_state, ema, state.rng)
 
 
-def _accumulate(gradient, params, stats, raw, count: int):
-    """Gradients, statistics and scalars of a batch computed in `count` parts, one after another."""
+def _accumulate(
+    gradient: Callable[..., Any], params: Any, stats: Any, raw: RawBatch, count: int
+) -> tuple[Any, Any, dict[str, Array]]:
+    """Gradients, statistics and scalars of a batch computed in `count` micro-batches, one after another."""
     if count == 1:
         gradients, (stats, scalars) = gradient(params, stats, 0, raw)
         return gradients, stats, scalars
 
-    def one(carry, inputs):
+    def one(carry: Any, inputs: Any) -> tuple[Any, Terms]:
         stats, total = carry
-        part, raw_part = inputs
-        gradients, (stats, scalars) = gradient(params, stats, part, raw_part)
+        gradients, (stats, scalars) = gradient(params, stats, *inputs)
         return (stats, jax.tree.map(jnp.add, total, gradients)), scalars
 
-    # Every count-th image: each part then stays split over the devices as the batch is.
+    # Every count-th image: each micro-batch then stays split over the devices as the batch is.
     pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), raw)
     zeros = jax.tree.map(jnp.zeros_like, params)
     # Convolutions inside a loop are slow on a CPU, hence the unrolling there.
     (stats, total), scalars = jax.lax.scan(
         one, (stats, zeros), (jnp.arange(count), pieces), unroll=jax.default_backend() == "cpu"
     )
-    counted = {"right", "labelled"}
-    scalars = {name: x.sum(0) if name in counted else x.mean(0) for name, x in scalars.items()}
+    counts = {"right", "labeled"}
+    scalars = {name: x.sum(0) if name in counts else x.mean(0) for name, x in scalars.items()}
     return jax.tree.map(lambda x: x / count, total), stats, scalars
 
 
 def train_steps(
-    state: TrainState, teacher_variables: Variables, data: Images, order: jax.Array, hyper: Hyper, *, parts: Parts
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """As many updates as `order` [n, B] has rows: each gathers its images by index. Scalars are sums over the steps."""
+    state: TrainState,
+    teacher_variables: Variables,
+    constants: Any,
+    rows: Any,
+    hyper: Hyper,
+    train_labels: Array | None = None,
+    *,
+    fetch: Callable[[Any, Any], RawBatch],
+    components: Components,
+    options: StepOptions,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Runs one update per row. Scalars are sums over the steps.
 
-    def one(state, index):
-        return train_step(state, teacher_variables, gather(data, index, parts.batch_sharding), hyper, parts=parts)
+    Args:
+      state: is consumed.
+      teacher_variables: of `components.teacher`.
+      constants, rows, fetch: of a `Feed`; every array of `rows` is [n, ...].
+      hyper: traced scalars.
+      train_labels: [N] of the whole training set, where it lies in memory.
+      components, options: what the step is made of.
+    """
 
-    if len(order) == 1:  # on a CPU, convolutions inside a loop are many times slower
-        return one(state, order[0])
-    state, scalars = jax.lax.scan(one, state, order)
+    def one(state: TrainState, row: Any) -> tuple[TrainState, dict[str, Array]]:
+        raw = fetch(constants, row)
+        return train_step(state, teacher_variables, raw, hyper, train_labels, components=components, options=options)
+
+    if len(jax.tree.leaves(rows)[0]) == 1:  # on a CPU, convolutions inside a loop are many times slower
+        return one(state, jax.tree.map(lambda x: x[0], rows))
+    state, scalars = jax.lax.scan(one, state, rows)
     return state, jax.tree.map(lambda x: x.sum(0), scalars)
 
 
-def gather(data: Images, index: jax.Array, batch_sharding=None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(images [B, h, w, C], labels [B], index [B]), split over the devices.
+def gather(split: Split, ids: Array, batch_sharding: jax.sharding.Sharding | None = None) -> RawBatch:
+    """The images at `ids` [B] of a split on the devices, divided among them.
 
     Without the constraint every device would compute the whole batch, and no result would show it.
     """
-    batch = (data.images[index], data.labels[index], index)
+    batch = RawBatch(split.images[ids], split.labels[ids], ids)
     return batch if batch_sharding is None else jax.lax.with_sharding_constraint(batch, batch_sharding)
 
 
 def eval_step(
     variables: Variables,
-    method_variables: MethodVariables,
+    method: MethodVariables,
     teacher_variables: Variables,
-    data: Images,
-    index: jax.Array,
-    mask: jax.Array,
+    split: Split,
+    ids: Array,
+    mask: Array,
     *,
-    parts: Parts,
+    components: Components,
+    options: StepOptions,
 ) -> metrics.Sums:
-    """Metric sums over the images at `index` [B] that `mask` [B] keeps, with the student in inference mode."""
-    images, labels, index = gather(data, index, parts.batch_sharding)
-    images = parts.prepare(images)
-    outputs = parts.student.apply(variables, images, train=False)[0]
+    """Metric sums over the images at `ids` [B] that `mask` [B] keeps, with the student in inference mode."""
+    raw = gather(split, ids, options.batch_sharding)
+    images = components.prepare(raw.images)
+    outputs = components.student.apply(variables, images, train=False)[0]
     teacher_logits = None
-    if parts.teacher is not None:
-        batch = Batch(images, labels, jnp.zeros_like(outputs.logits), index, jnp.zeros_like(index))
-        teacher_logits = parts.teacher(teacher_variables, batch, None).logits
-    return metrics.sums(parts.method.predict(method_variables, outputs), labels, mask, teacher_logits)
+    if components.teacher is not None:
+        batch = Batch(images, raw.labels, jnp.zeros_like(outputs.logits), ids, jnp.zeros_like(ids))
+        rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
+        teacher_logits = components.teacher.apply(teacher_variables, batch, rng, train=False).logits
+    return metrics.sums(components.method.predict(method, outputs), raw.labels, mask, teacher_logits)

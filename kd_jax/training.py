@@ -1,96 +1,150 @@
 """The loop, in a fixed order: step, log, evaluate, save. A run that was killed goes on from its last checkpoint."""
 
 import contextlib
+import functools
+import html
 import math
 import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import data, experiment, metrics, runs, sharding, steps, weights
+from kd_jax import evaluation, metrics, registry, runs, steps
 from kd_jax.checkpoint import Checkpoints
-from kd_jax.errors import InputError, Preempted, TrainingError
-from kd_jax.experiment import Experiment
+from kd_jax.data import Source, memory
+from kd_jax.errors import Preempted, TrainingError
+from kd_jax.evaluation import Evaluator
+from kd_jax.experiment import Experiment, config_json, create, versions
 from kd_jax.logging import metrics_file
 from kd_jax.logging.progress import Progress
-from kd_jax.types import MethodVariables, TrainState, Variables, student_logits
+from kd_jax.types import Batch, MethodVariables, Network, Outputs, TrainState, Variables, student_logits
 
 
-def train_and_evaluate(
-    config: Mapping[str, Any], workdir: str | None = None, *, runs_folder: str = "runs"
-) -> TrainState:
+class Result(NamedTuple):
+    """A run that has finished."""
+
+    accuracy: float  # on the test set, in [0, 1]
+    folder: str
+    state: TrainState  # that was evaluated
+    result: dict[str, Any]  # what result.json holds
+
+    def _repr_html_(self) -> str:
+        """A few lines for a notebook."""
+        result, test = self.result, self.result["test"]
+        rows = {"test accuracy": f"{100 * self.accuracy:.2f}% of {test['images']:,} images"}
+        if result["teacher"]:
+            rows["teacher"] = f"{result['teacher']['name']}, {100 * result['teacher']['accuracy']:.2f}%"
+            rows["agreement"] = "" if test["agreement"] is None else f"{100 * test['agreement']:.2f}%"
+        rows["network"] = f"{result['model']}, {result['parameters']:,} parameters"
+        rows["trained"] = f"{result['steps']:,} steps in {result['seconds']:,.0f} s on {result['device']}"
+        rows["folder"] = self.folder
+        cells = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items() if v)
+        return f"<table>{''.join(cells)}</table>"
+
+
+def train(
+    config: Mapping[str, Any],
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    data: Source | tuple[memory.Arrays, memory.Arrays] | None = None,
+    runs_folder: str | os.PathLike[str] = "runs",
+) -> Result:
     """Trains as a config says, its teacher first when that is missing, and writes `result.json`.
 
     Args:
       config: a complete tree (see kd_jax/config/base.py).
       workdir: the run's folder; by default one under `runs_folder`, named after the config. Where it holds part of
         the same run, that run goes on.
+      data: images that a program has already, in the place of those that the config names: a `Source` (see
+        `data.memory.from_arrays`), or ((images, labels), (images, labels)) to train and to test on.
       runs_folder: where the folders of runs and of teachers lie.
-    Returns:
-      The state that was evaluated.
     Raises:
       InputError: the config, the data or the folder is wrong; nothing was written.
       TrainingError: the loss is not finite. Preempted: SIGTERM came, and the state is saved.
     """
-    made = experiment.create(config, runs_folder=runs_folder)
-    return run(made, workdir or default_folder(made, runs_folder))
+    registry.end_import()
+    source = data if data is None or isinstance(data, Source) else memory.from_arrays(*data)
+    experiment = create(config, source=source, runs_folder=os.fspath(runs_folder))
+    folder = workdir or default_folder(experiment, os.fspath(runs_folder))
+    return run(experiment, os.fspath(folder))
 
 
-def default_folder(made: Experiment, runs_folder: str) -> str:
-    """<runs>/<name>-<hash8>."""
-    return os.path.join(runs_folder, f"{made.config['name']}-{made.digest[:8]}")
+def default_folder(experiment: Experiment, runs_folder: str) -> str:
+    """The folder <runs>/<name>-<hash8> of a run."""
+    return os.path.join(runs_folder, f"{experiment.config['name']}-{experiment.digest[:8]}")
 
 
-def run(made: Experiment, folder: str, *, wait: bool = False) -> TrainState:
+def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
     """Runs an experiment in a folder, or goes on with it. `wait`: for another process that runs the same one."""
-    runs.check(folder, made.identity)
-    teacher = made.teacher
-    missing = False
-    if teacher and teacher.experiment:
-        runs.check(teacher.folder, teacher.experiment.identity)
-        missing = not runs.has_result(teacher.folder)
-    loaded = None if missing else _load_teacher(made)  # before anything is written: it may be damaged
+    runs.check(folder, experiment.identity)
+    missing = _missing_teacher(experiment)
+    loaded = None if missing else _load_teacher(experiment)  # before anything is written: it may be damaged
     with runs.locked(folder, wait=wait):
-        if not os.path.exists(os.path.join(folder, "config.json")):
-            saved = {"config": made.config, "identity": made.identity, "hash": made.digest}
-            runs.write_json(
-                os.path.join(folder, "config.json"), {**saved, "data": experiment.describe_data(made.dataset)}
-            )
-        if teacher and teacher.experiment and missing:
-            print(f"training the teacher {teacher.experiment.config['model']['name']}: {teacher.folder}")
-            run(teacher.experiment, teacher.folder, wait=True)
-        return _train(made, folder, *(loaded or _load_teacher(made)))
+        path = os.path.join(folder, "config.json")
+        if not os.path.exists(path):
+            runs.write_json(path, config_json(experiment))
+        if missing:
+            untrained, source = missing
+            print(f"training the teacher {untrained.config['model']['name']}: {source}")
+            run(untrained, source, wait=True)
+        return _train(experiment, folder, *(loaded or _load_teacher(experiment)))
 
 
-def _load_teacher(made: Experiment) -> tuple[Variables, dict[str, Any] | None]:
-    """The teacher's variables, and its result, which is printed; that of weights is measured here."""
-    teacher = made.teacher
+def _missing_teacher(experiment: Experiment) -> tuple[Experiment, str] | None:
+    """The run that has to be trained before the teacher can be loaded, and its folder."""
+    teacher = experiment.teacher
+    if not teacher or teacher.untrained is None:
+        return None
+    runs.check(teacher.source, teacher.untrained.identity)
+    return None if runs.has_result(teacher.source) else (teacher.untrained, teacher.source)
+
+
+def _load_teacher(experiment: Experiment) -> tuple[Variables, dict[str, Any] | None]:
+    """The teacher's variables, and its result, which is printed; without a run it is measured here."""
+    teacher = experiment.teacher
     if not teacher:
         return {}, None
-    if teacher.variables is None:
-        variables, result = weights.read_run(teacher.folder)[0], runs.read_json(teacher.folder, "result.json")
-    else:
-        variables = teacher.variables
-        method = made.parts.method._replace(predict=student_logits)
-        alone = made._replace(parts=made.parts._replace(student=teacher.network, teacher=None, method=method))
-        measured = Evaluator(alone, {}).measure(made.place(variables), MethodVariables({}, {}), made.dataset.test)
-        result = {"name": os.path.basename(teacher.folder), "test": measured}
-    print(f"teacher {result['name']}: {_describe(result)}  {teacher.folder}", flush=True)
-    return made.place(variables), result
+    loaded, result = teacher.load()
+    variables = experiment.place(loaded)
+    if result is None:
+        result = {"name": teacher.name, "test": _measure_teacher(experiment, variables)}
+    print(f"teacher {result['name']}: {_describe(result)}  {teacher.source}", flush=True)
+    return variables, result
 
 
-def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_result) -> TrainState:
-    config, total, split = made.config, made.steps, made.dataset.validation
-    init, train_steps = made.jit(steps.init_state), made.jit(steps.train_steps, donate_argnums=0)
-    train_data, hyper = made.images(made.dataset.train), made.place(made.hyper)
-    evaluate = Evaluator(made, teacher_variables)
+def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, Any]:
+    """The metrics of a teacher on the test set."""
+    teacher = experiment.teacher
+    assert teacher is not None
+
+    def apply(variables: Variables, images: jax.Array, **_: Any) -> tuple[Outputs, Any]:
+        labels = jax.numpy.zeros(len(images), int)
+        batch = Batch(images, labels, labels, labels, labels)
+        return teacher.apply(variables, batch, rng=jax.random.key(0), train=False), {}
+
+    components = experiment.components._replace(
+        student=Network(experiment.components.student.init, apply),
+        teacher=None,
+        method=experiment.components.method._replace(predict=student_logits),
+    )
+    alone = experiment._replace(components=components)
+    return Evaluator(alone, {})(variables, MethodVariables({}, {}), experiment.dataset.test)
+
+
+def _train(
+    experiment: Experiment, folder: str, teacher_variables: Variables, teacher_result: dict[str, Any] | None
+) -> Result:
+    config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
+    feed, hyper = experiment.feed(), experiment.place(experiment.hyper)
+    init = experiment.jit(steps.init_state, fast_compile=True)
+    train_steps = experiment.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
+    evaluate = Evaluator(experiment, teacher_variables)
     checkpoints = Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"])
-    state = init(np.uint32(config["seed"]), teacher_variables, train_data)
+    state = init(np.uint32(config["seed"]), teacher_variables, feed.example, feed.labels)
     if runs.has_result(folder):
         result = runs.read_json(folder, "result.json")
         with contextlib.closing(checkpoints):
@@ -98,28 +152,28 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
         print(f"finished already: {_describe(result)}  {folder}", flush=True)
         if project := config["log"].get("wandb"):
             print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
-        return state
+        return Result(result["test"]["accuracy"], folder, state, result)
     if step := checkpoints.latest() or 0:
         state = checkpoints.load(step, state)
-    elif made.pretrained:
-        state = steps.start_from(state, made.place(made.pretrained))
+    elif experiment.pretrained:
+        state = steps.start_from(state, experiment.place(experiment.pretrained))
 
     print(f"{'going on with' if step else 'training'} {config['model']['name']} from step {step} to {total}: {folder}")
-    writer, window = metrics_file.Writer(folder, step, {"config": config, "hash": made.digest}), _Window()
+    writer, window = metrics_file.Writer(folder, step, {"config": config, "hash": experiment.digest}), Window()
     progress = Progress(total, config["train"]["batch_size"])
     with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(progress), _sigterm() as stop:
-        for index, end in _calls(made, step):
+        for rows, end in feed.calls(step):
             begin, step = step, end
-            state, scalars = train_steps(state, teacher_variables, train_data, index, hyper)
-            window.add(len(index), scalars)
-            epoch = step / made.steps_per_epoch
+            state, scalars = train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)
+            window.add(step - begin, scalars)
+            epoch = step / feed.steps_per_epoch
             # Whole epochs done, where one ends here. The last step counts as an end.
-            ended = math.ceil(epoch) if step == total or step % made.steps_per_epoch == 0 else 0
+            ended = math.ceil(epoch) if step == total or step % feed.steps_per_epoch == 0 else 0
 
             def due(every: int, ended: int = ended, step: int = step) -> bool:
                 return bool(ended) and (ended % every == 0 or step == total)
 
-            evaluates = bool(split) and due(config["evaluate"]["every_epochs"])
+            evaluates = bool(validation) and due(config["evaluate"]["every_epochs"])
             saves = due(config["checkpoint"]["every_epochs"])
             every = config["log"]["every_steps"]
             # Before an evaluation or a checkpoint too: the flush stops a run whose loss is not finite.
@@ -128,8 +182,8 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
                 writer.write(step, {"epoch": epoch} | _prefixed("train", means))
                 progress.show(step, math.ceil(epoch), means)
             accuracy = None
-            if split and evaluates:
-                measured = evaluate(state, split)
+            if validation and evaluates:
+                measured = evaluate(*evaluation.evaluated(state), validation)
                 accuracy = measured["accuracy"]
                 writer.write(step, {"epoch": epoch} | _prefixed("validation", measured))
             rated = accuracy is not None and config["evaluate"]["select"] == "best-validation"
@@ -146,140 +200,36 @@ def _train(made: Experiment, folder: str, teacher_variables: Variables, teacher_
         if config["evaluate"]["select"] == "best-validation":
             step = checkpoints.best() or step
             state = checkpoints.load(step, state)
-        total_of_test = evaluate.total(*_evaluated(state), made.dataset.test)
+        total_of_test = evaluate.total(*evaluation.evaluated(state), experiment.dataset.test)
         result = {
             "name": config["name"],
             "model": config["model"]["name"],
             "seed": config["seed"],
-            "config_hash": made.digest,
+            "config_hash": experiment.digest,
             "teacher": teacher_result
             and {"name": teacher_result["name"], "accuracy": teacher_result["test"]["accuracy"]},
             "test": metrics.summarize(total_of_test),
-            "validation": evaluate(state, split) if split else None,
+            "validation": evaluate(*evaluation.evaluated(state), validation) if validation else None,
             "selected": config["evaluate"]["select"],
             "checkpoint": step,
             "steps": total,
-            "epochs": total / made.steps_per_epoch,
+            "epochs": total / feed.steps_per_epoch,
             "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
             "seconds": round(writer.elapsed(), 2),
             "images_per_second": progress.images_per_second(),
-            "device": f"{made.mesh.size} x {made.mesh.devices.flat[0].device_kind}",
+            "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
             "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
-            "versions": experiment.versions(),
+            "versions": versions(),
         }
         # Before the writer closes, which takes as long as W&B takes.
         runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
         runs.write_json(os.path.join(folder, "result.json"), result)
         writer.write_result(result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
-    return state
+    return Result(result["test"]["accuracy"], folder, state, result)
 
 
-def _calls(made: Experiment, step: int) -> Iterator[tuple[jax.Array, int]]:
-    """(indices [n, B] of a call's images, the step after it), from `step` to the end.
-
-    Calls end at multiples of steps_per_call and at an epoch's end, so they are the same wherever a run restarted.
-    """
-    batch_size, length = made.config["train"]["batch_size"], made.steps_per_epoch
-    order_sharding = NamedSharding(made.mesh, PartitionSpec(None, sharding.AXIS))
-    for epoch in range(step // length, math.ceil(made.steps / length)):
-        order = data.epoch_order(made.config["seed"], epoch, len(made.dataset.train.labels))
-        order = order[: length * batch_size].reshape(length, batch_size)
-        start, last = max(step - epoch * length, 0), min(length, made.steps - epoch * length)
-        while start < last:
-            end = min(start - start % made.steps_per_call + made.steps_per_call, last)
-            yield jax.device_put(order[start:end], order_sharding), epoch * length + end
-            start = end
-
-
-def evaluate_run(folder: str, *, path: str | None = None, runs_folder: str = "runs") -> dict[str, Any]:
-    """Metrics of a finished run on its test set; those that compare with a teacher need the teacher's run.
-
-    Args:
-      folder: of the run.
-      path: where the data lies now; None for where it lay.
-      runs_folder: where the runs of teachers lie.
-    Raises:
-      InputError: when the folder holds no finished run, or the data is not what it was trained on.
-    """
-    made, variables, method_variables, teacher_variables = restore(folder, path=path, runs_folder=runs_folder)
-    return Evaluator(made, teacher_variables).measure(variables, method_variables, made.dataset.test)
-
-
-def restore(
-    folder: str, *, path: str | None = None, runs_folder: str = "runs"
-) -> tuple[Experiment, Variables, MethodVariables, Variables]:
-    """A finished run as it was evaluated: (experiment, the student's variables, the method's, the teacher's).
-
-    The experiment has no teacher where the teacher's run is gone. For the arguments and errors see `evaluate_run`.
-    """
-    saved = runs.read_json(folder, "config.json")
-    variables, method_variables = weights.read_run(folder)
-    config, identity = saved["config"], saved["identity"]
-    config["model"]["pretrained"] = ""  # where training started from need not be there any more
-    config["dataset"]["path"] = path or config["dataset"]["path"]
-    teacher = config["teacher"]
-    if teacher["kind"] == "config":
-        teacher["path"] = experiment.teacher_folder(runs.digest(identity["teacher"]["run"]), runs_folder)
-    if teacher["kind"] in ("config", "run"):
-        teacher["kind"] = "run" if runs.has_result(teacher["path"]) else "none"
-    made = experiment.create(config, runs_folder=runs_folder, training=False)
-    if made.dataset.fingerprint != saved["data"]["fingerprint"]:
-        raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see --path")
-    teacher_variables: Variables = {}
-    if made.teacher:
-        teacher_variables = made.place(made.teacher.variables or weights.read_run(made.teacher.folder)[0])
-    variables, method_variables = made.place((variables, method_variables))
-    return made, variables, method_variables, teacher_variables
-
-
-def batches(made: Experiment, count: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """(indices [B], mask [B] that is False for padding) of `count` images in their order, split over the devices."""
-    size = min(made.config["evaluate"]["batch_size"], count)
-    size += -size % made.mesh.size
-    for start in range(0, count, size):
-        index = np.arange(start, start + size, dtype=np.int32)
-        yield jax.device_put((np.minimum(index, count - 1), index < count), sharding.split(made.mesh))
-
-
-class Evaluator:
-    """Metrics of a state over a whole split; the splits stay on the device."""
-
-    def __init__(self, made: Experiment, teacher_variables: Variables):
-        self._made, self._teacher_variables = made, teacher_variables
-        self._step = made.jit(steps.eval_step)
-        self._placed: dict[int, steps.Images] = {}
-
-    def __call__(self, state: TrainState, split: data.Split) -> dict[str, float | int | None]:
-        """See `metrics.summarize`. With an average of the student, that is what is evaluated."""
-        return self.measure(*_evaluated(state), split)
-
-    def measure(self, variables: Variables, method_variables: MethodVariables, split: data.Split):
-        """The same for variables that are not a state's."""
-        return metrics.summarize(self.total(variables, method_variables, split))
-
-    def total(
-        self, variables: Variables, method_variables: MethodVariables, split: data.Split
-    ) -> dict[str, np.ndarray]:
-        """The sums of `metrics.sums` over a split."""
-        made = self._made
-        if id(split) not in self._placed:
-            self._placed[id(split)] = made.images(split)
-        images = self._placed[id(split)]
-        total = None
-        for batch in batches(made, len(split.labels)):
-            sums = self._step(variables, method_variables, self._teacher_variables, images, *batch)
-            total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
-        return jax.device_get(total)
-
-
-def _evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:
-    """The variables of a state that its evaluation sees."""
-    variables = state.ema or {"params": state.params["student"], "batch_stats": state.stats["student"]}
-    return variables, MethodVariables(state.params["method"], state.stats["method"])
-
-
-class _Window:
+class Window:
     """Scalars since the last log line, left on the device until they are needed."""
 
     def __init__(self) -> None:

@@ -1,126 +1,264 @@
-"""The containers that every layer shares: what a network reports, what a batch holds, what a run carries.
+"""The containers and contracts that every layer shares: what a network reports, what a method sees, what a run carries.
 
 Shapes: B images, H x W pixels, C channels, K classes, D embedding width, S stages (the stem counts as the first).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, UInt8
+else:
+    try:
+        from jaxtyping import Float, Int, UInt8
+    except ModuleNotFoundError:  # shapes are documentation, which the tests check
+
+        class _Unchecked:
+            def __getitem__(self, item: Any) -> Any:
+                return item[0]
+
+        Float = Int = UInt8 = _Unchecked()
+
+Array = jax.Array
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
+Terms = dict[str, jax.Array]
+
+
+class Split(NamedTuple):
+    """The images of one split, on the host or on the devices."""
+
+    images: Any  # [N, h, w, C] uint8
+    labels: Any  # [N] int32, -1 where the image has no label
+
+
+class RawBatch(NamedTuple):
+    """Images as they are stored, before augmentation."""
+
+    images: UInt8[Array, "B h w C"]
+    labels: Int[Array, " B"]  # -1 where the image has no label
+    ids: Int[Array, " B"]  # position in the training set
+
+
+class Batch(NamedTuple):
+    """Images as a network reads them, with what a loss may know about them."""
+
+    images: Float[Array, "B H W C"]  # normalized
+    labels: Int[Array, " B"]  # -1 where the image has no label
+    targets: Float[Array, "B K"]  # the label's distribution (smoothed, mixed); a zero row where there is no label
+    ids: Int[Array, " B"]  # position in the training set
+    crop: Int[Array, " B"]  # in [0, 162): which crop and flip was taken
 
 
 class Head(NamedTuple):
     """The final linear layer."""
 
-    kernel: jax.Array  # [D, K]
-    bias: jax.Array  # [K]
+    kernel: Float[Array, "D K"]
+    bias: Float[Array, " K"]
 
 
 class Norm(NamedTuple):
-    """The affine part of a batch normalisation."""
+    """The affine part of a batch normalization."""
 
-    scale: jax.Array  # [c]
-    bias: jax.Array  # [c]
+    scale: Float[Array, " c"]
+    bias: Float[Array, " c"]
 
 
 class Outputs(NamedTuple):
-    """What a network reports for a batch. Logits and embedding are at least float32, whatever the compute precision."""
+    """What a network reports for a batch. Logits and embedding are at least float32, whatever the compute precision.
 
-    logits: jax.Array  # [B, K]
-    features: tuple[jax.Array, ...]  # S post-activation maps [B, h, w, c]: what the next stage reads
-    preactivations: tuple[jax.Array, ...]  # the same S maps before their last ReLU (and, for the stem, before pooling)
-    pooled: jax.Array  # [B, c], global average of the last map
-    embedding: jax.Array  # [B, D], the input of the final linear layer
-    head: Head
-    norms: tuple[Norm, ...]  # each stage's last batch normalisation
+    All but the logits may be missing: a method that needs more names what it lacks.
+    """
+
+    logits: Float[Array, "B K"]
+    features: tuple[Array, ...] = ()  # S post-activation maps [B, h, w, c]: what the next stage reads
+    preactivations: tuple[Array, ...] = ()  # the same S maps before their last ReLU (for the stem, before pooling)
+    pooled: Float[Array, "B c"] | None = None  # global average of the last map
+    embedding: Float[Array, "B D"] | None = None  # the input of the final linear layer
+    head: Head | None = None
+    norms: tuple[Norm, ...] = ()  # each stage's last batch normalization
 
 
-class Batch(NamedTuple):
-    """Images as a network reads them, with what the losses may know about them."""
+class NetworkInit(Protocol):
+    def __call__(self, rng: Array, images: Array) -> Variables:
+        """The initial variables, for images [B, H, W, C]."""
 
-    images: jax.Array  # [B, H, W, C] float, normalised
-    labels: jax.Array  # [B] int32, -1 where the image has no label
-    targets: jax.Array  # [B, K] float, the label's distribution (smoothed, mixed); a zero row where there is no label
-    index: jax.Array  # type: ignore[assignment]  # [B] int32, position in the training set
-    view: jax.Array  # [B] int32 in [0, 162), which crop and flip was taken
+
+class NetworkApply(Protocol):
+    def __call__(
+        self,
+        variables: Variables,
+        images: Array,
+        *,
+        train: bool,
+        rng: Array | None = None,
+        perturbations: tuple[Array | None, ...] | None = None,
+    ) -> tuple[Outputs, Any]:
+        """What the network reports for normalized images [B, H, W, C], and its batch statistics after them.
+
+        Args:
+          train: normalize by the batch's statistics, and drop out.
+          rng: for dropout.
+          perturbations: None, or one array or None per stage, added to that stage's map before the next reads it.
+        """
 
 
 class Network(NamedTuple):
-    """A pair of pure functions. `perturbations` is None, or one array or None per stage, added to that stage's map."""
+    """A pair of pure functions, and what a family knows of its parameters."""
 
-    init: Callable[..., Variables]  # (rng, images [B, H, W, C]) -> variables
-    apply: Callable[..., tuple[Outputs, Any]]  # (variables, images, *, train, rng, perturbations) -> (Outputs, stats)
+    init: NetworkInit
+    apply: NetworkApply
+    head: tuple[str, ...] = ()  # top-level modules behind the pooled features; the last is the final linear layer
+    torch_key: Callable[[tuple[str, ...]], str] | None = None  # path in the variables -> PyTorch's key; None: no names
+    name: str = "the network"  # for people
 
 
 class Networks(NamedTuple):
     """Student and teacher as they are in a step, each with its variables, for a method that runs them itself.
 
-    A second view of the images, or Grad-CAM, is not in the `Outputs` of a forward pass. Gradients flow to the student's
-    parameters; the teacher's have none.
+    Gradients flow to the student's parameters; the teacher's have none.
     """
 
     student: tuple[Network, Variables]
-    teacher: tuple[Network, Variables] | None  # None without a teacher, and for one that is not a network
+    teacher: tuple[Network, Variables] | None  # None without a teacher, and for one that is not a single network
+
+
+class View(NamedTuple):
+    """One augmentation of the batch's images, and what both networks report for it."""
+
+    batch: Batch
+    student: Outputs
+    teacher: Outputs | None  # None without a teacher; it carries no gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """All that a method sees of a step. What a later method needs is one more field, and changes no other method."""
+
+    views: tuple[View, ...]  # as many as the method asks for, at least one
+    step: Array | int = 0  # [] int32, updates done
+    rng: Array | None = None  # of this method at this step
+    networks: Networks | None = None
+    num_examples: int = 0  # images of the training set
+    steps_per_epoch: int = 1
+    train_labels: Array | None = None  # [num_examples] int32, -1 for none; None where the set does not lie in memory
+
+    @property
+    def key(self) -> Array:
+        """`rng`; for methods that draw."""
+        assert self.rng is not None, "a step gives every method its key"
+        return self.rng
+
+    @property
+    def batch(self) -> Batch:
+        return self.views[0].batch
+
+    @property
+    def student(self) -> Outputs:
+        return self.views[0].student
+
+    @property
+    def teacher(self) -> Outputs:
+        """What the teacher reports; for methods that need one."""
+        assert self.views[0].teacher is not None, "a method with needs_teacher is never run without one"
+        return self.views[0].teacher
 
 
 class MethodVariables(NamedTuple):
     """What a method carries from step to step."""
 
     params: Any  # trained: adapters, a discriminator
-    state: Any  # not trained: memory banks, running statistics
+    state: Any  # not trained: memory banks, running statistics, a copied head
 
 
-Teacher = Callable[[Variables, Batch, jax.Array | None], Outputs]  # the key is None in evaluation
-Terms = dict[str, jax.Array]
+class MethodInit(Protocol):
+    def __call__(self, rng: Array, context: Context) -> MethodVariables:
+        """The initial variables. `context` holds the real outputs of a first batch; `jit` drops what is not used."""
 
 
-def both_move(step: jax.Array) -> dict[str, Any]:
-    """The default `Method.turns`: student and method are updated at every step."""
+class MethodApply(Protocol):
+    def __call__(self, variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
+        """Scalar loss terms by name (the method's own, or NAME/PART), and the next state."""
+
+
+def everything(step: Array | int) -> Mapping[str, Any]:
+    """The default `Method.trains`: no group of parameters waits."""
     del step
-    return {"student": True, "method": True}
+    return {}
 
 
-def student_logits(variables: MethodVariables, outputs: Outputs) -> jax.Array:
+def student_logits(variables: MethodVariables, outputs: Outputs) -> Array:
     """The default `Method.predict`: the student's own logits [B, K]."""
     del variables
     return outputs.logits
 
 
 class Method(NamedTuple):
-    """A distillation method. `apply` returns named scalar terms; the loss is their sum weighted by `weights`.
+    """A distillation method. The loss is the sum of its terms, each times its weight and its schedule.
 
-    A term that `weights` does not name has weight 1. `Hyper.weights` starts as `weights` and is traced, so that
-    another weight needs no other compilation.
+    What holds for a term holds for its parts, TERM/PART, unless they are named themselves. A term that `weights` does
+    not name has weight 1. `Hyper.weights` starts as `weights` and is traced: changing a weight does not recompile.
     """
 
-    init: Callable[..., MethodVariables]  # (rng, student, teacher) -> variables, from Outputs of ShapeDtypeStructs
-    apply: Callable[..., tuple[Terms, Any]]  # (variables, student, teacher, batch, *, step, rng, train, networks)
-    reads: frozenset[str] = frozenset()  # the teacher's Outputs fields that it uses; empty: no teacher is needed
+    init: MethodInit
+    apply: MethodApply
+    needs_teacher: bool = False
+    views: int = 1  # how many augmentations of each image it compares
     weights: Mapping[str, float] = {}
-    turns: Callable[[jax.Array], dict[str, Any]] = both_move
-    predict: Callable[[MethodVariables, Outputs], jax.Array] = student_logits
+    schedules: Mapping[str, Callable[[Array | int], Any]] = {}  # of a term: step -> factor on its weight
+    # step -> {"student" or a term: whether its parameters move at this step}; True for those that are not named
+    trains: Callable[[Array | int], Mapping[str, Any]] = everything
+    optimizers: Mapping[str, Mapping[str, Any]] = {}  # of a term: what differs from the student's optimizer
+    predict: Callable[[MethodVariables, Outputs], Array] = student_logits
 
 
-@flax.struct.dataclass
-class Hyper:
-    """Traced scalars: changing one does not recompile."""
-
-    learning_rate: jax.Array
-    weight_decay: jax.Array
-    method_learning_rate: jax.Array
-    weights: Mapping[str, jax.Array]
+class TeacherApply(Protocol):
+    def __call__(self, variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
+        """What the teacher says of a batch, without gradient. `train`: in a training step, not in an evaluation."""
 
 
-@flax.struct.dataclass
-class TrainState:
+class Teacher(NamedTuple):
+    """A teacher of any kind. Its variables are an argument of the step: never trained, never saved with the student."""
+
+    apply: TeacherApply
+    load: Callable[[], tuple[Variables, dict[str, Any] | None]]  # (variables, its run's result or None)
+    shapes: Variables  # of the variables, for tracing
+    name: str  # for people
+    source: str  # the folder of its run, or the file of its weights
+    network: Network | None = None  # where it is one network: what the variables belong to
+    config_hash: str | None = None  # of its run, where it is one
+    untrained: Any = None  # the Experiment whose run `source` holds when it has been trained
+
+
+class Hyper(flax.struct.PyTreeNode):
+    """Traced scalars: changing one does not recompile. A group is "student" or a term that trains parameters."""
+
+    learning_rate: Mapping[str, Array]  # of each group, the schedule's peak
+    weight_decay: Mapping[str, Array]  # of each group
+    weights: Mapping[str, Array]  # of each term
+
+
+class TrainState(flax.struct.PyTreeNode):
     """All that a run needs to go on, and all that a checkpoint holds."""
 
-    step: jax.Array  # [] int32, updates done
-    params: dict[str, Any]  # {"student", "method"}
-    stats: dict[str, Any]  # {"student": batch statistics, "method": the method's state}
-    optimizer_state: dict[str, Any]  # {"student", "method"}
+    step: Array  # [] int32, updates done
+    params: dict[str, Any]  # {"student", and a group for each term}
+    stats: dict[str, Any]  # {"student": batch statistics, and each term's state}
+    optimizer_state: dict[str, Any]  # of each group
     ema: dict[str, Any] | None  # {"params", "batch_stats"} of the student, averaged; None when off
-    rng: jax.Array  # key; randomness is fold_in(rng, step), then a named stream
+    rng: Array  # key; randomness is fold_in(rng, step), then a named stream
+
+
+class Feed(NamedTuple):
+    """Training data as the loop and the step see it, whether it lies in memory or streams."""
+
+    num_examples: int
+    steps_per_epoch: int
+    constants: Any  # on the devices for the whole run: the images themselves, or nothing
+    calls: Callable[[int], Iterator[tuple[Any, int]]]  # step -> ((rows of a call, step after it), ...) to the end
+    fetch: Callable[[Any, Any], RawBatch]  # (constants, one row) -> a batch, inside the step
+    example: RawBatch  # a first batch, for initialization
+    labels: Array | None = None  # [N] of the whole training set, where it lies in memory

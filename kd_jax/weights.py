@@ -7,77 +7,85 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import runs
-from kd_jax.errors import InputError
+from kd_jax import networks, runs
+from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
-from kd_jax.optim import HEAD
-from kd_jax.types import MethodVariables, Variables
+from kd_jax.steps import method_variables
+from kd_jax.types import MethodVariables, Network, Variables
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
 FILE = "model.safetensors"  # of a repository of the hub
 
 
-def load(source: str, variables: Variables, name: str) -> tuple[Variables, str]:
+class Loaded(NamedTuple):
+    """Variables of a source."""
+
+    variables: Variables  # all of them, or those without the head
+    head: bool  # whether the head is among them; the source's is of another shape or kind otherwise
+
+
+def load(source: str | os.PathLike[str], variables: Variables, network: Network) -> Loaded:
     """Replaces variables by those of a source.
 
     Args:
       source: a file (.safetensors, .pth, .pt, .th), the folder of a finished run, or a hub id OWNER/NAME[@REVISION].
-      variables: of the network, initialised or their shapes.
-      name: of the network.
-    Returns:
-      (variables, what was done with the head): all of them, or those without the head where the source's is of another
-      size or kind.
+      variables: of the network, initialized or their shapes.
+      network: whose names the source has.
     Raises:
       InputError: when the source cannot be read, or is not of this network.
     """
     state_dict = torch_names.without_prefix(read(source))
+    names = torch_names.keys(variables, network)
     flat = flatten_dict(dict(variables))
-    own_head = {path for path in flat if path[1] in HEAD}
-    names = torch_names.keys(variables, name)
-    head_keys = {key for key in state_dict if key.split(".")[0] in ("fc", "linear")}
-    try:
-        if head_keys != {names[path] for path in own_head}:
-            raise InputError("")
-        torch_names.match(
-            {key: state_dict[key] for key in head_keys}, unflatten_dict({p: flat[p] for p in own_head}), name
-        )
-    except InputError:
-        trunk = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in own_head})
-        rest = {key: value for key, value in state_dict.items() if key not in head_keys}
-        said = f"weights of {source}; its head is of another size, so a new one starts"
-        return torch_names.match(rest, trunk, name), said
-    return torch_names.match(state_dict, variables, name), f"weights of {source}, its head included"
+    in_head = {path: leaf for path, leaf in flat.items() if path[1] in network.head}
+    fits = all(
+        key in state_dict and np.shape(state_dict[key]) == torch_names.torch_shape(path, leaf.shape)
+        for path, leaf in in_head.items()
+        if (key := names[path])
+    )
+    # The keys under those of the own head, so that a head of another kind is left out as a whole.
+    modules = {names[path].split(".")[0] for path in in_head}
+    others = [key for key in state_dict if key.split(".")[0] in modules and key not in names.values()]
+    if fits and not others:
+        return Loaded(torch_names.match(state_dict, variables, network), head=True)
+    backbone = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in in_head})
+    rest = {key: value for key, value in state_dict.items() if key.split(".")[0] not in modules}
+    return Loaded(torch_names.match(rest, backbone, network), head=False)
 
 
-def read(source: str) -> dict[str, np.ndarray]:
+def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The state dict of a source; see `load`."""
+    source = os.fspath(source)
     if os.path.isdir(source):
-        saved = runs.read_json(source, "config.json")
-        return torch_names.to_state_dict(read_run(source)[0], saved["config"]["model"]["name"])
+        saved = runs.read_config(source)
+        network = networks.create(saved["config"], len(saved["data"]["class_names"]))
+        return torch_names.to_state_dict(read_run(source)[0], network)
     return read_state_dict(_file(source))
 
 
-def fingerprint(source: str) -> str:
+def fingerprint(source: str | os.PathLike[str]) -> str:
     """The SHA-256 of a source's content: of its file, or of the config of its run."""
+    source = os.fspath(source)
     if os.path.isdir(source):
         return runs.read_json(source, "config.json")["hash"]
     with open(_file(source), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_state_dict(path: str) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """{PyTorch's key: array} of a .safetensors, .pth, .pt or .th file; the last three need PyTorch.
 
     Raises:
       InputError: when the file cannot be read as one; code in a pickle is refused, not run.
     """
     try:
+        path = os.fspath(path)
         tensors = _read_torch(path) if path.endswith(TORCH_SUFFIXES) else _read_safetensors(path)
     except ImportError as error:
         raise InputError(
@@ -86,8 +94,9 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # each library has its own for a file that is cut short or is something else
-        text = " ".join(str(error).split("\n")[0].split())[:160]
-        raise InputError(f"{path} cannot be read as weights; expected a whole file of tensors: {text}") from error
+        raise InputError(
+            f"{path} cannot be read as weights; expected a whole file of tensors: {one_line(error, 160)}"
+        ) from error
     return tensors
 
 
@@ -123,7 +132,7 @@ def _file(source: str) -> str:
     hub = HUB.fullmatch(source)
     if not hub or source.endswith((*TORCH_SUFFIXES, ".safetensors")):
         raise InputError(
-            f"the weights {source!r} are not there; expected a file ({', '.join((*TORCH_SUFFIXES, '.safetensors'))}),"
+            f"no weights found at {source!r}; expected a file ({', '.join((*TORCH_SUFFIXES, '.safetensors'))}),"
             " the folder of a finished run, or a hub id OWNER/NAME@REVISION"
         )
     from huggingface_hub import hf_hub_download
@@ -132,16 +141,19 @@ def _file(source: str) -> str:
     try:
         return hf_hub_download(hub["repository"], FILE, revision=hub["revision"])
     except Exception as error:  # of the network, the cache, or a repository that is not there
-        text = " ".join(str(error).split())[:160]
+        text = one_line(error, 160)
         raise InputError(f"the weights {source!r} are not in the hub's cache and cannot be fetched: {text}") from error
 
 
-def read_run(folder: str) -> tuple[Variables, MethodVariables]:
+def read_run(folder: str | os.PathLike[str]) -> tuple[Variables, MethodVariables]:
     """The student's variables (averaged, where the run averages them) and the method's, of a finished run."""
     from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
 
+    folder = os.fspath(folder)
     step = runs.read_json(folder, "result.json")["checkpoint"]
     tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
     params, stats = tree["params"], tree["stats"]
     variables = tree["ema"] or {"params": params["student"], "batch_stats": stats["student"]}
-    return variables, MethodVariables(params["method"], stats["method"])
+    if runs.read_json(folder, "config.json")["format"] == 1:  # whose states had one group for all terms
+        return variables, MethodVariables(params["method"], stats["method"])
+    return variables, method_variables(params, stats)

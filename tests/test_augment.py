@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax import augment
 from kd_jax.errors import InputError
-from kd_jax.types import Batch
+from kd_jax.types import Batch, RawBatch
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -23,8 +23,8 @@ def view(image, number):
 
 
 def test_every_view_is_its_crop_and_flip():
-    views = np.arange(augment.VIEWS)
-    taken = augment.take_views(np.broadcast_to(IMAGES[:1], (162, 32, 32, 3)), views)
+    views = np.arange(augment.CROPS)
+    taken = augment.take_crops(np.broadcast_to(IMAGES[:1], (162, 32, 32, 3)), views)
     np.testing.assert_array_equal(taken, np.stack([view(IMAGES[0], number) for number in views]))
 
 
@@ -33,24 +33,24 @@ def test_the_border_is_an_eighth_of_each_side():
     padded = np.pad(image, ((8, 8), (4, 4), (0, 0)))
     views = np.array([0, 18 * 3 + 2 * 5, 160])
     expected = [padded[top : top + 64, left : left + 32] for top, left in [(0, 0), (6, 5), (16, 8)]]
-    np.testing.assert_array_equal(augment.take_views(np.stack([image] * 3), views), expected)
+    np.testing.assert_array_equal(augment.take_crops(np.stack([image] * 3), views), expected)
 
 
 def test_the_central_view_is_the_image():
-    np.testing.assert_array_equal(augment.take_views(IMAGES, np.full(6, augment.CENTRE)), IMAGES)
+    np.testing.assert_array_equal(augment.take_crops(IMAGES, np.full(6, augment.CENTER)), IMAGES)
 
 
 @pytest.mark.parametrize(
     ("kind", "views"),
-    [("none", {augment.CENTRE}), ("crop", set(range(0, 162, 2))), ("crop_flip", set(range(162)))],
+    [("none", {augment.CENTER}), ("crop", set(range(0, 162, 2))), ("crop_flip", set(range(162)))],
 )
-def test_random_views_cover_those_of_their_kind(kind, views):
-    assert set(np.asarray(augment.random_views(jax.random.key(0), 5000, kind)).tolist()) == views
+def test_random_crops_cover_those_of_their_kind(kind, views):
+    assert set(np.asarray(augment.random_crops(jax.random.key(0), 5000, kind)).tolist()) == views
 
 
 def test_an_unknown_kind_is_named_with_the_choices():
     with pytest.raises(InputError, match=r"dataset\.augment is 'flip'; expected one of: crop, crop_flip, none"):
-        create(kind="flip")
+        create(kinds=("flip",))
 
 
 def test_preparing_normalises_pixels_in_unit_range():
@@ -74,26 +74,44 @@ def create(**options):
 LABELS, INDEX = np.array([0, 1, 2, 3, -1, 0], np.int32), np.arange(6, dtype=np.int32)
 
 
-def test_the_view_that_was_taken_is_reported():
-    batch = create(kind="crop_flip")(jax.random.key(1), IMAGES, LABELS, INDEX)
-    expected = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.view), strict=True)])
+def one(rng, **options):
+    """The batch of the first view."""
+    return create(**options)(rng, RawBatch(IMAGES, LABELS, INDEX))[0]
+
+
+def test_a_further_view_is_another_crop_of_the_same_images():
+    first, second = create(kinds=("crop", "crop"))(jax.random.key(0), RawBatch(IMAGES, LABELS, INDEX))
+    assert not np.array_equal(first.crop, second.crop)
+    np.testing.assert_array_equal(first.ids, second.ids)
+    alone = one(jax.random.key(0), kinds=("crop",))
+    np.testing.assert_array_equal(first.images, alone.images)
+
+
+def test_mixup_mixes_every_view_with_the_same_partners():
+    views = create(kinds=("none", "none"), mixup=0.5)(jax.random.key(0), RawBatch(IMAGES, LABELS, INDEX))
+    np.testing.assert_array_equal(views[0].images, views[1].images)
+
+
+def test_the_crop_that_was_taken_is_reported():
+    batch = one(jax.random.key(1), kinds=("crop_flip",))
+    expected = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.crop), strict=True)])
     np.testing.assert_allclose(batch.images, (expected / 255.0 - MEAN) / STD, rtol=1e-5, atol=1e-5)
 
 
 def test_augmentation_is_a_function_of_its_key():
-    first, same, other = (create(kind="crop_flip")(jax.random.key(k), IMAGES, LABELS, INDEX) for k in (1, 1, 2))
+    first, same, other = (one(jax.random.key(k), kinds=("crop_flip",)) for k in (1, 1, 2))
     np.testing.assert_array_equal(first.images, same.images)
     assert not np.array_equal(first.images, other.images)
 
 
 def test_smoothed_targets_share_a_part_among_all_classes_and_stay_zero_without_a_label():
-    batch = create(label_smoothing=0.2)(jax.random.key(0), IMAGES, LABELS, INDEX)
+    batch = one(jax.random.key(0), label_smoothing=0.2)
     expected = np.where((LABELS >= 0)[:, None], 0.8 * np.eye(4)[LABELS] + 0.05, 0)
     np.testing.assert_allclose(batch.targets, expected, rtol=1e-6)
 
 
 def test_bfloat16_images_keep_float32_targets():
-    batch = create(dtype=jnp.bfloat16, mixup=0.5)(jax.random.key(0), IMAGES, LABELS, INDEX)
+    batch = one(jax.random.key(0), dtype=jnp.bfloat16, mixup=0.5)
     assert (batch.images.dtype, batch.targets.dtype) == (jnp.bfloat16, jnp.float32)
 
 

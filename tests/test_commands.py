@@ -99,11 +99,11 @@ def refused(arguments, folder, **environment):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--term=kdd:weight=1"], r"method.kdd.loss is 'kdd'; expected one of: adversarial, .*; did you mean 'kd'\?"),
+        (["--term=kdd:weight=1"], r"method.kdd.method is 'kdd'; expected one of: adversarial, .*; did you mean 'kd'\?"),
         (["--config.model.name=resnet21"], r"model.name is 'resnet21'; expected one of: .*; did you mean 'resnet"),
         (["--config.dataset.source=digit"], r"dataset.source is 'digit'; expected one of: .*; did you mean 'digits'\?"),
         (["--config.optimizer.schedule=cosin"], r"optimizer.schedule is 'cosin'; .*; did you mean 'cosine'\?"),
-        (["--config.model.freeze=all"], "model.freeze is 'all'; expected one of: convolutions, encoder, none"),
+        (["--config.model.freeze=all"], "model.freeze is 'all'; expected one of: backbone, backbone_and_norms, none"),
         (["--config.train.epoch=3"], r"--config.train.epoch=3: there is no key 'epoch'; .*; did you mean 'epochs'\?"),
         (["--config.train.epochs=many"], "--config.train.epochs=many: invalid literal for int"),
         (["--config.train.batch_size=9999"], "train.batch_size is 9999; expected at most the 64 training images"),
@@ -245,7 +245,7 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
         (
             "kd_jax.export",
             ["--workdir=RUN", "--to=/nowhere/x.safetensors"],
-            "expected a file in a folder that is there",
+            "expected a file in an existing folder",
         ),
         ("kd_jax.explain", [], "expected --workdir=FOLDER, the folder of a finished run with a teacher"),
         ("kd_jax.explain", ["--workdir=RUN"], "has no teacher; expected a distilled one"),

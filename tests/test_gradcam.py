@@ -27,7 +27,7 @@ def resnet_maps(name):
     network = models.create(name, fixed.CLASSES)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
-    state_dict = {key: fixed.weight(key, x.shape) for key, x in torch_names.to_state_dict(zeros, name).items()}
+    state_dict = {key: fixed.weight(key, x.shape) for key, x in torch_names.to_state_dict(zeros, network).items()}
     labels = RECORDED[f"{name} labels"]
     images = fixed.images("gradcam", len(labels), 96).astype(np.float32)
 
@@ -36,7 +36,7 @@ def resnet_maps(name):
         return [call(variant=variant, stage=stage) for variant in gradcam.VARIANTS for stage in STAGES]
 
     maps = jax.jit(every, compiler_options={"xla_backend_optimization_level": 2})(
-        torch_names.to_variables(state_dict, name), images
+        torch_names.match(state_dict, shapes, network), images
     )
     return dict(zip([(v, s) for v in gradcam.VARIANTS for s in STAGES], maps, strict=True))
 

@@ -9,12 +9,37 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
-    {"types", "errors"},
-    {"losses", "models", "methods", "teachers", "augment", "gradcam", "metrics", "intervals"},
+    {"types", "errors", "registry"},
+    {"losses", "models", "methods", "augment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
-    {"config", "data", "checkpoint", "logging", "runs", "weights", "quiet_tensorflow", "experiment"},
-    {"training", "explaining", "reporting"},
-    {"main", "evaluate", "explain", "predict", "export", "report", "cli"},
+    {
+        "config",
+        "data",
+        "teachers",
+        "checkpoint",
+        "logging",
+        "runs",
+        "weights",
+        "networks",
+        "loaded",
+        "quiet_tensorflow",
+        "experiment",
+    },
+    {"training", "evaluation", "explaining", "reporting"},
+    {
+        "__main__",
+        "main",
+        "evaluate",
+        "explain",
+        "predict",
+        "export",
+        "report",
+        "compare",
+        "table",
+        "jobs",
+        "quickstart",
+        "cli",
+    },
 )
 HEAVY = {
     "orbax": {"checkpoint"},
@@ -23,7 +48,7 @@ HEAVY = {
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
 }
-PURE = {"absl", "flax", "jax", "ml_collections", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
+PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 
 

@@ -24,7 +24,7 @@ def test_what_does_not_affect_results_is_not_part_of_the_identity(overrides):
     assert runs.digest(identity(**overrides)) == runs.digest(identity())
 
 
-@pytest.mark.parametrize("overrides", [{"seed": 1}, {"optimizer.learning_rate": 0.2}, {"dataset.labelled": 20}])
+@pytest.mark.parametrize("overrides", [{"seed": 1}, {"optimizer.learning_rate": 0.2}, {"dataset.labeled": 20}])
 def test_what_affects_results_is_part_of_the_identity(overrides):
     assert runs.digest(identity(**overrides)) != runs.digest(identity())
 
@@ -36,7 +36,7 @@ def test_the_data_and_the_teacher_are_part_of_the_identity():
 
 def test_how_a_teacher_teaches_is_part_of_the_identity_and_where_it_lies_is_not():
     first = identity("a", {"seed": 1})
-    assert runs.digest(identity("a", {"seed": 1}, **{"teacher.batch_statistics": True})) != runs.digest(first)
+    assert runs.digest(identity("a", {"seed": 1}, **{"teacher.mode": "train"})) != runs.digest(first)
     assert runs.digest(identity("a", {"seed": 1}, **{"teacher.path": "/elsewhere"})) == runs.digest(first)
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_has_not_finished_is_named_as_one(tmp_path):
 
 
 def test_a_folder_of_another_config_is_refused_with_the_keys_that_differ(tmp_path):
-    saved = {"identity": identity(seed=3), "config": {}, "hash": "", "data": {}}
+    saved = {"format": 2, "identity": identity(seed=3), "config": {}, "hash": "", "data": {}}
     runs.write_json(str(tmp_path / "config.json"), saved)
     with pytest.raises(InputError, match="seed is 3 there, 0 here"):
         runs.check(str(tmp_path), identity())

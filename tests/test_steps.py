@@ -1,70 +1,166 @@
 """The training step: who moves, what is traced, what is random."""
 
+import contextlib
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kd_jax import steps
+from kd_jax.checkpoint import Checkpoints
+from kd_jax.types import RawBatch
 from tests import tiny
+from tests.methods.examples import EXAMPLES
+from tests.methods.numeric import log_softmax
+
+RESUMED = {name: options for name, options in EXAMPLES.items() if not name.startswith("original")}
+GAME = {"cross_entropy": {}, "fitnet": {"stage": 1}, "adversarial": {"hidden": [8], "turns": [3, 4]}}
 
 
-def test_the_waiting_discriminator_keeps_parameters_and_moments_and_the_waiting_student_its_statistics_too():
-    run = tiny.Run(tiny.parts({"cross_entropy": {}, "adversarial": {"hidden": [8], "turns": [3, 4]}}))
-    for step in range(14):
-        before = run.state
-        after = run.step()
-        discriminator_moves = step % 7 < 3
-        waits, moves = ("student", "method") if discriminator_moves else ("method", "student")
-        assert tiny.identical(before.params[waits], after.params[waits])
-        assert tiny.identical(before.optimizer_state[waits], after.optimizer_state[waits])
-        assert tiny.identical(before.stats[waits], after.stats[waits])
+@pytest.fixture(scope="module")
+def game():
+    """The states before and after each of fourteen steps, in which a discriminator takes turns with the student."""
+    run = tiny.Run(GAME)
+    states = [run.state]
+    states += [run.step() for _ in range(14)]
+    return list(itertools.pairwise(states))
+
+
+def groups(state, name):
+    return state.params[name], state.optimizer_state[name], state.stats[name]
+
+
+def test_who_waits_keeps_parameters_moments_and_statistics(game):
+    for step, (before, after) in enumerate(game):
+        waits = "student" if step % 7 < 3 else "adversarial"
+        assert tiny.identical(groups(before, waits), groups(after, waits))
+
+
+def test_who_does_not_wait_moves(game):
+    for step, (before, after) in enumerate(game):
+        moves = "adversarial" if step % 7 < 3 else "student"
         assert not tiny.identical(before.params[moves], after.params[moves])
         assert not tiny.identical(before.optimizer_state[moves], after.optimizer_state[moves])
 
 
-def test_the_learning_rate_follows_its_schedule_through_30_discriminator_and_170_student_steps():
-    terms = {"cross_entropy": {}, "adversarial": {"hidden": [2], "turns": [30, 170]}}
-    run = tiny.Run(tiny.parts(terms, length=400))
+def test_a_waiting_discriminator_leaves_another_terms_adapter_moving(game):
+    for before, after in game:
+        assert not tiny.identical(before.params["fitnet"], after.params["fitnet"])
+        assert not tiny.identical(before.stats["fitnet"], after.stats["fitnet"])
+
+
+def test_outside_of_its_epochs_a_terms_adapter_waits():
+    run = tiny.Run({"cross_entropy": {}, "fitnet": {"stage": 1, "epochs": [1, 2]}})
+    moved = []
+    for _ in range(9):  # three steps are an epoch
+        before = run.state
+        moved.append(not tiny.identical(before.params["fitnet"], run.step().params["fitnet"]))
+    assert moved == [False] * 3 + [True] * 3 + [False] * 3
+
+
+def test_a_schedule_multiplies_the_weight_of_its_term():
+    run = tiny.Run({"cross_entropy": {"warmup_epochs": 2}})
+    plain = tiny.Run(tiny.METHODS["cross_entropy"])
+    run.step(), plain.step()
+    np.testing.assert_allclose(run.scalars["loss/cross_entropy"], plain.scalars["loss/cross_entropy"] / 2, rtol=1e-5)
+
+
+def test_a_weight_reaches_the_parts_of_its_term_that_have_none():
+    weights, table = {"a": 2.0, "a/own": 3.0}, []
+    for name in ("a", "a/part", "a/own", "b"):
+        table.append(steps._of_term(weights, name, 1.0))
+    assert table == [2.0, 2.0, 3.0, 1.0]
+
+
+def test_a_terms_optimizer_is_its_own_and_otherwise_the_students():
+    made = tiny.create({"cross_entropy": {}, "fitnet": {}, "adversarial": {"optimizer": {"learning_rate": 0.5}}})
+    rates = made.components.optimizer.learning_rates
+    assert (rates["student"], rates["fitnet"], rates["adversarial"]) == (0.05, 0.05, 0.5)
+
+
+def test_the_learning_rate_follows_its_schedule_whoever_moves():
+    terms = {"cross_entropy": {}, "adversarial": {"hidden": [2], "turns": [6, 14]}}
+    run = tiny.Run(terms, **{"train.steps": 40})
     rates, moved = [], []
-    for _ in range(400):
+    for _ in range(40):
         before = run.state.params["student"]["fc"]["bias"]
-        run.step(batch_size=4) if run.state.step < 100 else _step_at(run, 4)
+        run.step()
         rates.append(float(run.scalars["learning_rate"]))
         moved.append(not np.array_equal(before, run.state.params["student"]["fc"]["bias"]))
-    expected = 0.05 * 0.5 * (1 + np.cos(np.pi * np.arange(400) / 400))
+    expected = 0.05 * 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
     np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-7)
-    assert moved == [step % 200 >= 30 for step in range(400)]
+    assert moved == [step % 20 >= 6 for step in range(40)]
 
 
-def _step_at(run, batch_size):
-    order = run.order(int(run.state.step) % 100, batch_size=batch_size)
-    run.state, run.scalars = run.compiled(run.state, run.teacher, run.data, order, run.hyper)
+def init_cost(terms):
+    """The compiled initialization of a method."""
+    made = tiny.create(terms)
+    feed = made.feed()
+    method = functools.partial(_init_method, components=made.components, options=made.options)
+    return jax.jit(method).lower(made.teacher.load()[0], feed.example, feed.labels).compile()
+
+
+def _init_method(teacher_variables, raw, labels, *, components, options):
+    images = components.augment(jax.random.key(0), raw)[0].images
+    variables = components.student.init(jax.random.key(0), images)
+    context, _ = steps.forward(
+        variables,
+        teacher_variables,
+        raw,
+        rng=jax.random.key(0),
+        step=jnp.int32(0),
+        train=False,
+        train_labels=labels,
+        components=components,
+        options=options,
+    )
+    return components.method.init(jax.random.key(1), context)
+
+
+@pytest.mark.parametrize("name", ["kd", "simkd"])
+def test_initialization_computes_no_forward_pass_that_its_method_does_not_read(name):
+    compiled = init_cost({name: {}})
+    assert " convolution(" not in compiled.as_text()
+    step = tiny.Run(tiny.METHODS["kd"]).lower().compile().cost_analysis()["flops"]
+    assert compiled.cost_analysis().get("flops", 0) < 0.05 * step  # to draw an adapter's parameters takes some
+
+
+def test_initialization_sees_the_teachers_real_head():
+    run = tiny.Run({"simkd": {}})
+    head = run.state.stats["simkd"]["head"]
+    assert np.array_equal(head["kernel"], run.teacher["params"]["fc"]["kernel"])
+
+
+def test_a_method_compares_as_many_views_as_there_are():
+    run = tiny.Run({"mlkd": {"views": [0, 1]}}, **{"dataset.extra_views": ["crop_flip"]})
+    run.step()
+    crops = [batch.crop for batch in run.experiment.components.augment(jax.random.key(0), run.feed.example)]
+    assert len(crops) == 2
+    assert not np.array_equal(*crops)
 
 
 def test_many_steps_in_one_call_equal_one_step_per_call():
     with jax.enable_x64(True):
-        made = tiny.parts(tiny.METHODS["kd"], dtype=jnp.float64)
-        single, many = (tiny.Run(made, dtype=jnp.float64) for _ in range(2))
-        single.step(4)
-        state, scalars = many.compiled(many.state, many.teacher, many.data, many.order(0, 4), many.hyper)
-        assert tiny.largest_difference(single.state.params, state.params) < 1e-10
-        assert scalars["loss"].shape == ()
+        single, many = (tiny.Run(tiny.METHODS["kd"], precision="float64") for _ in range(2))
+        single.step(4), many.call(many.rows(0, 4))
+        assert tiny.largest_difference(single.state.params, many.state.params) < 1e-10
+        assert many.scalars["loss"].shape == ()
 
 
-def test_accumulation_averages_the_gradients_of_its_parts():
-    # Without batch norm in the trunk's training mode the parts are independent, so the gradient is the batch's.
+def test_accumulation_averages_the_gradients_of_its_micro_batches():
+    # Without batch norm in the backbone's training mode they are independent, so the gradient is the batch's.
     with jax.enable_x64(True):
-        options = {"dtype": jnp.float64, "kind": "none", "freeze": "encoder"}
-        whole, parted = (
-            tiny.Run(tiny.parts(tiny.METHODS["kd"], accumulate=n, **options), dtype=jnp.float64) for n in (1, 4)
-        )
+        options = {"precision": "float64", "dataset.augment": "none", "model.freeze": "backbone_and_norms"}
+        whole, parted = (tiny.Run(tiny.METHODS["kd"], **options, **{"train.accumulate": n}) for n in (1, 4))
         whole.step(3), parted.step(3)
         assert tiny.largest_difference(whole.state.params, parted.state.params) < 1e-12
 
 
 def test_moving_average_follows_its_recursion():
-    run = tiny.Run(tiny.parts(tiny.METHODS["cross_entropy"], ema=0.75))
+    run = tiny.Run(tiny.METHODS["cross_entropy"], **{"train.ema": 0.75})
     expected = np.asarray(run.state.params["student"]["fc"]["kernel"], np.float64)
     for _ in range(4):
         run.step()
@@ -73,18 +169,16 @@ def test_moving_average_follows_its_recursion():
 
 
 def test_another_weight_or_learning_rate_does_not_recompile():
-    run = tiny.Run(tiny.parts(tiny.METHODS["kd"]))
+    run = tiny.Run(tiny.METHODS["kd"])
     run.step()
-    run.hyper = jax.device_put(
-        run.hyper.replace(learning_rate=jnp.float32(0.2), weights={k: 2 * v for k, v in run.hyper.weights.items()}),
-        run.hyper.learning_rate.sharding,
-    )
+    compiled = run.compiled._cache_size()
+    run.hyper = jax.device_put(jax.tree.map(lambda x: 2 * x, run.hyper), run.hyper.learning_rate["student"].sharding)
     run.step()
-    assert run.compiled._cache_size() == 1
+    assert run.compiled._cache_size() == compiled
 
 
 def test_the_loss_is_the_sum_of_its_weighted_terms():
-    run = tiny.Run(tiny.parts(tiny.METHODS["adversarial"]))
+    run = tiny.Run(tiny.METHODS["adversarial"])
     run.step()
     terms = [float(value) for name, value in run.scalars.items() if name.startswith("loss/")]
     assert len(terms) == 3
@@ -92,89 +186,95 @@ def test_the_loss_is_the_sum_of_its_weighted_terms():
 
 
 def test_a_term_that_runs_the_networks_itself_moves_the_student():
-    run = tiny.Run(tiny.parts({"gradcam_alignment": {"stage": -2}}))
+    run = tiny.Run({"gradcam_alignment": {"stage": -2}})
     run.step()
     assert run.scalars["gradient_norm"] > 1e-3
 
 
 def test_images_without_a_label_do_not_change_the_cross_entropy():
-    made = tiny.parts(tiny.METHODS["cross_entropy"])
-    batch = made.augment(jax.random.key(0), tiny.data(8).images[:16], tiny.data(8).labels[:16], jnp.arange(16))
-    outputs, _ = made.student.apply(made.student.init(jax.random.key(0), batch.images), batch.images, train=False)
-    terms, _ = made.method.apply(
-        made.method.init(jax.random.key(0), outputs, None),
-        outputs,
-        None,
-        batch,
-        step=0,
-        rng=jax.random.key(0),
-        train=True,
-        networks=None,
+    run = tiny.Run(tiny.METHODS["cross_entropy"], **{"dataset.augment": "none"})
+    labels = np.where(np.arange(16) < 8, run.feed.example.labels[:16], -1)
+    raw = RawBatch(run.feed.example.images[:16], labels, np.arange(16))
+    common = {"components": run.experiment.components, "options": run.experiment.options}
+    context, _ = steps.forward(
+        run.student, run.teacher, raw, rng=jax.random.key(0), step=0, train=True, train_labels=None, **common
     )
-    logits = np.asarray(outputs.logits, np.float64)[:8]
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    expected = -log_p[np.arange(8), tiny.data().labels[:8]].mean()
-    np.testing.assert_allclose(float(terms["cross_entropy"]), expected, rtol=1e-5)
+    loss, _ = steps.losses(
+        steps.method_variables(run.state.params, run.state.stats), context, run.hyper, common["components"].method
+    )
+    log_p = log_softmax(np.asarray(context.student.logits, np.float64)[:8])
+    np.testing.assert_allclose(float(loss), -log_p[np.arange(8), labels[:8]].mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("freeze", ["convolutions", "encoder"])
+@pytest.mark.parametrize("freeze", ["backbone", "backbone_and_norms"])
 def test_frozen_parameters_stay_and_no_optimizer_state_is_kept_for_them(freeze):
-    run = tiny.Run(tiny.parts(tiny.METHODS["kd"], freeze=freeze))
+    run = tiny.Run(tiny.METHODS["kd"], **{"model.freeze": freeze})
     before = run.state.params["student"]
     after = run.step(2).params["student"]
     assert np.array_equal(before["layer1_0"]["conv1"]["kernel"], after["layer1_0"]["conv1"]["kernel"])
     assert not np.array_equal(before["fc"]["kernel"], after["fc"]["kernel"])
     norm_moves = not np.array_equal(before["layer1_0"]["bn1"]["scale"], after["layer1_0"]["bn1"]["scale"])
-    assert norm_moves == (freeze == "convolutions")
+    assert norm_moves == (freeze == "backbone")
     traced = [x for x in jax.tree.leaves(run.state.optimizer_state["student"]) if x.shape == (3, 3, 2, 2)]
     assert traced == []
 
 
-def test_frozen_encoder_keeps_its_batch_statistics():
-    run = tiny.Run(tiny.parts(tiny.METHODS["kd"], freeze="encoder"))
+def test_a_frozen_backbone_keeps_its_batch_statistics():
+    run = tiny.Run(tiny.METHODS["kd"], **{"model.freeze": "backbone_and_norms"})
     before = run.state.stats["student"]
     assert tiny.identical(before, run.step(2).stats["student"])
 
 
-def test_frozen_convolutions_cost_no_weight_gradients():
+def test_a_frozen_backbone_costs_no_weight_gradients():
     def flops(freeze):
-        run = tiny.Run(tiny.parts(tiny.METHODS["cross_entropy"], freeze=freeze))
-        lowered = run.compiled.lower(run.state, run.teacher, run.data, run.order(0), run.hyper)
-        return lowered.compile().cost_analysis()["flops"]
+        run = tiny.Run(tiny.METHODS["cross_entropy"], **{"model.freeze": freeze})
+        return run.lower().compile().cost_analysis()["flops"]
 
-    assert flops("encoder") < 0.6 * flops("none")
+    assert flops("backbone_and_norms") < 0.6 * flops("none")
 
 
 def test_mlp_head_trains_with_dropout_that_differs_between_steps():
-    run = tiny.Run(tiny.parts(tiny.METHODS["cross_entropy"], model={"head": "mlp"}, kind="none"))
-    run.hyper = run.hyper.replace(learning_rate=0 * run.hyper.learning_rate)
-    order = run.order(0)
-    losses = []
+    run = tiny.Run(tiny.METHODS["cross_entropy"], **{"model.head": "mlp", "dataset.augment": "none"})
+    run.hyper = run.hyper.replace(learning_rate=jax.tree.map(lambda x: 0 * x, run.hyper.learning_rate))
+    rows, losses = run.rows(0), []
     for _ in range(2):
-        run.state, scalars = run.compiled(run.state, run.teacher, run.data, order, run.hyper)
-        losses.append(float(scalars["loss"]))
+        run.call(rows)
+        losses.append(float(run.scalars["loss"]))
     assert losses[0] != losses[1]
 
 
 def test_the_seed_decides_the_initial_parameters():
-    made = tiny.parts(tiny.METHODS["kd"])
-    first, again, other = (tiny.Run(made, seed=s).state.params for s in (0, 0, 1))
+    first, again, other = (tiny.Run(tiny.METHODS["kd"], seed=s).state.params for s in (0, 0, 1))
     assert tiny.identical(first, again)
     assert not tiny.identical(first, other)
 
 
 def test_evaluation_ignores_what_the_mask_leaves_out():
-    made = tiny.parts(tiny.METHODS["kd"])
-    run = tiny.Run(made)
-    variables = {"params": run.state.params["student"], "batch_stats": run.state.stats["student"]}
-    method_variables = steps.MethodVariables(run.state.params["method"], run.state.stats["method"])
-    step = jax.jit(
-        lambda index, mask: steps.eval_step(variables, method_variables, run.teacher, run.data, index, mask, parts=made)
-    )
-    index = jnp.arange(16)
-    kept = step(index.at[8:].set(0), index < 8)
+    run = tiny.Run(tiny.METHODS["kd"])
+    method = steps.method_variables(run.state.params, run.state.stats)
+    evaluate = run.experiment.jit(steps.eval_step)
+
+    def step(ids, mask):
+        return evaluate(run.student, method, run.teacher, run.feed.constants, ids, mask)
+
+    ids = jnp.arange(16)
+    kept = step(ids.at[8:].set(0), ids < 8)
     assert kept["images"] == 8
-    whole = step(index, index < 16)
-    rest = step(jnp.roll(index, -8).at[8:].set(0), index < 8)
+    whole = step(ids, ids < 16)
+    rest = step(jnp.roll(ids, -8).at[8:].set(0), ids < 8)
     for name in whole:
         np.testing.assert_allclose(kept[name] + rest[name], whole[name], rtol=1e-5)
+
+
+def test_a_state_that_was_saved_goes_on_bit_for_bit(tmp_path):
+    # All methods in one program: their adapters, banks and moments.
+    run = tiny.Run(RESUMED, **{"dataset.extra_views": ["crop_flip"]})
+    run.step(2)
+    with contextlib.closing(Checkpoints(str(tmp_path))) as checkpoints:
+        checkpoints.save(run.state, 2, None)
+        like, whole = run.state, run.step(3)
+        checkpoints.wait()
+        run.state = checkpoints.load(2, like)
+    run.step(3)
+    for group in whole.params:
+        assert tiny.identical(groups(run.state, group), groups(whole, group)), group

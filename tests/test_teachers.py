@@ -1,4 +1,4 @@
-"""Teachers: functions of (variables, batch, rng)."""
+"""Teachers: functions of (variables, batch, rng, train), whatever their kind."""
 
 import jax
 import jax.numpy as jnp
@@ -6,47 +6,95 @@ import numpy as np
 import pytest
 
 from kd_jax import models, teachers
+from kd_jax.errors import InputError
+from kd_jax.teachers.network import network_teacher
+from kd_jax.types import Outputs, Teacher
+from tests import tiny
 from tests.methods.numeric import batch
 
 
 @pytest.fixture(scope="module")
-def live():
-    """A teacher with dropout and batch norm, its variables, and a batch of images."""
+def network():
+    """A network with dropout and batch norm, its variables, and a batch of images."""
     network = models.create("resnet8", 5, width=1 / 8, head="mlp")
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
-    return (
-        teachers.live(network),
-        jax.jit(network.init)(jax.random.key(0), images),
-        batch([0] * 4)._replace(images=images),
-    )
+    return network, jax.jit(network.init)(jax.random.key(0), images), batch([0] * 4)._replace(images=images)
 
 
-def test_a_live_teacher_is_in_inference_mode(live):
-    teacher, variables, images = live
-    first, second = (jax.jit(teacher)(variables, images, jax.random.key(seed)).logits for seed in (0, 1))
+def says(network, variables, images, *, mode, train=True, seed=0):
+    teacher = jax.jit(network_teacher(network, mode), static_argnames="train")
+    return teacher(variables, images, jax.random.key(seed), train=train)
+
+
+def test_a_teacher_in_eval_mode_is_in_inference_mode(network):
+    first, second = (says(*network, mode="eval", seed=seed).logits for seed in (0, 1))
     np.testing.assert_array_equal(first, second)
-    alone = jax.jit(teacher)(variables, images._replace(images=images.images[:1]), jax.random.key(0)).logits
+    alone = says(*network[:2], network[2]._replace(images=network[2].images[:1]), mode="eval").logits
     np.testing.assert_allclose(alone, first[:1], atol=1e-5)
 
 
-def test_a_live_teacher_gets_no_gradient(live):
-    teacher, variables, images = live
-    gradient = jax.jit(jax.grad(lambda v: teacher(v, images, jax.random.key(0)).logits.sum()))(variables)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+def test_a_teacher_gets_no_gradient(network):
+    _, variables, images = network
+    teacher = network_teacher(network[0])
+    loss = jax.jit(jax.grad(lambda v: teacher(v, images, jax.random.key(0), train=True).logits.sum()))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(loss(variables)))
 
 
-def test_a_teacher_of_batch_statistics_normalises_by_the_batch_and_drops_out(live):
-    _, variables, images = live
-    teacher = jax.jit(teachers.batch_statistics(models.create("resnet8", 5, width=1 / 8, head="mlp")))
-    first, again, other = (teacher(variables, images, jax.random.key(seed)) for seed in (0, 0, 1))
+def test_a_teacher_in_train_mode_normalizes_by_the_batch_and_drops_out(network):
+    first, again, other = (says(*network, mode="train", seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.logits, again.logits)
     assert not np.allclose(first.logits, other.logits)  # dropout
     np.testing.assert_array_equal(first.pooled, other.pooled)  # before it
-    alone = teacher(variables, images._replace(images=images.images[:2]), jax.random.key(0))
-    assert not np.allclose(alone.pooled, first.pooled[:2])
+    fewer = network[2]._replace(images=network[2].images[:2])
+    assert not np.allclose(says(*network[:2], fewer, mode="train").pooled, first.pooled[:2])
 
 
-def test_in_evaluation_a_teacher_of_batch_statistics_is_in_inference_mode(live):
-    teacher, variables, images = live
-    other = teachers.batch_statistics(models.create("resnet8", 5, width=1 / 8, head="mlp"))
-    np.testing.assert_array_equal(other(variables, images, None).logits, teacher(variables, images, None).logits)
+def test_in_evaluation_a_teacher_in_train_mode_is_in_inference_mode(network):
+    own = says(*network, mode="train", train=False)
+    np.testing.assert_array_equal(own.logits, says(*network, mode="eval").logits)
+
+
+def test_an_unknown_mode_or_kind_is_refused_with_the_choices():
+    with pytest.raises(InputError, match=r"teacher.mode is 'eva'; expected one of: eval, train; did you mean 'eval'"):
+        tiny.create(tiny.METHODS["kd"], **{"teacher.mode": "eva"})
+    with pytest.raises(InputError, match=r"teacher.kind is 'wieghts'; expected one of: .*; did you mean 'weights'"):
+        tiny.create(tiny.METHODS["kd"], **{"teacher.kind": "wieghts"})
+
+
+def _labels_only(setting) -> Teacher:
+    """A teacher that is no network and reports logits alone: sure of an image's label."""
+
+    def apply(variables, batch, rng, train):
+        return Outputs(variables["scale"] * jax.nn.one_hot(batch.labels, tiny.CLASSES))
+
+    scale = {"scale": jnp.float32(5.0)}
+    return Teacher(apply, lambda: (scale, None), scale, "labels", "nowhere")
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A kind of teacher from outside of the package."""
+    monkeypatch.setattr(teachers, "KINDS", dict(teachers.KINDS))
+    teachers.register("labels", _labels_only, lambda section: {"labels": 5.0})
+    return {"teacher.kind": "labels"}
+
+
+def test_a_teacher_that_reports_logits_alone_teaches_by_them(registered):
+    run = tiny.Run({"kd": {}}, **registered, **{"dataset.augment": "none"})
+    losses = []
+    for _ in range(20):
+        run.call(run.rows(0))
+        losses.append(float(run.scalars["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_what_such_a_teacher_lacks_is_named_before_anything_is_trained(registered):
+    for method, missing in (("rkd_distance", "embedding"), ("fitnet", "features"), ("simkd", "features")):
+        run = tiny.create({method: {}}, **registered)
+        with pytest.raises(InputError, match=f"method.{method}: the teacher reports logits and no {missing}"):
+            tiny.trace(run)
+
+
+def test_a_method_that_runs_the_teacher_says_that_it_is_no_network(registered):
+    with pytest.raises(InputError, match=r"method.gradcam_alignment: it runs the teacher itself; expected a teacher"):
+        tiny.trace(tiny.create({"gradcam_alignment": {}}, **registered))

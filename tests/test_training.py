@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax import augment, experiment, runs, training
+from kd_jax import augment, evaluation, experiment, runs, training
+from kd_jax.config.checks import plain
 from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.logging import metrics_file
 from tests import tiny
@@ -20,7 +21,7 @@ from tests import tiny
 
 def train(config, folder, name="run"):
     """The state at the end, and result.json."""
-    state = training.train_and_evaluate(config, str(folder / name), runs_folder=str(folder))
+    state = training.train(config, folder / name, runs_folder=folder).state
     return state, runs.read_json(str(folder / name), "result.json")
 
 
@@ -62,9 +63,9 @@ def test_accuracy_and_agreement_are_those_of_the_saved_networks(taught):
     data = experiment.create(tiny.taught(), runs_folder=str(folder)).dataset
     images = augment.prepare(data.test.images, size=8, mean=data.mean, std=data.std)
     for run in (folder / "run", next((folder / "teachers").iterdir())):
-        network, variables, class_names = kd_jax.load(str(run))
-        assert class_names == tuple("0123456789")
-        logits = jax.jit(lambda v, n=network: n.apply(v, images, train=False)[0].logits)(variables)
+        finished = kd_jax.load(run)
+        assert finished.class_names == tuple("0123456789")
+        logits = jax.jit(lambda v, n=finished.network: n.apply(v, images, train=False)[0].logits)(finished.variables)
         predicted.append(np.asarray(logits).argmax(-1))
     assert result["test"]["accuracy"] == pytest.approx((predicted[0] == data.test.labels).mean(), abs=1e-6)
     assert result["test"]["agreement"] == pytest.approx((predicted[0] == predicted[1]).mean(), abs=1e-6)
@@ -87,18 +88,18 @@ def test_the_loss_falls(taught):
 def test_config_json_is_enough_to_repeat_the_run(taught):
     folder, _, result = taught
     saved = runs.read_json(str(folder / "run"), "config.json")
-    assert saved["config"] == experiment.plain(tiny.taught())
+    assert saved["config"] == plain(tiny.taught())
     assert experiment.create(saved["config"], runs_folder=str(folder)).digest == result["config_hash"] == saved["hash"]
 
 
 def test_evaluating_a_finished_run_gives_its_result_again(taught):
     folder, _, result = taught
-    assert training.evaluate_run(str(folder / "run"), runs_folder=str(folder)) == result["test"]
+    assert evaluation.evaluate_run(str(folder / "run"), runs_folder=str(folder)) == result["test"]
 
 
 def test_without_the_teachers_run_evaluation_leaves_out_the_comparison(taught, tmp_path):
     folder, _, result = taught
-    measured = training.evaluate_run(str(folder / "run"), runs_folder=str(tmp_path))
+    measured = evaluation.evaluate_run(str(folder / "run"), runs_folder=str(tmp_path))
     assert (measured["accuracy"], measured["agreement"]) == (result["test"]["accuracy"], None)
 
 
@@ -127,21 +128,21 @@ def test_the_teachers_accuracy_is_printed_before_the_student_trains_and_the_teac
 def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, capsys):
     folder, _, _ = taught
     made = experiment.create(tiny.taught(seed=2), runs_folder=str(tmp_path))
-    held = runs.locked(made.teacher.folder, wait=False)
+    held = runs.locked(made.teacher.source, wait=False)
     held.__enter__()
 
     def finish():
         while not (tmp_path / "run" / ".lock").exists():  # taken just before the teacher's
             time.sleep(0.01)
         time.sleep(0.5)
-        _copy(folder, made.teacher.folder)
+        _copy(folder, made.teacher.source)
         held.__exit__(None, None, None)
 
     threading.Thread(target=finish).start()
     training.run(made, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert "waiting for another process" in said
-    assert "training resnet8 from step 0 to 12: " + made.teacher.folder not in said
+    assert "training resnet8 from step 0 to 12: " + made.teacher.source not in said
 
 
 def _copy(folder, to):
@@ -187,7 +188,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, m
     folder, state, result = taught
     _copy(folder, tmp_path / "teachers" / next((folder / "teachers").iterdir()).name)
 
-    class Stopping(training._Window):
+    class Stopping(training.Window):
         steps = 0
 
         def add(self, count, scalars):
@@ -196,7 +197,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, m
             if self.steps == at:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training, "_Window", Stopping)
+    monkeypatch.setattr(training, "Window", Stopping)
     with pytest.raises(Preempted, match=f"stopped at step {at} of 12"):
         train(tiny.taught(), tmp_path)
     monkeypatch.undo()
@@ -209,10 +210,10 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, m
 
 def test_calls_do_not_depend_on_where_a_run_restarted():
     made = experiment.create(tiny.config(**{"train.steps_per_call": 3, "train.steps": 10}))
-    whole = [(end, np.asarray(index)) for index, end in training._calls(made, 0)]
+    whole = [(end, np.asarray(index)) for index, end in made.feed().calls(0)]
     assert [end for end, _ in whole] == [3, 4, 7, 8, 10]
     for restart in (3, 4, 7):
-        rest = [(end, np.asarray(index)) for index, end in training._calls(made, restart)]
+        rest = [(end, np.asarray(index)) for index, end in made.feed().calls(restart)]
         assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[-len(rest) :], rest, strict=True))
 
 
@@ -220,7 +221,7 @@ def test_an_epoch_visits_every_image_once():
     made = experiment.create(tiny.config())
     for epoch in range(3):
         visited = np.concatenate(
-            [np.asarray(index).ravel() for index, end in training._calls(made, 4 * epoch) if end <= 4 * epoch + 4]
+            [np.asarray(index).ravel() for index, end in made.feed().calls(4 * epoch) if end <= 4 * epoch + 4]
         )
         np.testing.assert_array_equal(np.sort(visited), np.arange(64))
 
@@ -243,10 +244,10 @@ def test_the_same_run_again_returns_the_state_that_was_tested(tmp_path):
 
 def test_the_average_of_the_student_is_what_is_evaluated_and_loaded(tmp_path):
     state, result = train(tiny.config(**{"train.ema": 0.5}), tmp_path)
-    _, variables, _ = kd_jax.load(str(tmp_path / "run"))
+    variables = kd_jax.load(tmp_path / "run").variables
     assert tiny.identical(variables, state.ema)
     assert not tiny.identical(variables["params"], state.params["student"])
-    assert training.evaluate_run(str(tmp_path / "run"))["nll"] == result["test"]["nll"]
+    assert evaluation.evaluate_run(str(tmp_path / "run"))["nll"] == result["test"]["nll"]
 
 
 def test_training_ends_at_the_number_of_steps_that_was_asked_for(tmp_path):
@@ -293,5 +294,5 @@ def test_a_run_can_be_evaluated_when_its_teacher_is_gone(taught, tmp_path, kind)
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     saved["config"]["teacher"] |= {"kind": kind, "path": str(tmp_path / "gone")}
     runs.write_json(str(tmp_path / "run" / "config.json"), saved)
-    measured = training.evaluate_run(str(tmp_path / "run"), runs_folder=str(tmp_path))
+    measured = evaluation.evaluate_run(str(tmp_path / "run"), runs_folder=str(tmp_path))
     assert measured == result["test"] | {"agreement": None, "fidelity_kl": None}

@@ -1,19 +1,21 @@
-"""The smallest networks and data that show a point, shared by the tests of the step."""
+"""The smallest runs that show a point, shared by the tests of the step and of the loop."""
 
 import functools
+import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, methods, models, optim, sharding, steps, teachers
+from kd_jax import experiment, networks, steps, teachers
 from kd_jax.config import base
-from kd_jax.types import Hyper
+from kd_jax.data import memory
+from kd_jax.teachers.network import network_teacher
+from kd_jax.types import Teacher
 
 CLASSES = 4
 IMAGES = 48
-PIXELS = {"size": 8, "mean": np.array([0.5]), "std": np.array([0.25])}
-OPTIMIZER = base.get_config().optimizer.to_dict() | {"learning_rate": 0.05, "warmup_epochs": 0.0}
 CHANGES = {
     "name": "tiny",
     "dataset.image_size": 8,
@@ -26,12 +28,7 @@ CHANGES = {
 METHODS = {
     "cross_entropy": {"cross_entropy": {}},
     "kd": {"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9}},
-    "rkd_distance": {"cross_entropy": {}, "rkd_distance": {"weight": 25.0}},
-    "rkd_angle": {"cross_entropy": {}, "rkd_angle": {"weight": 50.0}},
     "adversarial": {"cross_entropy": {}, "adversarial": {"weight": 0.3, "hidden": [8]}},
-    "wasserstein": {"cross_entropy": {}, "adversarial": {"objective": "wasserstein", "weight": 0.3, "hidden": [8]}},
-    "gradcam_alignment": {"cross_entropy": {}, "gradcam_alignment": {"stage": -2}},
-    "turns": {"cross_entropy": {}, "adversarial": {"weight": 0.3, "hidden": [8], "turns": [3, 4]}},
 }
 
 
@@ -52,81 +49,109 @@ def taught(**overrides) -> dict:
     return whole
 
 
-def data(labelled: int = IMAGES) -> steps.Images:
-    """Random images [48, 8, 8, 1] of four classes, of which the first `labelled` have a label."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(IMAGES, dtype=np.int32) % CLASSES
-    labels[labelled:] = -1
-    return steps.Images(rng.integers(0, 256, (IMAGES, 8, 8, 1), dtype=np.uint8), labels)
-
-
-def parts(
-    terms: dict,
-    *,
-    devices: int = 1,
-    dtype=jnp.float32,
-    kind: str = "crop",
-    mixup: float = 0.0,
-    label_smoothing: float = 0.0,
-    model: dict | None = None,
-    optimizer: dict | None = None,
-    length: int = 100,
-    freeze: str = "none",
-    clip: float = 0.0,
-    **others,
-) -> steps.Parts:
-    """A ResNet-8 with two channels taught by one with four."""
-    options = OPTIMIZER | (optimizer or {})
-    mesh = sharding.mesh(jax.devices()[:devices])
-    create = functools.partial(models.create, "resnet8", CLASSES, dtype=dtype)
-    return steps.Parts(
-        student=create(width=1 / 8, frozen_trunk=freeze == "encoder", **(model or {})),
-        teacher=teachers.live(create(width=1 / 4)),
-        method=methods.create(terms),
-        optimizer=optim.create(options, options["method"], steps=length, steps_per_epoch=3, freeze=freeze, clip=clip),
-        augment=augment.create(
-            num_classes=CLASSES, kind=kind, mixup=mixup, label_smoothing=label_smoothing, dtype=dtype, **PIXELS
-        ),
-        prepare=functools.partial(augment.prepare, dtype=dtype, **PIXELS),
-        batch_sharding=sharding.split(mesh),
-        teacher_network=create(width=1 / 4),
-        **others,
+def _random_teacher(setting) -> Teacher:
+    """A kind of teacher that nobody trained: a network of four channels with random weights."""
+    config = {**setting.config, "model": {"name": "resnet8", "width": 1 / 4, "freeze": "none", "pretrained": ""}}
+    network = networks.create(config, len(setting.dataset.class_names))
+    images = jnp.zeros((2, 8, 8, 1), networks.PRECISIONS[config["precision"]])
+    return Teacher(
+        apply=network_teacher(network, setting.config["teacher"]["mode"]),
+        load=lambda: (jax.jit(network.init)(jax.random.key(7), images), None),
+        shapes=jax.eval_shape(network.init, jax.random.key(7), images),
+        name="random",
+        source="nowhere",
+        network=network,
     )
 
 
-def hyper(made: steps.Parts, learning_rate: float = 0.05) -> Hyper:
-    weights = {term: jnp.float32(weight) for term, weight in made.method.weights.items()}
-    return Hyper(jnp.float32(learning_rate), jnp.float32(5e-4), jnp.float32(1e-3), weights)
+teachers.register("random", _random_teacher, lambda section: {"random": 7})
+
+
+def source(seed: int = 0):
+    """Random images [48, 8, 8, 1] of four classes to train on, and eight to test on."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (IMAGES + 8, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(IMAGES + 8, dtype=np.int32) % CLASSES
+    return memory.from_arrays((images[:IMAGES], labels[:IMAGES]), (images[IMAGES:], labels[IMAGES:]))
+
+
+SMALL = {
+    "dataset.train_images": 0,
+    "dataset.holdout": 0.0,
+    "optimizer.learning_rate": 0.05,
+    "optimizer.warmup_epochs": 0.0,
+    "train.steps": 100,
+    "teacher.kind": "random",
+}
+
+
+def create(terms: dict, *, devices: int = 1, **overrides) -> experiment.Experiment:
+    """A ResNet-8 with two channels taught by one with four, on 48 random images."""
+    whole = config(**SMALL | overrides) | {"method": terms}
+    # Traced once more where it is compiled.
+    with mock.patch("kd_jax.experiment.trace"):
+        return experiment.create(whole, source=source(), devices=jax.devices()[:devices])
+
+
+def trace(made: experiment.Experiment) -> None:
+    """Traces the step, as `experiment.create` does where it is not told otherwise."""
+    experiment.trace(made.components, made.options, made.hyper, made.dataset.train, 16)
+
+
+@functools.cache
+def _compiled(key: str, x64: bool):
+    """The experiment of `create`'s arguments, with its compiled functions."""
+    terms, devices, overrides = json.loads(key)
+    made = create(terms, devices=devices, **overrides)
+    feed = made.feed()
+    return (
+        made,
+        feed,
+        made.jit(steps.init_state, fast_compile=True),
+        made.jit(functools.partial(steps.train_steps, fetch=feed.fetch)),
+        made.place(made.teacher.load()[0]),
+    )
 
 
 class Run:
-    """A compiled run of a few steps, on the devices of its parts."""
+    """A compiled run of a few steps. Runs of the same arguments share their programs."""
 
-    def __init__(self, made: steps.Parts, *, dtype=jnp.float32, labelled: int = IMAGES, seed: int = 0):
-        everywhere = sharding.replicated(made.batch_sharding.mesh)
-        place = functools.partial(jax.device_put, device=everywhere)
-        teacher = models.create("resnet8", CLASSES, width=1 / 4, dtype=dtype)
-        self.data = place(data(labelled))
-        self.teacher = place(jax.jit(teacher.init)(jax.random.key(7), jnp.zeros((2, 8, 8, 1), dtype)))
-        self.hyper = place(hyper(made))
-        init = jax.jit(functools.partial(steps.init_state, parts=made), out_shardings=everywhere)
-        self.state = init(np.uint32(seed), self.teacher, self.data)
-        self._order_sharding = jax.sharding.NamedSharding(
-            made.batch_sharding.mesh, jax.sharding.PartitionSpec(None, sharding.AXIS)
-        )
-        self.compiled = jax.jit(functools.partial(steps.train_steps, parts=made), out_shardings=everywhere)
+    def __init__(self, terms: dict, *, devices: int = 1, seed: int = 0, **overrides):
+        key = json.dumps([terms, devices, overrides], sort_keys=True)
+        x64 = bool(jax.config.jax_enable_x64)
+        self.experiment, self.feed, init, self.compiled, self.teacher = _compiled(key, x64)
+        self.hyper = self.experiment.place(self.experiment.hyper)
+        self.state = init(np.uint32(seed), self.teacher, self.feed.example, self.feed.labels)
         self.scalars = None
 
-    def order(self, first: int, count: int = 1, batch_size: int = 16):
+    def rows(self, first: int, count: int = 1):
+        """The ids [count, 16] of some steps: another order in each."""
+        sharding = next(self.feed.calls(0))[0].sharding
         order = np.random.default_rng(1).permuted(np.tile(np.arange(IMAGES, dtype=np.int32), (100, 1)), axis=1)
-        return jax.device_put(order[first : first + count, :batch_size], self._order_sharding)
+        return jax.device_put(order[first : first + count, :16], sharding)
 
-    def step(self, count: int = 1, batch_size: int = 16):
+    def call(self, rows):
+        """Takes the steps of `rows` in one call, and returns the state."""
+        self.state, self.scalars = self.compiled(
+            self.state, self.teacher, self.feed.constants, rows, self.hyper, self.feed.labels
+        )
+        return self.state
+
+    def step(self, count: int = 1):
         """Takes `count` steps, one per call, and returns the state."""
         for _ in range(count):
-            order = self.order(int(self.state.step), batch_size=batch_size)
-            self.state, self.scalars = self.compiled(self.state, self.teacher, self.data, order, self.hyper)
+            self.call(self.rows(int(self.state.step) % 100))
         return self.state
+
+    def lower(self):
+        """The step, for its cost."""
+        return self.compiled.lower(
+            self.state, self.teacher, self.feed.constants, self.rows(0), self.hyper, self.feed.labels
+        )
+
+    @property
+    def student(self):
+        return {"params": self.state.params["student"], "batch_stats": self.state.stats["student"]}
 
 
 def largest_difference(a, b) -> float:

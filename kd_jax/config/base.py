@@ -5,6 +5,7 @@ dictionaries, and lists (written as tuples where the command line should be able
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from kd_jax.errors import choose
 
@@ -15,7 +16,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.name = "base"  # names the run's folder; not part of its identity
     config.seed = 0  # of initialisation, data order, augmentation; never of the held-out split
-    config.precision = "float32"  # of the computation: "float32" or "bfloat16"
+    config.precision = (
+        "float32"  # of the computation: "float32" or "bfloat16" ("float64", with JAX_ENABLE_X64=1, for checks)
+    )
     config.deterministic = False  # deterministic kernels on a GPU, at a cost in speed; a CPU always is
 
     config.dataset = dataset = ConfigDict()
@@ -26,32 +29,35 @@ def get_config(arg: str = "") -> ConfigDict:
     dataset.normalize = "dataset"  # mean and deviation: "dataset" (its training images') or "imagenet"
     dataset.holdout = 0.1  # fraction of the training images kept for validation; the same for every seed
     dataset.train_images = 0  # use only so many training images, class-balanced; 0: all
-    dataset.labelled = 0  # only so many of them keep their label, class-balanced; 0: all
-    dataset.unlabelled = True  # keep the images that have no label
+    dataset.labeled = 0  # only so many of them keep their label, class-balanced; 0: all
+    dataset.unlabeled = True  # keep the images that have no label
     dataset.skip_unreadable = False  # count and skip images that cannot be decoded, instead of stopping
-    dataset.augment = "crop"  # "none", "crop" or "crop_flip"
+    dataset.augment = "crop"  # "none", "crop", "crop_flip" or "randaugment" (after crop and flip)
+    dataset.extra_views = ()  # for methods that compare views of an image: the augmentation of each further one
 
     config.model = model = ConfigDict()
     model.name = "resnet8"  # see kd_jax.models.NAMES
-    model.stem = "cifar"  # "cifar" (small images) or "imagenet" (64 pixels and more)
+    # Options of the network; None: its own default. A network's other options can be added here.
     model.width = 0.25  # factor on every number of channels
-    model.head = "linear"  # "linear", or "mlp" (Linear 1000, dropout, batch norm, ReLU before the last layer)
-    model.shortcut = "conv"  # "conv", or "pad" (no parameters)
+    model.stem = placeholder(str)  # "cifar" (small images) or "imagenet" (64 pixels and more)
+    model.head = placeholder(str)  # "linear", or "mlp" (Linear 1000, dropout, batch norm, ReLU before the last layer)
+    model.shortcut = placeholder(str)  # "conv", or "pad" (no parameters)
     # Start from these weights, "": none: a .safetensors, .pth, .pt or .th file, a hub id OWNER/NAME@REVISION, a run
     model.pretrained = ""
-    model.freeze = "none"  # "none", "convolutions" (batch norm and head train) or "encoder" (only the head trains)
+    # "none", "backbone" (batch norms and head train) or "backbone_and_norms" (only the head trains)
+    model.freeze = "none"
 
     config.teacher = teacher = ConfigDict()
     # "none", "config" (the run below, trained when missing), "run" (a finished run), "weights" (of the model below)
     teacher.kind = "none"
     teacher.path = ""  # for "run": its folder; for "weights": as model.pretrained
-    teacher.batch_statistics = False  # it teaches as it trained: by the batch's statistics, and with dropout
+    teacher.mode = "eval"  # "eval", or "train": by the batch's statistics, and with dropout
     teacher.config = ConfigDict()  # for "config": a whole tree like this one; its `model` is the teacher
 
-    config.method = ConfigDict()  # {term: {"loss": name, "weight": 1.0, options}}; `loss` defaults to the term's name
+    config.method = ConfigDict()  # {term: {"method": name, "weight": 1.0, options}}; see kd_jax.methods.create
     config.method.cross_entropy = ConfigDict({"weight": 1.0})
 
-    config.optimizer = optimizer = ConfigDict()
+    config.optimizer = optimizer = ConfigDict()  # of the student, and of what a term trains unless that says otherwise
     optimizer.name = "sgd"  # "sgd", "adam" (decay added to the gradient) or "adamw" (decay apart from it)
     optimizer.learning_rate = 0.1  # the schedule's highest
     optimizer.momentum = 0.9  # for "sgd"
@@ -64,15 +70,6 @@ def get_config(arg: str = "") -> ConfigDict:
     optimizer.warmup_epochs = 1.0
     optimizer.milestones = (150, 180, 210)  # for "step": the epochs at which the rate falls by `gamma`
     optimizer.gamma = 0.1  # for "step"; for "exponential" the factor per epoch
-    optimizer.method = ConfigDict()  # for what the method itself trains (adapters, a discriminator)
-    optimizer.method.name = "adam"
-    optimizer.method.learning_rate = 1e-3
-    optimizer.method.momentum = 0.9
-    optimizer.method.nesterov = False
-    optimizer.method.b1 = 0.5
-    optimizer.method.b2 = 0.999
-    optimizer.method.weight_decay = 0.0
-    optimizer.method.schedule = "constant"  # with the milestones and gamma above
 
     config.train = train = ConfigDict()
     train.epochs = 30
@@ -83,8 +80,10 @@ def get_config(arg: str = "") -> ConfigDict:
     train.label_smoothing = 0.0
     train.mixup = 0.0  # alpha of the Beta distribution; 0: none
     train.clip = 0.0  # largest global norm of the student's gradient; 0: none
-    train.accumulate = 1  # parts that a batch is computed in, one after another, to save memory; batch statistics,
-    # means over the labelled images and relations between images are then those of a part
+    train.accumulate = (
+        1  # micro-batches that a batch is computed in, one after another, to save memory; batch statistics,
+    )
+    # means over the labeled images and relations between images are then those of a micro-batch
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.every_epochs = 1
@@ -114,10 +113,10 @@ def with_teacher(config: ConfigDict, teacher: ConfigDict) -> ConfigDict:
     """Makes `teacher` the config of `config`'s teacher.
 
     It reads the same data in the same precision: an override of the outer key reaches it. Labels are its own: a
-    teacher sees all of them unless `config.teacher.config.dataset.labelled` says otherwise.
+    teacher sees all of them unless `config.teacher.config.dataset.labeled` says otherwise.
     """
     for key in config.dataset:
-        if key not in ("labelled", "unlabelled", "augment"):
+        if key not in ("labeled", "unlabeled", "augment", "extra_views"):
             teacher.dataset[key] = config.dataset.get_ref(key)
     teacher.precision = config.get_ref("precision")
     teacher.deterministic = config.get_ref("deterministic")

@@ -17,10 +17,10 @@ from kd_jax.config import base
 from kd_jax.errors import InputError
 
 SCALES: dict[str, dict[str, Any]] = {
-    "": {"student": ("resnet18", 1.0), "teacher": ("resnet50", 1.0), "stem": "imagenet", "size": 128, "epochs": 60},
-    "small": {"student": ("resnet20", 1.0), "teacher": ("resnet56", 1.0), "stem": "cifar", "size": 32, "epochs": 60},
-    "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "stem": "cifar", "size": 32, "epochs": 1},
-    "smoke": {"student": ("resnet8", 0.25), "teacher": ("resnet14", 0.25), "stem": "cifar", "size": 16, "epochs": 4},
+    "": {"student": ("resnet18", 1.0), "teacher": ("resnet50", 1.0), "size": 128, "epochs": 60},
+    "small": {"student": ("resnet20", 1.0), "teacher": ("resnet56", 1.0), "size": 32, "epochs": 60},
+    "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "size": 32, "epochs": 1},
+    "smoke": {"student": ("resnet8", 0.25), "teacher": ("resnet14", 0.25), "size": 16, "epochs": 4},
 }
 
 # ImageNet weights of torchvision (IMAGENET1K_V1) on the Hugging Face hub, each at one revision.
@@ -47,6 +47,13 @@ def distilled(arg: str, method: dict) -> ConfigDict:
     return config
 
 
+def kd(arg: str) -> ConfigDict:
+    """The student at the scale `arg`, taught by KD; weights and temperature of Tian et al., ICLR 2020."""
+    config = distilled(arg, {"kd": {"weight": 0.9, "temperature": 4.0}})
+    config.method.cross_entropy.weight = 0.1
+    return config
+
+
 def _network(arg: str, role: str) -> ConfigDict:
     if arg not in SCALES:
         raise InputError(f"the config's argument is {arg!r}; expected nothing, 'small', 'laptop' or 'smoke'")
@@ -54,7 +61,6 @@ def _network(arg: str, role: str) -> ConfigDict:
     config = base.get_config()
     config.model.name, config.model.width = scale[role]
     config.name = config.model.name
-    config.model.stem = scale["stem"]
     config.dataset.image_size = scale["size"]
     config.train.epochs = scale["epochs"]
     if arg != "smoke":

@@ -1,28 +1,83 @@
-"""Data sets in memory, and what is left out of them. `load` reads one; `epoch_order` shuffles it."""
+"""Data sets in memory, and what is left out of them. `load` reads one."""
 
 import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax.data import digits, folder, tfds
-from kd_jax.data.images import read_image
-from kd_jax.data.split import Source, Split, divide, take
+from kd_jax import augment, registry
+from kd_jax.data import digits
+from kd_jax.data.split import Source, select, stratified_split
 from kd_jax.errors import InputError, choose
+from kd_jax.types import Split
 
-__all__ = ["AUGMENT", "NORMALIZE", "SOURCES", "Dataset", "Source", "Split", "epoch_order", "load", "read_image"]
+__all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "load", "register"]
 
-SOURCES = ("digits", "folder", "tfds")
+Section = Mapping[str, Any]  # `dataset` of a config
+
 NORMALIZE = ("dataset", "imagenet")
-LARGEST = 4096  # pixels of an image's side
-AUGMENT = ("none", "crop", "crop_flip")
+MAX_IMAGE_SIDE = 4096  # pixels
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+# What of the section chooses among the images, and what happens to them later, and so not what is read.
+CHOICE = ("holdout", "train_images", "labeled", "unlabeled", "normalize", "augment", "extra_views")
+
+
+class Kind(NamedTuple):
+    """A kind of source."""
+
+    read: Callable[[Section], Source]
+    fingerprint: Callable[[Section], str] | None = None  # `Source.fingerprint` where it is had without reading
+
+
+def _folder(section: Section) -> Source:
+    from kd_jax.data import folder  # of Pillow, which a light installation lacks
+
+    return folder.load(section["path"], image_size=section["image_size"], skip_unreadable=section["skip_unreadable"])
+
+
+def _folder_fingerprint(section: Section) -> str:
+    from kd_jax.data import folder
+
+    return folder.fingerprint(section["path"])
+
+
+def _tfds(section: Section) -> Source:
+    from kd_jax.data import tfds
+
+    return tfds.load(section["name"], image_size=section["image_size"], data_dir=section["path"])
+
+
+def _memory(section: Section) -> Source:
+    raise InputError(
+        "dataset.source is 'memory', whose arrays only a program has: kd_jax.train(config, data=...); expected another"
+        f" source: {', '.join(sorted(set(SOURCES) - {'memory'}))}"
+    )
+
+
+SOURCES: dict[str, Kind] = {
+    "digits": Kind(lambda section: digits.load(image_size=section["image_size"])),
+    "folder": Kind(_folder, _folder_fingerprint),
+    "tfds": Kind(_tfds),
+    "memory": Kind(_memory),
+}
+
+
+def register(name: str, read: Callable[[Section], Source], fingerprint: Callable[[Section], str] | None = None) -> None:
+    """Adds a source of your own, which `dataset.source` then knows by `name`, or replaces it.
+
+    Args:
+      name: of the source.
+      read: takes the section `dataset` of a config (its `path` and `name` are free for you) and returns a `Source`.
+      fingerprint: `Source.fingerprint` from the section, where it is had without reading all images.
+    """
+    registry.add(SOURCES, name, Kind(read, fingerprint))
 
 
 class Dataset(NamedTuple):
-    """All that training and evaluation read. Training images are in class-balanced order, the labelled ones first."""
+    """All that training and evaluation read. Training images are in class-balanced order, the labeled ones first."""
 
     train: Split
     validation: Split | None  # None where nothing is held out
@@ -32,61 +87,73 @@ class Dataset(NamedTuple):
     std: np.ndarray  # [C] float32
     fingerprint: str  # SHA-256 of the whole data set, whatever is left out of it
     skipped: int  # unreadable images that were left out
+    name: str  # for people
 
 
-def load(config: Mapping[str, Any]) -> Dataset:
+def load(section: Section, source: Source | None = None) -> Dataset:
     """Reads a data set and chooses the images to train on. The choice depends on the data alone, never on a seed.
 
     Args:
-      config: the section `dataset` of a run's configuration; `kd_jax/config/base.py` explains its keys.
+      section: `dataset` of a run's configuration; `kd_jax/config/base.py` explains its keys.
+      source: the images, where a program has them already.
 
     Returns:
-      The data set. With fewer `train_images` or `labelled` come the first of the same order, so smaller choices are
+      The data set. With fewer `train_images` or `labeled` come the first of the same order, so smaller choices are
       part of larger ones, and neither changes the validation images.
 
     Raises:
       InputError: for a wrong value, for data that cannot be read, and for more images than there are.
     """
-    _check(config)
-    source = _read(*(config[key] for key in ("source", "name", "path", "image_size", "skip_unreadable")))
+    _check(section)
+    if source is None:
+        source = _read(section["source"], json.dumps({k: v for k, v in section.items() if k not in CHOICE}))
     classes = len(source.class_names)
-    held, rest = divide(source.train.labels, config["holdout"])
-    _check_holdout(config["holdout"], held, source.train.labels[rest], source.class_names)
-    train = take(source.train, rest[: _amount("train_images", config["train_images"], len(rest), classes)])
-    mean, std = _normalisation(config["normalize"], train.images)
-    labelled = _amount("labelled", config["labelled"], len(train.labels), classes)
-    train.labels[labelled:] = -1
-    if not config["unlabelled"]:
-        train = Split(train.images[:labelled], train.labels[:labelled])
-    validation = take(source.train, held) if len(held) else None
-    return Dataset(train, validation, source.test, source.class_names, mean, std, source.fingerprint, source.skipped)
+    held, rest = stratified_split(source.train.labels, section["holdout"])
+    _check_holdout(section["holdout"], held, source.train.labels[rest], source.class_names)
+    train = select(source.train, rest[: _amount("train_images", section["train_images"], len(rest), classes)])
+    mean, std = _normalization(section["normalize"], train.images)
+    labeled = _amount("labeled", section["labeled"], len(train.labels), classes)
+    train.labels[labeled:] = -1
+    if not section["unlabeled"]:
+        train = Split(train.images[:labeled], train.labels[:labeled])
+    validation = select(source.train, held) if len(held) else None
+    return Dataset(
+        train,
+        validation,
+        source.test,
+        source.class_names,
+        mean,
+        std,
+        source.fingerprint,
+        source.skipped,
+        source.name,
+    )
+
+
+def fingerprint(section: Section) -> str:
+    """The `Dataset.fingerprint` of what `load` would read."""
+    kind = choose("dataset.source", section["source"], SOURCES)
+    return kind.fingerprint(section) if kind.fingerprint else load(section).fingerprint
 
 
 @functools.lru_cache(maxsize=1)  # a teacher and its student read the same images
-def _read(source: str, name: str, path: str, image_size: int, skip_unreadable: bool) -> Source:
-    if source == "digits":
-        return digits.load(image_size=image_size)
-    if source == "folder":
-        return folder.load(path, image_size=image_size, skip_unreadable=skip_unreadable)
-    return tfds.load(name, image_size=image_size, data_dir=path)
+def _read(name: str, section: str) -> Source:
+    return SOURCES[name].read(json.loads(section))
 
 
-def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
-    """The order [images] int32 in which an epoch visits the training images: a function of its arguments only."""
-    return np.random.default_rng((seed, epoch)).permutation(images).astype(np.int32)
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    choose("dataset.source", config["source"], SOURCES)
-    choose("dataset.normalize", config["normalize"], NORMALIZE)
-    choose("dataset.augment", config["augment"], AUGMENT)
-    if type(config["image_size"]) is int and config["image_size"] > LARGEST:
-        raise InputError(f"dataset.image_size is {config['image_size']}; expected at most {LARGEST}")
-    for key, least in (("image_size", 1), ("train_images", 0), ("labelled", 0)):
-        if type(config[key]) is not int or config[key] < least:
-            raise InputError(f"dataset.{key} is {config[key]!r}; expected an integer of at least {least}")
-    if not isinstance(config["holdout"], int | float) or not 0 <= config["holdout"] < 1:
-        raise InputError(f"dataset.holdout is {config['holdout']!r}; expected a fraction of at least 0 and below 1")
+def _check(section: Section) -> None:
+    choose("dataset.source", section["source"], SOURCES)
+    choose("dataset.normalize", section["normalize"], NORMALIZE)
+    choose("dataset.augment", section["augment"], augment.KINDS)
+    for kind in section["extra_views"]:
+        choose("a kind of dataset.extra_views", kind, augment.KINDS)
+    if type(section["image_size"]) is int and section["image_size"] > MAX_IMAGE_SIDE:
+        raise InputError(f"dataset.image_size is {section['image_size']}; expected at most {MAX_IMAGE_SIDE}")
+    for key, least in (("image_size", 1), ("train_images", 0), ("labeled", 0)):
+        if type(section[key]) is not int or section[key] < least:
+            raise InputError(f"dataset.{key} is {section[key]!r}; expected an integer of at least {least}")
+    if not isinstance(section["holdout"], int | float) or not 0 <= section["holdout"] < 1:
+        raise InputError(f"dataset.holdout is {section['holdout']!r}; expected a fraction of at least 0 and below 1")
 
 
 def _check_holdout(holdout: float, held: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> None:
@@ -109,7 +176,7 @@ def _amount(key: str, value: int, available: int, classes: int) -> int:
     return value or available
 
 
-def _normalisation(kind: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _normalization(kind: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [C] of pixels in [0, 1]."""
     channels = images.shape[-1]
     if kind == "imagenet":
@@ -125,5 +192,5 @@ def _normalisation(kind: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ np.arange(256)
     variance = (share * (np.arange(256) - mean[:, None]) ** 2).sum(axis=1)
-    std = np.maximum(np.sqrt(variance), 1)  # at least one grey level, so that a constant channel can be divided by it
+    std = np.maximum(np.sqrt(variance), 1)  # at least one gray level, so that a constant channel can be divided by it
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import images
-from kd_jax.data.split import TEST_SHARE, Source, Split, divide
+from kd_jax.data.split import TEST_SHARE, Source, stratified_split
 from kd_jax.errors import InputError
+from kd_jax.types import Split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_NAMES = ("test", "val", "validation")  # the first that is there is the test set
@@ -54,7 +55,15 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
         class_names,
         _fingerprint(root, files),
         skipped=int(np.count_nonzero(~readable)),
+        name=root.resolve().name,
     )
+
+
+def fingerprint(path: str) -> str:
+    """The `Source.fingerprint` of a folder, without reading its images."""
+    root = _existing_folder(path)
+    train, test, _ = _list_images(root)
+    return _fingerprint(root, train + test)
 
 
 def _existing_folder(path: str) -> Path:
@@ -73,7 +82,7 @@ def _list_images(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
     if not (root / "train").is_dir() or not _subfolders(root / "train"):
         class_names = _class_names(root)
         files = _class_files(root, class_names)
-        test, train = divide(np.array([label for _, label in files]), TEST_SHARE)
+        test, train = stratified_split(np.array([label for _, label in files]), TEST_SHARE)
         if not len(test):
             raise InputError(f"{root} holds too few images for a test set; expected at least three of each class")
         return [files[i] for i in sorted(train)], [files[i] for i in sorted(test)], class_names
@@ -139,14 +148,14 @@ def _read(files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
     # Pillow decodes outside the interpreter's lock. More threads than cores halve the speed on small images.
     with images.quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            return images.stack(decoded(pool), len(files), size), readable
+            return images.collect(decoded(pool), len(files), size), readable
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read_one(path: Path, size: int, skip: bool) -> np.ndarray | None:
     try:
-        return images.shrink(images.decode(path, size, channels=3), size)
+        return images.shrink_to(images.decode(path, size, channels=3), size)
     except InputError as error:
         if skip:
             return None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, one_line
 
 
 def read_image(path: str | os.PathLike, size: int, channels: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def read_image(path: str | os.PathLike, size: int, channels: int) -> np.ndarray:
       InputError: if the file is missing, damaged, or no image.
     """
     with quiet():
-        return fit(decode(path, size, channels), size)
+        return crop_and_resize(decode(path, size, channels), size)
 
 
 @contextlib.contextmanager
@@ -53,18 +53,18 @@ def decode(path: str | os.PathLike, size: int, channels: int) -> Image.Image:
         raise InputError(f"{path} cannot be read as an image: {cause}") from None
 
 
-def fit(image: Image.Image, size: int) -> np.ndarray:
+def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
     """The image's centre square, resized to [size, size, C] uint8."""
     return _array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 
 
-def shrink(image: Image.Image, size: int) -> np.ndarray:
+def shrink_to(image: Image.Image, size: int) -> np.ndarray:
     """The image as it is where it is a square of at most `size` pixels, else fitted to [size, size, C]."""
-    return _array(image) if image.width == image.height <= size else fit(image, size)
+    return _array(image) if image.width == image.height <= size else crop_and_resize(image, size)
 
 
-def stack(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
-    """Collects the results of `shrink`.
+def collect(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
+    """Collects the results of `shrink_to`.
 
     Args:
       images: uint8 [h, h, C] each, h at most `size`.
@@ -91,19 +91,13 @@ def stack(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
         raise InputError(f"none of the {count} images can be read; expected at least one per class")
     if len({image.shape for image in kept}) > 1:
         _check_memory(count, (size, size, kept[0].shape[-1]))
-        kept = [fit(to_image(image), size) for image in kept]
+        kept = [crop_and_resize(to_image(image), size) for image in kept]
     return np.stack(kept)
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
     """A Pillow image of uint8 pixels [h, w, 1] or [h, w, 3]."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-
-def one_line(error: Exception) -> str:
-    """What went wrong, on one line, with no more than the first 300 characters."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:300]
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -1,17 +1,12 @@
-"""The images of one split, and the class-balanced choice of images, which is the same for every seed and machine."""
+"""The class-balanced choice of images, which is the same for every seed and machine."""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from kd_jax.types import Split
+
 TEST_SHARE = 0.2  # of a data set that comes without a test set
-
-
-class Split(NamedTuple):
-    """Images in memory."""
-
-    images: np.ndarray  # [N, H, W, C] uint8
-    labels: np.ndarray  # [N] int32, -1 where the image has no label
 
 
 class Source(NamedTuple):
@@ -22,9 +17,10 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     fingerprint: str  # SHA-256, hexadecimal; the same data set has the same one wherever it lies
     skipped: int  # unreadable images that were left out
+    name: str  # for people
 
 
-def divide(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Divides images into a held-out part and the rest, with the same fraction of every class.
 
     Args:
@@ -36,7 +32,7 @@ def divide(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]
       `labels` and `fraction` only. The rest is ordered so that its first n hold n / K images of each of K classes, one
       more or less, as long as no class runs out.
 
-    >>> held, rest = divide(np.array([0, 0, 0, 1, 1, 1]), fraction=1 / 3)
+    >>> held, rest = stratified_split(np.array([0, 0, 0, 1, 1, 1]), fraction=1 / 3)
     >>> len(held), len(rest)
     (2, 4)
     """
@@ -50,11 +46,11 @@ def divide(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]
 
 def with_test(split: Split) -> tuple[Split, Split]:
     """Divides the images of a set that has no test set into (train, test), class-balanced and always the same."""
-    test, train = divide(split.labels, TEST_SHARE)
-    return take(split, np.sort(train)), take(split, np.sort(test))
+    test, train = stratified_split(split.labels, TEST_SHARE)
+    return select(split, np.sort(train)), select(split, np.sort(test))
 
 
-def take(split: Split, index: np.ndarray) -> Split:
+def select(split: Split, index: np.ndarray) -> Split:
     """The images at the positions `index`, in that order."""
     return Split(split.images[index], split.labels[index])
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data import images
-from kd_jax.data.split import Source, Split, with_test
-from kd_jax.errors import InputError
+from kd_jax.data.split import Source, with_test
+from kd_jax.errors import InputError, one_line
 from kd_jax.quiet_tensorflow import import_tensorflow
+from kd_jax.types import Split
 
 
 def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
@@ -28,7 +29,7 @@ def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
       class-balanced fifth of `train`.
 
     Raises:
-      InputError: if TensorFlow is missing, the name unknown, the download fails, the set is not one of labelled images,
+      InputError: if TensorFlow is missing, the name unknown, the download fails, the set is not one of labeled images,
         or the images do not fit in memory.
     """
     tfds = _import_tfds()
@@ -37,7 +38,7 @@ def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
     try:
         builder.download_and_prepare()
     except Exception as error:  # of the network, the disk, or a set that has to be fetched by hand
-        raise InputError(f"dataset.name is {name!r}, which cannot be prepared: {images.one_line(error)}") from None
+        raise InputError(f"dataset.name is {name!r}, which cannot be prepared: {one_line(error)}") from None
     splits = builder.info.splits
     if "train" not in splits:
         raise InputError(
@@ -48,7 +49,7 @@ def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
     info = builder.info
     sizes = sorted((split, int(splits[split].num_examples)) for split in splits)
     fingerprint = hashlib.sha256(repr((info.full_name, str(info.version), sizes)).encode()).hexdigest()
-    return Source(train, test, tuple(info.features["label"].names), fingerprint, skipped=0)
+    return Source(train, test, tuple(info.features["label"].names), fingerprint, skipped=0, name=name)
 
 
 def _import_tfds() -> ModuleType:
@@ -71,7 +72,7 @@ def _builder(tfds: ModuleType, name: str, data_dir: str) -> Any:
         valid = f"near names are {', '.join(near)}" if near else "see https://www.tensorflow.org/datasets/catalog"
         raise InputError(f"dataset.name is {name!r}; expected the name of a TFDS data set: {valid}") from None
     except Exception as error:  # a wrong version or configuration
-        raise InputError(f"dataset.name is {name!r}: {images.one_line(error)}") from None
+        raise InputError(f"dataset.name is {name!r}: {one_line(error)}") from None
 
 
 def _channels(tfds: ModuleType, name: str, features: Any) -> int:
@@ -100,9 +101,9 @@ def _read(tfds: ModuleType, builder: Any, names: list[str], size: int, channels:
             order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
             for example in tfds.as_numpy(builder.as_dataset(split=name, shuffle_files=False, read_config=order)):
                 labels.append(example["label"])
-                yield images.shrink(images.to_image(example["image"]), size)
+                yield images.shrink_to(images.to_image(example["image"]), size)
 
-    pixels = images.stack(shrunk(), sum(counts), size)
+    pixels = images.collect(shrunk(), sum(counts), size)
     both = Split(pixels, np.array(labels, np.int32))
     if (both.labels < 0).any():
         raise InputError(f"dataset.name is {builder.name!r}, with images without a label; expected one for every image")

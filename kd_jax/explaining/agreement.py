@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_jax import augment, experiment, gradcam, runs, sharding, steps, training
+from kd_jax import evaluation, gradcam, loaded, runs, sharding, steps
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
 from kd_jax.logging import metrics_file, progress, wandb_run
@@ -77,16 +77,18 @@ def explain(
     runs.check_writable(to or run, "--to:" if to else "the work directory", FILES)
     to = to or run
     _check_data([run, *against])
-    made, variables, _, teacher_variables = training.restore(run, path=path, runs_folder=runs_folder)
+    made, variables, _, teacher_variables = evaluation.restore(run, path=path, runs_folder=runs_folder)
     teacher = made.teacher
     if not teacher:
         where = made.config["teacher"]["path"]
         raise InputError(f"the teacher of {run} has no finished run in {where}; expected it there, see --runs")
-    weights = teacher.folder, os.path.basename(teacher.folder), None
-    about: tuple[str, str, str | None] = weights if teacher.variables else _run(teacher.folder)
+    if teacher.network is None:
+        raise InputError(f"the teacher of {run} is not a single network; expected one, which Grad-CAM can run")
+    weights = teacher.source, teacher.name, None
+    about: tuple[str, str, str | None] = weights if teacher.config_hash is None else _run(teacher.source)
     subjects = _tell_apart(
-        Subject(*about, teacher.network, teacher_variables, made.parts.prepare),
-        Subject(*_run(run), made.parts.student, variables, made.parts.prepare),
+        Subject(*about, teacher.network, teacher_variables, made.components.prepare),
+        Subject(*_run(run), made.components.student, variables, made.components.prepare),
         *(_subject(folder, made) for folder in against),
     )
     measured = _measure(made, subjects, stage=stage, variant=variant)
@@ -128,16 +130,8 @@ def _check_data(folders: Sequence[str]) -> None:
 
 def _subject(folder: str, made: Experiment) -> Subject:
     """A run that is compared, with the images normalised as it was trained."""
-    network, variables, _ = experiment.load(folder)
-    saved = runs.read_json(folder, "config.json")
-    prepare = functools.partial(
-        augment.prepare,
-        size=saved["config"]["dataset"]["image_size"],
-        mean=np.array(saved["data"]["mean"]),
-        std=np.array(saved["data"]["std"]),
-        dtype=experiment.PRECISIONS[saved["config"]["precision"]],
-    )
-    return Subject(*_run(folder), network, made.place(variables), prepare)
+    run = loaded.load(folder)
+    return Subject(*_run(folder), run.network, made.place(run.variables), run.preprocess)
 
 
 def _run(folder: str) -> tuple[str, str, str]:
@@ -184,7 +178,7 @@ def _measure(made: Experiment, subjects: Sequence[Subject], *, stage: int, varia
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(made.mesh))
     def step(variables, data, index):
-        images, labels, _ = steps.gather(data, index, made.parts.batch_sharding)
+        images, labels, _ = steps.gather(data, index, made.options.batch_sharding)
         maps, outputs = _look(subjects, variables, images, labels, stage=stage, variant=variant)
         teacher, *students = maps = gradcam.at_one_size(maps)
         units = {"centre_distance": size / teacher.shape[1]}  # pixels of the image in one of the maps
@@ -203,9 +197,9 @@ def _measure(made: Experiment, subjects: Sequence[Subject], *, stage: int, varia
         }
 
     test = made.dataset.test
-    data, variables = made.images(test), [subject.variables for subject in subjects]
+    data, variables = made.place(test), [subject.variables for subject in subjects]
     parts = []
-    batches = list(training.batches(made, len(test.labels)))
+    batches = list(evaluation.batches(made, len(test.labels)))
     for index, mask in progress.counted(batches, len(batches[0][0]), len(test.labels)):
         keep = np.asarray(mask)
         parts.append({name: np.asarray(x)[..., keep] for name, x in step(variables, data, index).items()})

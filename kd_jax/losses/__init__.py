@@ -1,1 +1,24 @@
-"""Losses as plain functions of arrays."""
+"""Losses as plain functions of arrays, to be used in any training loop.
+
+They return one value per image, or one value where they compare the images of a batch with one another. The teacher's
+side carries no gradient. `where` [B] leaves out images: these change neither values nor gradients, whatever they hold.
+"""
+
+from kd_jax.losses.contrastive import nce
+from kd_jax.losses.features import hint
+from kd_jax.losses.logits import cross_entropy, dkd, kd, mlkd, standardize
+from kd_jax.losses.relations import rkd_angle, rkd_distance
+from kd_jax.losses.saliency import gradcam_alignment
+
+__all__ = [
+    "cross_entropy",
+    "dkd",
+    "gradcam_alignment",
+    "hint",
+    "kd",
+    "mlkd",
+    "nce",
+    "rkd_angle",
+    "rkd_distance",
+    "standardize",
+]

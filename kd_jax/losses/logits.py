@@ -1,25 +1,39 @@
 """Losses of logits: one value per image, as in optax."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from kd_jax.errors import InputError
+from kd_jax.losses.masks import check_shapes, fixed, keep
+from kd_jax.types import Array, Float, Int
+
+Where = Array | None  # [B] bool
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def cross_entropy(
+    student_logits: Float[Array, "B K"], targets: Float[Array, "B K"], *, where: Where = None
+) -> Float[Array, " B"]:
     """Cross entropy of the student with the label's distribution.
 
     Args:
-      logits: [B, K].
+      student_logits: [B, K].
       targets: [B, K], rows that sum to one, or to zero where the image has no label: its loss is zero.
+      where: [B] bool, the images that count.
     Returns:
       [B], in nats.
     """
-    _check_shapes(logits, targets)
-    return optax.losses.softmax_cross_entropy(logits, targets)
+    check_shapes(student_logits, targets)
+    return optax.losses.softmax_cross_entropy(keep(where, student_logits), keep(where, targets))
 
 
-def kd(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 4.0) -> jax.Array:
+def kd(
+    student_logits: Float[Array, "B K"],
+    teacher_logits: Float[Array, "B K"],
+    *,
+    temperature: float = 4.0,
+    where: Where = None,
+) -> Float[Array, " B"]:
     """Knowledge distillation: T^2 KL(p_teacher || p_student) with p = softmax(logits / T), summed over the classes.
 
     The factor keeps the gradient's size when T changes. Hinton et al., "Distilling the Knowledge in a Neural Network",
@@ -28,23 +42,118 @@ def kd(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: flo
     Args:
       student_logits, teacher_logits: [B, K].
       temperature: T, above zero.
+      where: [B] bool, the images that count.
     Returns:
       [B], in nats times T^2.
     Raises:
       InputError: for a temperature that is not above zero.
 
-    >>> import jax.numpy as jnp
     >>> round(float(kd(jnp.array([[0.0, 0.0]]), jnp.array([[4.0, 0.0]]), temperature=4.0)[0]), 4)
     1.7751
     """
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise InputError(f"temperature is {temperature}; expected a number above 0")
-    _check_shapes(student_logits, teacher_logits)
-    student = jax.nn.log_softmax(student_logits / temperature)
-    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+    _check_temperature(temperature)
+    check_shapes(student_logits, teacher_logits)
+    student = jax.nn.log_softmax(keep(where, student_logits) / temperature)
+    teacher = jax.nn.log_softmax(fixed(where, teacher_logits) / temperature)
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
-def _check_shapes(student: jax.Array, other: jax.Array) -> None:
-    if student.shape != other.shape:
-        raise InputError(f"the loss compares {list(student.shape)} with {list(other.shape)}; expected equal shapes")
+def dkd(
+    student_logits: Float[Array, "B K"],
+    teacher_logits: Float[Array, "B K"],
+    labels: Int[Array, " B"],
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    where: Where = None,
+) -> Float[Array, " B"]:
+    """Decoupled knowledge distillation: T^2 (alpha TCKD + beta NCKD).
+
+    TCKD is the divergence of the two-way distributions (the label, anything else), NCKD that of the distributions over
+    the other classes. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7. Computed from logarithms,
+    so that a probability of zero is no infinity; the official code hides the label by subtracting 1000 from its logit,
+    here it is left out. Published with a warm-up of 20 epochs on its weight.
+
+    Args:
+      student_logits, teacher_logits: [B, K]. labels: [B], from 0 to K - 1 wherever `where` keeps the image.
+      alpha, beta: weights of the two parts. temperature: T, above zero.
+      where: [B] bool, the images that count.
+    Returns:
+      [B], in nats times T^2.
+    Raises:
+      InputError: for a temperature that is not above zero.
+    """
+    _check_temperature(temperature)
+    check_shapes(student_logits, teacher_logits)
+    is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
+
+    def parts(logits: Array) -> tuple[Array, Array]:
+        """Log-probabilities [B, 2] of the label and the rest, and [B, K] of the other classes among themselves."""
+        log_p = jax.nn.log_softmax(logits / temperature)
+        rest = jax.nn.logsumexp(log_p, axis=-1, where=~is_label)
+        label = jnp.where(is_label, log_p, 0).sum(-1)
+        return jnp.stack([label, rest], -1), jnp.where(is_label, 0, log_p - rest[:, None])
+
+    two_student, others_student = parts(keep(where, student_logits))
+    two_teacher, others_teacher = parts(fixed(where, teacher_logits))
+    target = (jnp.exp(two_teacher) * (two_teacher - two_student)).sum(-1)
+    divergence = jnp.exp(others_teacher) * (others_teacher - others_student)
+    others = jnp.where(is_label, 0, divergence).sum(-1)
+    loss = temperature**2 * (alpha * target + beta * others)
+    return keep(where, loss)
+
+
+def mlkd(
+    student_logits: Float[Array, "B K"],
+    teacher_logits: Float[Array, "B K"],
+    *,
+    temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    where: Where = None,
+) -> Float[Array, ""]:
+    """Multi-level logit distillation of one view: of instances, classes and the batch, summed over temperatures.
+
+    With P = softmax(logits / T), [B, K], the sum of the mean of `kd`, of |P_s^T P_s - P_t^T P_t|^2 / K (classes) and of
+    |P_s P_s^T - P_t P_t^T|^2 / B (images). Jin et al., "Multi-Level Logit Distillation", CVPR 2023, equations 5 to 9.
+    The official code means to drop images of low confidence, but its mask only scales the loss, and for two of the
+    temperatures it reads the weak view in the strong one's place; neither is done here.
+
+    Args:
+      student_logits, teacher_logits: [B, K].
+      temperatures: one or more, above zero.
+      where: [B] bool, the images that count.
+    Returns:
+      [], the three parts added up.
+    Raises:
+      InputError: for no temperature, or one that is not above zero.
+    """
+    check_shapes(student_logits, teacher_logits)
+    if not temperatures:
+        raise InputError("temperatures is empty; expected one number above 0 or more")
+    count = len(student_logits) if where is None else jnp.maximum(where.sum(), 1)
+    total = jnp.zeros((), student_logits.dtype)
+    for temperature in temperatures:
+        instances = keep(where, kd(student_logits, teacher_logits, temperature=temperature, where=where)).sum() / count
+        student = keep(where, jax.nn.softmax(keep(where, student_logits) / temperature))
+        teacher = keep(where, jax.nn.softmax(fixed(where, teacher_logits) / temperature))
+        classes = jnp.square(student.T @ student - teacher.T @ teacher).sum() / student.shape[1]
+        images = jnp.square(student @ student.T - teacher @ teacher.T).sum() / count
+        total += instances + classes + images
+    return total
+
+
+def standardize(x: Float[Array, "B K"], epsilon: float = 1e-7) -> Float[Array, "B K"]:
+    """Each row without its mean and divided by its standard deviation (of a sample, K - 1). [B, K] -> [B, K].
+
+    Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, equation 9.
+    """
+    centered = x - x.mean(-1, keepdims=True)
+    # Safe at a constant row, where the square root has no finite derivative.
+    variance = jnp.square(centered).sum(-1, keepdims=True) / (x.shape[-1] - 1)
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    return centered / (epsilon + deviation)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+        raise InputError(f"temperature is {temperature}; expected a number above 0")

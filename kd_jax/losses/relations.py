@@ -4,10 +4,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-LARGEST = 2**24  # elements of the largest intermediate of rkd_angle, 64 MiB in float32
+from kd_jax.losses.masks import fixed, keep
+from kd_jax.types import Array, Float
+
+LARGEST_INTERMEDIATE = 2**24  # elements in rkd_angle, 64 MiB in float32
 
 
-def rkd_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def rkd_distance(
+    student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, where: Array | None = None
+) -> Float[Array, ""]:
     """Relational distillation of distances: smooth L1 between the two matrices, each divided by its mean distance.
 
     Park et al., "Relational Knowledge Distillation", CVPR 2019, equations 5 to 7. As in the official code the mean of
@@ -15,13 +20,18 @@ def rkd_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     Args:
       student: [B, D]. teacher: [B, E], another width is fine.
+      where: [B] bool, the images that count.
     Returns:
       [], without unit. Zero for a batch of one.
     """
-    return optax.losses.huber_loss(_relative_distances(student), _relative_distances(_fixed(teacher))).mean()
+    pairs = (_relative_distances(x, where) for x in (keep(where, student), fixed(where, teacher)))
+    loss = optax.losses.huber_loss(*pairs)
+    return loss.mean() if where is None else loss.sum() / jnp.maximum(where.sum(), 1) ** 2
 
 
-def rkd_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def rkd_angle(
+    student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, where: Array | None = None
+) -> Float[Array, ""]:
     """Relational distillation of angles: smooth L1 between the cosines at i of all triples (j, i, k).
 
     Park et al., CVPR 2019, equations 8 to 10, with the mean over all B^3 triples. A cosine at i is taken from inner
@@ -30,60 +40,62 @@ def rkd_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     Args:
       student: [B, D]. teacher: [B, E].
+      where: [B] bool, the images that count.
     Returns:
       [], without unit.
     """
     batch = student.shape[0]
-    relations = (*_gram_and_inverse_distances(student), *_gram_and_inverse_distances(_fixed(teacher)))
+    relations = tuple(
+        x for side in (keep(where, student), fixed(where, teacher)) for x in _gram_and_inverse_distances(side, where)
+    )
 
-    def anchor(i):
+    def anchor(i: Array) -> Array:
         gram_s, inverse_s, gram_t, inverse_t = relations
         return optax.losses.huber_loss(_cosines(gram_s, inverse_s, i), _cosines(gram_t, inverse_t, i)).sum()
 
     anchors = jnp.arange(batch)
-    group = max(1, LARGEST // batch**2)
+    group = max(1, LARGEST_INTERMEDIATE // batch**2)
     if group >= batch:
         sums = jax.vmap(anchor)(anchors)
     else:
         sums = jax.lax.map(jax.checkpoint(anchor), anchors, batch_size=group)
-    return sums.sum() / batch**3
+    return sums.sum() / (batch**3 if where is None else jnp.maximum(where.sum(), 1).astype(sums.dtype) ** 3)
 
 
-def _fixed(x):
-    return jax.lax.stop_gradient(x)
-
-
-def _gram(x):
+def _gram(x: Array, where: Array | None) -> Array:
     # Distances do not change with the mean, and without it less cancels.
     x = x.reshape(x.shape[0], -1)
-    x = x - x.mean(0)
+    x = x - (x.mean(0) if where is None else x.sum(0) / jnp.maximum(where.sum(), 1))
     return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _squared_distances(gram):
-    """[B, B] squared distances and [B, B] whether two rows differ by more than rounding."""
+def _squared_distances(gram: Array, where: Array | None) -> tuple[Array, Array]:
+    """[B, B] squared distances and [B, B] whether two rows differ by more than rounding (and both count)."""
     norms = jnp.diag(gram)
     total = norms[:, None] + norms[None, :]
     squared = total - 2 * gram
     distinct = squared > 16 * jnp.finfo(gram.dtype).eps * total
     distinct &= ~jnp.eye(len(gram), dtype=bool)
+    distinct &= True if where is None else where[:, None] & where[None, :]
     return jnp.where(distinct, squared, 1.0), distinct
 
 
-def _relative_distances(x):
-    squared, distinct = _squared_distances(_gram(x))
-    batch = x.shape[0]
+def _relative_distances(x: Array, where: Array | None) -> Array:
+    squared, distinct = _squared_distances(_gram(x, where), where)
+    batch = x.shape[0] if where is None else where.sum()
     # Rows that coincide are 1e-6 apart, as in the official code; only the diagonal is zero.
-    distances = jnp.where(distinct, jnp.sqrt(squared), 1e-6) * (1 - jnp.eye(batch, dtype=squared.dtype))
-    return distances / (distances.sum() / max(batch * (batch - 1), 1) + (batch == 1))
+    apart = 1 - jnp.eye(x.shape[0], dtype=squared.dtype)
+    apart *= 1 if where is None else where[:, None] & where[None, :]
+    distances = jnp.where(distinct, jnp.sqrt(squared), 1e-6) * apart
+    return distances / (distances.sum() / jnp.maximum(batch * (batch - 1), 1) + (batch <= 1))
 
 
-def _gram_and_inverse_distances(x):
-    gram = _gram(x)
-    squared, distinct = _squared_distances(gram)
+def _gram_and_inverse_distances(x: Array, where: Array | None) -> tuple[Array, Array]:
+    gram = _gram(x, where)
+    squared, distinct = _squared_distances(gram, where)
     return gram, jnp.where(distinct, jax.lax.rsqrt(squared), 0.0)
 
 
-def _cosines(gram, inverse, i):
+def _cosines(gram: Array, inverse: Array, i: Array) -> Array:
     inner = gram - gram[i][:, None] - gram[i][None, :] + gram[i, i]
     return inner * inverse[i][:, None] * inverse[i][None, :]

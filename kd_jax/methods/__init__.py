@@ -1,81 +1,142 @@
-"""Distillation methods by name. `create({"kd": {"weight": 0.9, "temperature": 4.0}})` joins terms into one method."""
+"""Distillation methods by name. `create({"kd": {"weight": 0.9, "temperature": 4.0}})` makes one method of its terms."""
 
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
+from kd_jax import losses, registry
 from kd_jax.errors import InputError, choose
-from kd_jax.losses import logits, relations
 from kd_jax.methods import original
 from kd_jax.methods.adversarial import adversarial
-from kd_jax.methods.base import join, lift, standardize
+from kd_jax.methods.base import Constructor, combine, from_loss, from_module, tap
+from kd_jax.methods.contrastive import CRD
+from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.saliency import gradcam_alignment
-from kd_jax.types import Method
+from kd_jax.types import Array, Method
 
-__all__ = ["LOSSES", "create", "join", "lift", "register", "standardize"]
+__all__ = ["METHODS", "combine", "create", "from_loss", "from_module", "register", "tap"]
 
-LOSSES: dict[str, Callable[..., Method]] = {
-    "cross_entropy": lift(logits.cross_entropy, arguments=("student", "targets")),
-    "kd": lift(logits.kd),
-    "rkd_distance": lift(relations.rkd_distance, on="embedding"),
-    "rkd_angle": lift(relations.rkd_angle, on="embedding"),
+METHODS: dict[str, Constructor] = {
+    "cross_entropy": from_loss(losses.cross_entropy),
+    "kd": from_loss(losses.kd),
+    "dkd": from_loss(losses.dkd),
+    "mlkd": from_loss(losses.mlkd),
+    "rkd_distance": from_loss(losses.rkd_distance, on="embedding"),
+    "rkd_angle": from_loss(losses.rkd_angle, on="embedding"),
+    "fitnet": from_module(FitNet),
+    "simkd": from_module(SimKD),
+    "crd": from_module(CRD),
     "adversarial": adversarial,
     "gradcam_alignment": gradcam_alignment,
-    "original_cross_entropy": lift(original.cross_entropy, arguments=("student", "targets")),
-    "original_kd": lift(original.kd),
-    "original_rkd_distance": lift(original.rkd_distance),
-    "original_rkd_angle": lift(original.rkd_angle),
+    "original_cross_entropy": from_loss(original.cross_entropy),
+    "original_kd": from_loss(original.kd),
+    "original_rkd_distance": from_loss(original.rkd_distance),
+    "original_rkd_angle": from_loss(original.rkd_angle),
     "original_adversarial": original.adversarial,
 }
 
-# What an option of a loss may be, by its default; None and no default allow anything.
-KINDS = (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a text"), ((list, tuple), "a list"))
+# What an option may be, by its default; None and no default allow anything.
+KINDS = (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a string"), ((list, tuple), "a list"))
 
 
-def register(name: str, constructor: Callable[..., Method]) -> None:
-    """Adds a loss of your own, which configs then know by `name`.
+def register(name: str, constructor: Constructor) -> None:
+    """Adds a method of your own, which configs then know by `name`, or replaces it.
 
     Args:
-      name: not yet taken.
-      constructor: (term, **options) -> Method; `lift(function)` makes one out of a function of arrays.
+      name: of the method.
+      constructor: (term, **options) -> Method; `from_loss(function)` and `from_module(module)` make one.
 
     >>> import jax.numpy as jnp
     >>> def squared_error(student, teacher, *, scale=1.0):
     ...     return scale * jnp.square(student - teacher).mean(-1)
-    >>> register("squared_error", lift(squared_error, on="logits"))
+    >>> register("squared_error", from_loss(squared_error, on="logits"))
     >>> method = create({"squared_error": {"weight": 0.5, "scale": 2.0}})
-    >>> sorted(method.reads), method.weights
-    (['logits'], {'squared_error': 0.5})
+    >>> method.needs_teacher, method.weights
+    (True, {'squared_error': 0.5})
     """
-    if name in LOSSES:
-        raise InputError(f"the loss {name!r} is registered already; expected another name")
-    LOSSES[name] = constructor
+    registry.add(METHODS, name, constructor)
 
 
-def create(terms: Mapping[str, Mapping[str, Any]]) -> Method:
-    """Joins the terms of a config into one method.
+def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) -> Method:
+    """Makes one method of the terms of a config.
 
     Args:
-      terms: {term: {"loss": a key of `LOSSES`, by default the term's name, "weight": 1.0, options of that loss}}.
+      terms: {term: options}. Of every term: "method", a key of `METHODS`, by default the term's name; "weight", 1.0;
+        "warmup_epochs", over which the weight rises; "epochs", [first, last) in which the term counts and its
+        parameters move, the last None for the end; "optimizer", what its group does otherwise than the student's. The
+        others are the method's own.
+      steps_per_epoch: for the two that count epochs.
     Raises:
-      InputError: for an unknown loss or option, an option of another
-        type, no term at all, or a weight that is not a finite number.
+      InputError: for an unknown method or option, an option of another type, no term at all, or a weight that is not a
+        finite number.
     """
     if not terms:
-        raise InputError(f"method has no term; expected at least one of: {', '.join(sorted(LOSSES))}")
-    methods, weights = {}, {}
-    for term, given in terms.items():
-        options = dict(given)
-        constructor = choose(f"method.{term}.loss", options.pop("loss", term), LOSSES)
-        weights[term] = options.pop("weight", 1.0)
-        if type(weights[term]) not in (int, float) or not math.isfinite(weights[term]):
-            raise InputError(f"method.{term}.weight is {weights[term]!r}; expected a finite number")
-        known = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name != "name"}
-        for option, value in options.items():
-            choose(f"an option of method.{term}", option, ["loss", "weight", *known])
-            for kind, expected in KINDS:
-                if type(known[option]) in kind and type(value) not in kind:
-                    raise InputError(f"method.{term}.{option} is {value!r}; expected {expected}")
-        methods[term] = constructor(term, **options)
-    return join(methods)._replace(weights=weights)
+        raise InputError(f"method has no term; expected at least one of: {', '.join(sorted(METHODS))}")
+    if "student" in terms:
+        raise InputError("method.student is the name of a term; expected another, as the student's parameters have it")
+    return combine({term: _create_term(term, options, steps_per_epoch) for term, options in terms.items()})
+
+
+def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> Method:
+    options = dict(given)
+    if "loss" in options:
+        raise InputError(f"method.{term}.loss is now method.{term}.method; expected the new name")
+    constructor = choose(f"method.{term}.method", options.pop("method", term), METHODS)
+    weight = options.pop("weight", 1.0)
+    if type(weight) not in (int, float) or not math.isfinite(weight):
+        raise InputError(f"method.{term}.weight is {weight!r}; expected a finite number")
+    warmup, epochs = options.pop("warmup_epochs", 0), options.pop("epochs", None)
+    if type(warmup) not in (int, float) or not 0 <= warmup < math.inf:
+        raise InputError(f"method.{term}.warmup_epochs is {warmup!r}; expected a number of epochs, or 0")
+    optimizer = options.pop("optimizer", {})
+    if not isinstance(optimizer, Mapping):
+        raise InputError(f"method.{term}.optimizer is {optimizer!r}; expected keys of the section `optimizer`")
+    known = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name != "name"}
+    for option, value in options.items():
+        choose(f"an option of method.{term}", option, ["method", "weight", "warmup_epochs", "epochs", *known])
+        for kind, expected in KINDS:
+            if type(known[option]) in kind and type(value) not in kind:
+                raise InputError(f"method.{term}.{option} is {value!r}; expected {expected}")
+    method = constructor(term, **options)
+    method = method._replace(
+        weights={term: weight, **method.weights},
+        optimizers={term: {**method.optimizers.get(term, {}), **optimizer}},
+    )
+    if warmup or epochs is not None:
+        factor, is_open = _schedule(term, warmup, epochs, steps_per_epoch)
+        own = method.trains
+        method = method._replace(
+            schedules={term: factor},
+            trains=lambda step: {**own(step), term: own(step).get(term, True) & is_open(step)},
+        )
+    return method
+
+
+def _schedule(
+    term: str, warmup: float, epochs: Any, steps_per_epoch: int
+) -> tuple[Callable[[Array | int], Any], Callable[[Array | int], Any]]:
+    """(step -> factor on the weight, step -> whether the term counts). The first epoch of a warmup has 1 / warmup."""
+    first, last = (0, None) if epochs is None else _window(term, epochs)
+
+    def is_open(step: Array | int) -> Any:
+        epoch = step // steps_per_epoch
+        return (epoch >= first) & (epoch < last if last is not None else epoch >= 0)
+
+    def factor(step: Array | int) -> Any:
+        epoch = step // steps_per_epoch - first
+        rising = jnp.minimum((epoch + 1) / warmup, 1.0) if warmup else 1.0
+        return jnp.where(is_open(step), rising, 0.0)
+
+    return factor, is_open
+
+
+def _window(term: str, epochs: Any) -> tuple[int, int | None]:
+    """A checked [first, last)."""
+    good = isinstance(epochs, list | tuple) and len(epochs) == 2
+    first, last = epochs if good else (None, None)
+    if type(first) is not int or first < 0 or not (last is None or (type(last) is int and last > first)):
+        raise InputError(f"method.{term}.epochs is {epochs!r}; expected [first, last) in epochs, as in [0, 30]")
+    return first, last

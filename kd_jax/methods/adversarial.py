@@ -4,15 +4,29 @@ After Goodfellow et al., "Generative Adversarial Nets", 2014, and Xu et al., "Tr
 Acceleration via Knowledge Distillation with Conditional Adversarial Networks", 2018.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax import losses
 from kd_jax.errors import InputError, choose
-from kd_jax.methods.base import field, read, standardize
-from kd_jax.types import Method, MethodVariables, both_move
+from kd_jax.methods.base import check_tap, reported, tap
+from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, everything
 
 OBJECTIVES = ("nonsaturating", "wasserstein")
+# A discriminator is trained by Adam of a constant rate, whatever trains the student.
+OPTIMIZER = {
+    "name": "adam",
+    "learning_rate": 1e-3,
+    "b1": 0.5,
+    "b2": 0.999,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+}
 
 
 class Discriminator(nn.Module):
@@ -21,14 +35,14 @@ class Discriminator(nn.Module):
     hidden: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> tuple[Array, Array]:
         """x [B, D] -> (scores [B], high for the teacher's, and the last hidden layer [B, H])."""
         for width in self.hidden:
             x = nn.leaky_relu(nn.Dense(width, param_dtype=x.dtype)(x), 0.2)
         return nn.Dense(1, param_dtype=x.dtype)(x)[:, 0], x
 
 
-def student_loss(objective: str, fake: jax.Array) -> jax.Array:
+def student_loss(objective: str, fake: Array) -> Array:
     """What the student lowers, from the scores [B] of its outputs: [B].
 
     Non-saturating: softplus(-D(s)), Goodfellow et al. 2014, section 3. Wasserstein: -D(s), Arjovsky et al. 2017.
@@ -36,14 +50,14 @@ def student_loss(objective: str, fake: jax.Array) -> jax.Array:
     return jax.nn.softplus(-fake) if objective == "nonsaturating" else -fake
 
 
-def discriminator_loss(objective: str, real: jax.Array, fake: jax.Array) -> jax.Array:
+def discriminator_loss(objective: str, real: jax.Array, fake: Array) -> Array:
     """What the discriminator lowers, from the scores [B] of the teacher's and the student's outputs: [B]."""
     if objective == "nonsaturating":
         return jax.nn.softplus(-real) + jax.nn.softplus(fake)
     return fake - real
 
 
-def r1_penalty(score, real: jax.Array) -> jax.Array:
+def r1_penalty(score: Callable[[Array], Array], real: Array) -> Array:
     """Half the squared norm of the score's gradient at the teacher's outputs [B, D]: [B].
 
     Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, equation 9.
@@ -52,7 +66,7 @@ def r1_penalty(score, real: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(gradient).sum(-1)
 
 
-def interpolation_penalty(score, real: jax.Array, fake: jax.Array, rng: jax.Array) -> jax.Array:
+def interpolation_penalty(score: Callable[[Array], Array], real: Array, fake: Array, rng: Array) -> Array:
     """(norm - 1)^2 of the score's gradient at random points between the two outputs [B, D]: [B].
 
     Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation 3.
@@ -79,7 +93,7 @@ def adversarial(
     Args:
       name: of the student's term.
       objective: "nonsaturating", with the R1 penalty, or "wasserstein", with the penalty on interpolates.
-      on: what it reads of student and teacher (see `compose.read`).
+      on: what it reads of student and teacher (see `methods.tap`).
       standardize: whether each row of that is standardised first.
       condition: "embedding" shows it the teacher's standardised embedding of the same image too, "none" does not.
       hidden: widths of its layers.
@@ -94,7 +108,7 @@ def adversarial(
     """
     choose(f"method.{name}.objective", objective, OBJECTIVES)
     choose(f"method.{name}.condition", condition, ("embedding", "none"))
-    reads = frozenset({field(on)} | ({"embedding"} if condition == "embedding" else set()))
+    check_tap(on)
     if turns is not None and not (_are_counts(turns) and len(turns) == 2):
         raise InputError(f"method.{name}.turns is {turns!r}; expected [discriminator steps, student steps]")
     if not hidden or not _are_counts(hidden):
@@ -104,57 +118,64 @@ def adversarial(
     penalty = penalty if penalty is not None else {"nonsaturating": 1.0, "wasserstein": 10.0}[objective]
     network = Discriminator(tuple(hidden))
 
-    def inputs(outputs):
-        x = read(outputs, on)
+    def inputs(outputs: Outputs, who: str) -> Array:
+        x = tap(outputs, on, who)
         x = x.reshape(len(x), -1)
-        return _standardize(x) if standardize else x
+        return losses.standardize(x) if standardize else x
 
-    def beside(x, teacher):
-        return jnp.concatenate([x, _standardize(teacher.embedding)], -1) if condition == "embedding" else x
+    def beside(x: Array, teacher: Outputs) -> Array:
+        """x with what the discriminator is told about the image."""
+        if condition == "none":
+            return x
+        return jnp.concatenate([x, losses.standardize(reported(teacher, "embedding", "the teacher"))], -1)
 
-    def init(rng, student, teacher):
-        fake, real = (jax.eval_shape(inputs, outputs).shape for outputs in (student, teacher))
-        if fake != real:
+    def init(rng: Array, context: Context) -> MethodVariables:
+        fake, real = inputs(context.student, "the student"), inputs(context.teacher, "the teacher")
+        if fake.shape != real.shape:
             raise InputError(
-                f"method.{name} reads {list(fake)} of the student, {list(real)} of the teacher; expected one"
+                f"method.{name} reads {list(fake.shape)} of the student, {list(real.shape)} of the teacher;"
+                " expected equal shapes"
             )
-        shapes = jax.eval_shape(lambda outputs: beside(inputs(outputs), outputs), teacher)
-        variables = network.init(rng, jnp.zeros(shapes.shape, shapes.dtype))
-        return MethodVariables(variables["params"], {})
+        return MethodVariables(network.init(rng, beside(real, context.teacher))["params"], {})
 
-    def apply(variables, student, teacher, batch, *, step, rng, train, networks):
-        del batch, step, train, networks
-        teacher = jax.lax.stop_gradient(teacher)
-        fake, real = inputs(student), inputs(teacher)
+    def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
+        teacher = jax.lax.stop_gradient(context.teacher)
+        fake, real = inputs(context.student, "the student"), inputs(teacher, "the teacher")
         fixed_fake, fixed_params = jax.lax.stop_gradient((fake, variables.params))
 
-        def judge(params, x):
-            return network.apply({"params": params}, beside(x, teacher))
+        def judge(params: Any, x: Array) -> tuple[Array, Array]:
+            judged: Any = network.apply({"params": params}, beside(x, teacher))
+            return judged
 
-        def own_score(x):
+        def own_score(x: Array) -> Array:
             return judge(variables.params, x)[0]
 
         loss = discriminator_loss(objective, own_score(real), own_score(fixed_fake))
         if penalty and objective == "nonsaturating":
             loss += penalty * r1_penalty(own_score, real)
         elif penalty:
-            loss += penalty * interpolation_penalty(own_score, real, fixed_fake, rng)
+            loss += penalty * interpolation_penalty(own_score, real, fixed_fake, context.key)
         score, hidden_fake = judge(fixed_params, fake)
         fool = student_loss(objective, score)
         if matching:
             fool += matching * jnp.square(hidden_fake - judge(fixed_params, real)[1]).sum(-1)
         return {name: fool.mean(), f"{name}/discriminator": loss.mean()}, variables.state
 
-    def take_turns(step):
+    def alternate(step: Array | int) -> Mapping[str, Any]:
+        assert turns is not None
         discriminator, student = turns
         discriminator_moves = step % (discriminator + student) < discriminator
-        return {"student": ~discriminator_moves, "method": discriminator_moves}
+        return {"student": ~discriminator_moves, name: discriminator_moves}
 
-    return Method(init, apply, reads, turns=both_move if turns is None else take_turns)
+    return Method(
+        init,
+        apply,
+        needs_teacher=True,
+        weights={f"{name}/discriminator": 1.0},
+        trains=everything if turns is None else alternate,
+        optimizers={name: OPTIMIZER},
+    )
 
 
-def _are_counts(values) -> bool:
+def _are_counts(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(type(value) is int and value >= 1 for value in values)
-
-
-_standardize = standardize  # the constructor has an option of this name

@@ -1,161 +1,249 @@
-"""From losses to methods: lift a function of arrays, join methods into one, transform what a loss reads."""
+"""From losses and modules to methods, and from methods to one."""
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax import losses
 from kd_jax.errors import InputError, choose
+from kd_jax.losses import masks
 from kd_jax.models.layers import at_least_float32
-from kd_jax.types import Method, MethodVariables, Outputs, student_logits
+from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, View, student_logits
 
-READS = {
+Constructor = Callable[..., Method]  # (name of the term, **options) -> Method
+
+TAPS = {
     "logits": "logits",
     "probabilities": "logits",
     "log_probabilities": "logits",
     "embedding": "embedding",
     "pooled": "pooled",
 }
-ARGUMENTS = ("student", "teacher", "targets", "labels")
+SIDES = ("student", "teacher", "targets", "labels")
 
 
-def read(outputs: Outputs, on: str) -> jax.Array:
-    """What `on` names: a key of `READS`, or `feature:N` for the N-th map, the stem's being 0 and the last -1."""
+def tap(outputs: Outputs, on: str, who: str = "the network") -> Array:
+    """What `on` names: a key of `TAPS`, or `feature:N` for the N-th map, the stem's being 0 and the last -1.
+
+    Raises:
+      InputError: where `who` does not report it.
+    """
     if on.startswith("feature:"):
-        number, count = int(on.removeprefix("feature:")), len(outputs.features)
-        if not -count <= number < count:
-            raise InputError(f"on is {on!r}; expected feature:0 (the stem's map) to feature:{count - 1}")
-        return at_least_float32(outputs.features[number])  # relations and norms lose too much in bfloat16
-    value = getattr(outputs, READS[on])
+        return stage_map(outputs, int(on.removeprefix("feature:")), who)
+    value = reported(outputs, TAPS[on], who)
     if on == "probabilities":
         return jax.nn.softmax(value)
     return jax.nn.log_softmax(value) if on == "log_probabilities" else value
 
 
-def field(on: str) -> str:
-    """The field of Outputs that `on` is read from; raises InputError for an unknown name."""
-    if on.startswith("feature:") and on.removeprefix("feature:").lstrip("-").isdecimal():
-        return "features"
-    return choose("on", on, {**READS, "feature:N": "features"})
+def reported(outputs: Outputs, field: str, who: str) -> Any:
+    """A field of `Outputs`; raises InputError where it is missing."""
+    value = getattr(outputs, field)
+    if value is None or (isinstance(value, tuple) and not len(value)):
+        has = ", ".join(name for name, x in outputs._asdict().items() if x is not None and len(x))
+        raise InputError(f"{who} reports {has} and no {field}; expected a network that does, or a method without it")
+    return value
 
 
-def standardize(x: jax.Array, epsilon: float = 1e-7) -> jax.Array:
-    """Each row without its mean and divided by its standard deviation (of a sample, K - 1). [B, K] -> [B, K].
-
-    Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, equation 9.
-    """
-    centred = x - x.mean(-1, keepdims=True)
-    # Safe at a constant row, where the square root has no finite derivative.
-    variance = jnp.square(centred).sum(-1, keepdims=True) / (x.shape[-1] - 1)
-    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-    return centred / (epsilon + deviation)
+def stage_map(outputs: Outputs, stage: int, who: str) -> Array:
+    """The map [B, h, w, c] of a stage, at least float32: relations and norms lose too much in bfloat16."""
+    features = reported(outputs, "features", who)
+    if not -len(features) <= stage < len(features):
+        last = len(features) - 1
+        raise InputError(f"{who} has no feature:{stage}; expected feature:0 (the stem's map) to feature:{last}")
+    return at_least_float32(features[stage])
 
 
-def lift(
-    function: Callable, *, on: str = "logits", arguments: tuple[str, ...] = ("student", "teacher")
-) -> Callable[..., Method]:
+def check_tap(on: str) -> None:
+    """Raises InputError for an unknown name."""
+    if not (on.startswith("feature:") and on.removeprefix("feature:").removeprefix("-").isdecimal()):
+        choose("on", on, (*TAPS, "feature:N"))
+
+
+def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Constructor:
     """Makes a method's constructor out of a plain function of arrays.
 
     Args:
-      function: takes `arguments` by position, its own options by keyword; returns [B] or [].
-      on: what "student" and "teacher" are by default (see `read`).
-      arguments: of "student", "teacher" (without gradient), "targets" [B, K] and "labels" [B]. With one of the last
-        two, images without a label do not count in the mean.
+      function: its positional parameters are named after what they are: `student...` and `teacher...` (see `tap`; the
+        teacher's without gradient), `targets` [B, K] or `labels` [B]. Its keyword-only ones are the config's options.
+        It returns [B] or []. With targets or labels, images without a label do not count: where it takes `where`, it
+        is told which ones do.
+      on: what the first two are by default.
     Returns:
-      constructor(name, *, on, standardize, **options) -> Method with one term of that name.
+      constructor(name, *, on, standardize, views, **options) -> Method with one term of that name. With several
+      `views` (numbers, the first augmentation being 0) the term is the sum over them.
     """
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    labelled_only = bool({"targets", "labels"} & set(arguments))
-    default, keyword = on, inspect.Parameter.KEYWORD_ONLY
+    parameters = inspect.signature(function).parameters.values()
+    sides = [_side(p.name) for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "where"]
+    takes_where = any(p.name == "where" for p in parameters)
+    labeled_only = bool({"targets", "labels"} & set(sides))
+    default = on
 
-    def construct(name: str, *, on: str = default, standardize: bool = False, **options) -> Method:
-        source = field(on)
-        transform = _standardize if standardize else lambda x: x
+    def construct(
+        name: str, *, on: str = default, standardize: bool = False, views: Iterable[int] = (0,), **chosen: Any
+    ) -> Method:
+        check_tap(on)
+        views = tuple(views)
+        if not views or not all(type(view) is int and view >= 0 for view in views):
+            raise InputError(f"method.{name}.views is {list(views)}; expected numbers of views, the first being 0")
 
-        def init(rng, student, teacher):
-            del rng, student, teacher
+        def side(outputs: Outputs, who: str) -> Array:
+            value = tap(outputs, on, who)
+            return losses.standardize(value) if standardize else value
+
+        def loss_of(view: View) -> Array:
+            batch = view.batch
+            values = {"student": side(view.student, "the student"), "targets": batch.targets, "labels": batch.labels}
+            if "teacher" in sides:
+                assert view.teacher is not None
+                values["teacher"] = jax.lax.stop_gradient(side(view.teacher, "the teacher"))
+            where = batch.labels >= 0 if labeled_only else None
+            told = {"where": where} if takes_where and labeled_only else {}
+            loss = function(*(values[name] for name in sides), **chosen, **told)
+            return masks.mean(masks.keep(where, loss) if loss.ndim else loss, where)
+
+        def init(rng: Array, context: Context) -> MethodVariables:
             return MethodVariables({}, {})
 
-        def apply(variables, student, teacher, batch, *, step, rng, train, networks):
-            del step, rng, train, networks
-            values = {"student": transform(read(student, on)), "targets": batch.targets, "labels": batch.labels}
-            if "teacher" in arguments:
-                values["teacher"] = jax.lax.stop_gradient(transform(read(teacher, on)))
-            loss = function(*(values[a] for a in arguments), **options)
-            if loss.ndim and labelled_only:
-                labelled = (batch.labels >= 0).astype(loss.dtype)
-                loss = (loss * labelled).sum() / jnp.maximum(labelled.sum(), 1)
-            return {name: loss.mean()}, variables.state
+        def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
+            terms = [loss_of(context.views[view]) for view in views]
+            return {name: sum(terms[1:], terms[0])}, variables.state
 
-        return Method(init, apply, frozenset({source} if "teacher" in arguments else ()))
+        return Method(init, apply, needs_teacher="teacher" in sides, views=1 + max(views))
 
-    construct.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-            inspect.Parameter("on", keyword, default=on),
-            inspect.Parameter("standardize", keyword, default=False),
-            *own,
-        ]
-    )
+    own = {name: p for name, p in inspect.signature(construct).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    return _with_signature(construct, [*own.values(), *options])
+
+
+def _side(name: str) -> str:
+    """Which side of a loss a parameter is."""
+    for side in SIDES:
+        if name.startswith(side):
+            return side
+    raise InputError(f"a loss has the parameter {name!r}; expected one that begins with {', '.join(SIDES)}")
+
+
+def from_module(module: type[nn.Module]) -> Constructor:
+    """Makes a method's constructor out of a Flax module, for a method with adapters or memory.
+
+    The module's `__call__(context)` returns one loss [], or several as {part: loss}, which become the terms NAME/PART.
+    Its collection "params" is trained, every other one (batch statistics, memory, a copied head) is state. Its fields
+    are the config's options. It draws from `self.make_rng("method")`.
+
+    Class attributes say what it asks of the step: `needs_teacher` (by default True), `views` (1), `optimizer` (what
+    differs from the student's: {}). A module with a method `predict(outputs)` replaces the student's prediction.
+    """
+
+    def construct(name: str, **options: Any) -> Method:
+        # Tuples, because a module is hashed.
+        instance = module(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
+
+        def init(rng: Array, context: Context) -> MethodVariables:
+            variables = dict(_run(name, instance.init, {"params": rng, "method": jax.random.fold_in(rng, 1)}, context))
+            return MethodVariables(variables.pop("params", {}), variables)
+
+        def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
+            loss, state = _run(
+                name,
+                instance.apply,
+                {"params": variables.params, **variables.state},
+                context,
+                mutable=list(variables.state),
+                rngs={"method": context.rng},
+            )
+            parts = loss if isinstance(loss, Mapping) else {"": loss}
+            return {f"{name}/{part}" if part else name: value for part, value in parts.items()}, dict(state)
+
+        def predict(variables: MethodVariables, outputs: Outputs) -> Array:
+            logits: Any = instance.apply({"params": variables.params, **variables.state}, outputs, method="predict")
+            return logits
+
+        return Method(
+            init,
+            apply,
+            needs_teacher=getattr(module, "needs_teacher", True),
+            views=getattr(module, "views", 1),
+            optimizers={name: getattr(module, "optimizer", {})},
+            predict=predict if hasattr(module, "predict") else student_logits,
+        )
+
+    fields = [
+        p.replace(kind=p.KEYWORD_ONLY)
+        for p in inspect.signature(module).parameters.values()
+        if p.name not in ("parent", "name")
+    ]
+    name = inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return _with_signature(construct, [name, *fields])
+
+
+def _with_signature(construct: Constructor, parameters: Iterable[inspect.Parameter]) -> Constructor:
+    """The same constructor, whose options can be read from its signature."""
+    construct.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
     return construct
 
 
-_standardize = standardize  # `lift`'s constructors have an option of this name
+def _run(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What the function returns; an InputError of it names the term."""
+    try:
+        return function(*arguments, **options)
+    except InputError as error:
+        raise InputError(f"method.{name}: {error}") from error
 
 
-def join(methods: Mapping[str, Method]) -> Method:
-    """One method of several: all their terms, each with variables of its own. A group moves when all let it move."""
+def combine(methods: Mapping[str, Method]) -> Method:
+    """One method of several: all their terms, each with a group of variables of its own.
+
+    The student moves at the steps at which all let it move; a term's group at those that its own method says.
+    """
     overridden = [name for name, method in methods.items() if method.predict is not student_logits]
     if len(overridden) > 1:
         raise InputError(f"the terms {', '.join(overridden)} each replace the student's prediction; at most one may")
 
-    def own(variables, name):
+    def of_term(variables: MethodVariables, name: str) -> MethodVariables:
         return MethodVariables(variables.params[name], variables.state[name])
 
-    def init(rng, student, teacher):
-        made = {
-            name: method.init(jax.random.fold_in(rng, i), student, teacher)
-            for i, (name, method) in enumerate(methods.items())
+    def init(rng: Array, context: Context) -> MethodVariables:
+        variables = {
+            name: method.init(jax.random.fold_in(rng, i), context) for i, (name, method) in enumerate(methods.items())
         }
         return MethodVariables(
-            {name: variables.params for name, variables in made.items()},
-            {name: variables.state for name, variables in made.items()},
+            {name: own.params for name, own in variables.items()},
+            {name: own.state for name, own in variables.items()},
         )
 
-    def apply(variables, student, teacher, batch, *, step, rng, train, networks):
-        terms, state = {}, {}
+    def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
+        terms: Terms = {}
+        state = {}
         for i, (name, method) in enumerate(methods.items()):
-            new, state[name] = method.apply(
-                own(variables, name),
-                student,
-                teacher,
-                batch,
-                step=step,
-                rng=jax.random.fold_in(rng, i),
-                train=train,
-                networks=networks,
-            )
+            rng = None if context.rng is None else jax.random.fold_in(context.rng, i)
+            new, state[name] = _run(name, method.apply, of_term(variables, name), dataclasses.replace(context, rng=rng))
             terms |= new
         return terms, state
 
-    def turns(step):
-        each = [method.turns(step) for method in methods.values()]
-        return {
-            group: jnp.all(jnp.array([turn[group] for turn in each])) if each else True
-            for group in ("student", "method")
-        }
+    def trains(step: Array | int) -> Mapping[str, Any]:
+        each = [method.trains(step) for method in methods.values()]
+        groups: dict[str, Any] = {group: moves for group_moves in each for group, moves in group_moves.items()}
+        student = [group_moves["student"] for group_moves in each if "student" in group_moves]
+        return groups | ({"student": jnp.all(jnp.array(student))} if student else {})
 
-    def predict(variables, outputs):
-        if not overridden:
-            return outputs.logits
-        return methods[overridden[0]].predict(own(variables, overridden[0]), outputs)
+    def predict(variables: MethodVariables, outputs: Outputs) -> Array:
+        (name,) = overridden
+        return methods[name].predict(of_term(variables, name), outputs)
 
     return Method(
         init,
         apply,
-        reads=frozenset().union(*(method.reads for method in methods.values())),
+        needs_teacher=any(method.needs_teacher for method in methods.values()),
+        views=max((method.views for method in methods.values()), default=1),
         weights={term: weight for method in methods.values() for term, weight in method.weights.items()},
-        turns=turns,
+        schedules={term: factor for method in methods.values() for term, factor in method.schedules.items()},
+        trains=trains,
+        optimizers={term: options for method in methods.values() for term, options in method.optimizers.items()},
         predict=predict if overridden else student_logits,
     )

@@ -1,63 +1,80 @@
 """Networks by name. `create("resnet18", num_classes=10)` returns a pair of pure functions."""
 
-import warnings
+import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from kd_jax import registry
 from kd_jax.errors import InputError, choose
 from kd_jax.models import cifar_resnet, resnet
+from kd_jax.models.linen import from_linen
+from kd_jax.models.taps import Taps
 from kd_jax.types import Network
 
-NAMES: dict[str, Callable[..., nn.Module]] = {
-    **dict.fromkeys(resnet.FAMILY, resnet.resnet),
-    **dict.fromkeys(cifar_resnet.FAMILY, cifar_resnet.cifar_resnet),
+__all__ = ["NETWORKS", "Builder", "Taps", "create", "from_linen", "register"]
+
+Builder = Callable[..., Network | nn.Module]  # (num_classes, **options)
+
+NETWORKS: dict[str, Builder] = {
+    **{name: functools.partial(resnet.create, name) for name in resnet.FAMILY},
+    **{name: functools.partial(cifar_resnet.create, name) for name in cifar_resnet.FAMILY},
 }
-STEMS = ("imagenet", "cifar")
-HEADS = ("linear", "mlp")
-SHORTCUTS = ("conv", "pad")
+GIVEN = ("num_classes", "dtype", "frozen_backbone", "parent", "name")  # parameters that are no options of a config
 
 
-def register(name: str, build: Callable[..., nn.Module]) -> None:
-    """Adds a network of your own, which configs then know by `name`.
+def register(
+    name: str,
+    build: Builder,
+    *,
+    head: tuple[str, ...] = (),
+    torch_key: Callable[[tuple[str, ...]], str] | None = None,
+) -> None:
+    """Adds a network of your own, which configs then know by `name`, or replaces it.
 
     Args:
-      name: not yet taken.
-      build: (name, num_classes, **options) -> Flax module (see `from_linen`); the options are those of `create`, and
-        `stem` only where one is given. Modules called "fc" or "mlp" are its head, for freezing.
+      name: of the network.
+      build: a Flax module's class, or a function (num_classes, **options) that returns a Flax module (see `from_linen`)
+        or a `Network`. Its other parameters are the options of the config. It is told `dtype` (of the computation) and
+        `frozen_backbone` (everything but the head stays in inference mode) where it takes them.
+      head, torch_key: see `Network`, for a module that does not say them itself.
     """
-    if name in NAMES:
-        raise InputError(f"the network {name!r} is registered already; expected another name")
-    NAMES[name] = build
+    registry.add(NETWORKS, name, functools.wraps(build)(functools.partial(_wrap, build, head, torch_key)))
+
+
+def _wrap(
+    build: Builder,
+    head: tuple[str, ...],
+    torch_key: Callable[[tuple[str, ...]], str] | None,
+    *arguments: Any,
+    **options: Any,
+) -> Network:
+    built = build(*arguments, **options)
+    return built if isinstance(built, Network) else from_linen(built, head=head, torch_key=torch_key)
 
 
 def create(
     name: str,
     num_classes: int,
     *,
-    stem: str | None = None,
-    width: float = 1.0,
-    head: str = "linear",
-    shortcut: str = "conv",
-    frozen_trunk: bool = False,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    frozen_backbone: bool = False,
+    **options: Any,
 ) -> Network:
     """Builds a network.
 
     Args:
-      name: one of `NAMES`.
+      name: one of `NETWORKS`.
       num_classes: K, at least 2.
-      stem: "imagenet" (for images of about 64 pixels and more), "cifar" (for smaller ones), or None for the one
-        that the family was published with.
-      width: factor on every number of channels.
-      head: "linear", or "mlp" (Linear 1000, dropout 0.5, batch norm, ReLU before the last layer).
-      shortcut: "conv", or "pad" for shortcuts without parameters (basic blocks only).
-      frozen_trunk: all but the head stays in inference mode in training.
       dtype: of the computation. Parameters, statistics, logits and embedding are at least float32.
-
+      frozen_backbone: all but the head stays in inference mode in training.
+      options: of the network; None stands for its default.
     Raises:
-      InputError: for an unknown name or option.
+      InputError: for an unknown name or option, or an option of another type.
 
     >>> import jax
     >>> network = create("resnet8", num_classes=10, width=0.25)
@@ -67,51 +84,28 @@ def create(
     >>> outputs.logits.shape, outputs.embedding.shape, len(outputs.features)
     ((2, 10), (2, 16), 4)
     """
-    build = choose("model.name", name, NAMES)
-    choose("model.head", head, HEADS)
-    choose("model.shortcut", shortcut, SHORTCUTS)
-    options = {} if stem is None else {"stem": choose("model.stem", stem, STEMS)}
+    build = choose("model.name", name, NETWORKS)
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}; expected at least 2")
-    if not 0 < width <= 64:
-        raise InputError(f"model.width is {width}; expected a factor above 0 and at most 64")
-    return from_linen(
-        build(
-            name,
-            num_classes,
-            width=width,
-            head=head,
-            shortcut=shortcut,
-            frozen_trunk=frozen_trunk,
-            dtype=dtype,
-            **options,
-        )
-    )
+    parameters = inspect.signature(build).parameters
+    known = {key: p.default for key, p in parameters.items() if key not in GIVEN and p.kind is not p.VAR_KEYWORD}
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for key, value in chosen.items():
+        choose(f"an option of {name}", key, known)
+        default = known[key]
+        if isinstance(default, bool | int | float | str) and not _of_kind(value, default):
+            expected = "true or false" if isinstance(default, bool) else f"a value like {default!r}"
+            raise InputError(f"model.{key} is {value!r}; expected {expected}")
+    if frozen_backbone and "frozen_backbone" not in parameters:
+        raise InputError(f"model.freeze is 'backbone_and_norms', which {name} cannot do; expected 'none' or 'backbone'")
+    given = {"dtype": dtype, "frozen_backbone": frozen_backbone}
+    told = {key: value for key, value in given.items() if key in parameters}
+    network = build(num_classes=num_classes, **told, **chosen)
+    return (network if isinstance(network, Network) else from_linen(network))._replace(name=name)
 
 
-def from_linen(module: nn.Module) -> Network:
-    """Wraps a Flax module whose `__call__(images, *, train, perturbations)` returns `Outputs`."""
-
-    def init(rng, images):
-        _warn_of_stem(getattr(module, "stem", None), images.shape[1])
-        variables = module.init(rng, images, train=False)
-        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-    def apply(variables, images, *, train, rng=None, perturbations=None):
-        rngs = None if rng is None else {"dropout": rng}
-        outputs, changed = module.apply(
-            variables, images, train=train, perturbations=perturbations, rngs=rngs, mutable=["batch_stats"]
-        )
-        return outputs, changed.get("batch_stats", {})
-
-    return Network(init, apply)
-
-
-def _warn_of_stem(stem: str | None, size: int) -> None:
-    if stem == "imagenet" and size < 64:
-        advice = f'the "imagenet" stem divides a {size}-pixel image by four before the first stage; use stem="cifar"'
-    elif stem == "cifar" and size > 96:
-        advice = f'the "cifar" stem keeps {size}-pixel images at full size, which costs 16 times; use stem="imagenet"'
-    else:
-        return
-    warnings.warn(advice, stacklevel=2)
+def _of_kind(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    number = isinstance(default, int | float)
+    return isinstance(value, int | float) if number else isinstance(value, str)

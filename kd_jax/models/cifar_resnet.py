@@ -5,7 +5,13 @@ a stem of 32) follow Tian et al., "Contrastive Representation Distillation", ICL
 are 1x1 convolutions (`shortcut="conv"`), or have no parameters (`shortcut="pad"`, option A of He et al.).
 """
 
-from kd_jax.models.resnet import BasicBlock, ResNet
+import functools
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from kd_jax.models import resnet
+from kd_jax.types import Network
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)
@@ -23,16 +29,32 @@ FAMILY = {
 }
 
 
-def cifar_resnet(name: str, num_classes: int, *, stem: str = "cifar", width: float = 1.0, **options) -> ResNet:
-    """The network of that name with every width multiplied by `width`."""
+def create(
+    name: str,
+    num_classes: int,
+    *,
+    stem: str = "cifar",
+    width: float = 1.0,
+    head: str = "linear",
+    shortcut: str = "conv",
+    frozen_backbone: bool = False,
+    dtype: DTypeLike = jnp.float32,
+) -> Network:
+    """Builds the network of that name; see `resnet.create` for the options."""
     depth, published = FAMILY[name]
-    widths = tuple(max(1, round(width * w)) for w in published)
-    return ResNet(
-        num_classes,
-        block=BasicBlock,
-        stage_sizes=((depth - 2) // 6,) * 3,
-        stem_width=widths[0],
-        stage_widths=widths[1:],
-        stem=stem,
-        **options,
+    widths = resnet.scaled(published, width)
+    return resnet.network(
+        resnet.ResNet(
+            num_classes,
+            block=resnet.BasicBlock,
+            stage_sizes=((depth - 2) // 6,) * 3,
+            stem_width=widths[0],
+            stage_widths=widths[1:],
+            stem=stem,
+            head=head,
+            shortcut=shortcut,
+            frozen_backbone=frozen_backbone,
+            dtype=dtype,
+        ),
+        functools.partial(resnet.torch_key, linear="linear", mlp=head == "mlp"),
     )

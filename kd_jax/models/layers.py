@@ -1,12 +1,14 @@
-"""Layers that follow PyTorch's arithmetic: batch normalisation, initialisers, the classifier on top of a trunk."""
+"""Layers that follow PyTorch's arithmetic: batch normalization, initializers, the classifier on top of a backbone."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from kd_jax.types import Head, Norm
+from kd_jax.types import Array, Head, Norm
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
@@ -14,19 +16,19 @@ MOMENTUM = 0.1
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # kaiming_normal_(mode="fan_out")
 
 
-def linear_init(rng, shape, dtype=jnp.float32):
+def linear_init(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """PyTorch's default for a linear layer's weight [fan_in, fan_out]: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(shape[0])
     return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
-def at_least_float32(x):
+def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @jax.custom_vjp
-def normalize_batch(x, scale, bias):
-    """Batch normalisation over all axes but the last, by the batch's own statistics.
+def normalize_batch(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """Batch normalization over all axes but the last, by the batch's own statistics.
 
     Args:
       x: [..., c]. scale, bias: [c], at least float32, the type in which statistics are computed.
@@ -36,7 +38,7 @@ def normalize_batch(x, scale, bias):
     return _normalize_batch_forward(x, scale, bias)[0]
 
 
-def _normalize_batch_forward(x, scale, bias):
+def _normalize_batch_forward(x: Array, scale: Array, bias: Array) -> tuple[Any, Any]:
     axes = tuple(range(x.ndim - 1))
     wide = x.astype(scale.dtype)
     mean = wide.mean(axes)
@@ -46,7 +48,7 @@ def _normalize_batch_forward(x, scale, bias):
     return (y, mean, variance), (x, scale, mean, inverse)
 
 
-def _normalize_batch_backward(residuals, gradients):
+def _normalize_batch_backward(residuals: Any, gradients: Any) -> tuple[Array, Array, Array]:
     """The closed form, with two reductions over the batch: autodiff takes more, and twice the time on a CPU."""
     x, scale, mean, inverse = residuals
     dy = gradients[0].astype(scale.dtype)
@@ -63,15 +65,15 @@ normalize_batch.defvjp(_normalize_batch_forward, _normalize_batch_backward)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as in PyTorch: its epsilon and momentum, and an unbiased running variance.
+    """Batch normalization as in PyTorch: its epsilon and momentum, and an unbiased running variance.
 
     Under `jit` over a mesh the statistics are those of the global batch.
     """
 
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: Array, *, train: bool) -> Array:
         """x [..., c] -> [..., c] of the same type."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
@@ -97,13 +99,13 @@ class BatchNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear layer with PyTorch's initialisation, computed in at least float32."""
+    """A linear layer with PyTorch's initialization, computed in at least float32."""
 
     features: int
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """x [B, D] -> [B, features]."""
         kernel = self.param("kernel", linear_init, (x.shape[-1], self.features), self.param_dtype)
         bound = 1 / math.sqrt(x.shape[-1])
@@ -116,19 +118,19 @@ class Linear(nn.Module):
         return x @ kernel + bias
 
     @property
-    def weights(self) -> Head:
+    def head(self) -> Head:
         params = self.variables["params"]
         return Head(params["kernel"], params["bias"])
 
 
 class MlpHead(nn.Module):
-    """The seed project's head before the last linear layer: Linear 1000, dropout 0.5, batch norm, ReLU."""
+    """The original project's head before the last linear layer: Linear 1000, dropout 0.5, batch norm, ReLU."""
 
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     width: int = 1000
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: Array, *, train: bool) -> Array:
         """x [B, c] -> [B, 1000]."""
         x = Linear(self.width, self.param_dtype, name="fc")(x)
         x = nn.Dropout(0.5, deterministic=not train)(x)

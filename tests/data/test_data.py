@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from kd_jax import data
+from kd_jax.data import resident
 from kd_jax.errors import InputError
 
 CONFIG = {
@@ -18,10 +19,11 @@ CONFIG = {
     "normalize": "dataset",
     "holdout": 0.1,
     "train_images": 0,
-    "labelled": 0,
-    "unlabelled": True,
+    "labeled": 0,
+    "unlabeled": True,
     "skip_unreadable": False,
     "augment": "crop",
+    "extra_views": (),
 }
 
 
@@ -90,19 +92,19 @@ def test_fewer_training_images_are_the_first_of_more():
 
 
 def test_labels_are_kept_for_the_first_images_and_the_rest_have_none():
-    every, some = load(), load(labelled=20)
+    every, some = load(), load(labeled=20)
     np.testing.assert_array_equal(some.train.labels[:20], every.train.labels[:20])
     assert set(some.train.labels[20:]) == {-1}
 
 
 def test_without_unlabelled_images_the_labelled_ones_are_the_same():
-    both, alone = load(labelled=20), load(labelled=20, unlabelled=False)
+    both, alone = load(labeled=20), load(labeled=20, unlabeled=False)
     np.testing.assert_array_equal(alone.train.images, both.train.images[:20])
     np.testing.assert_array_equal(alone.train.labels, both.train.labels[:20])
 
 
 def test_unlabelled_false_keeps_all_images_where_all_are_labelled():
-    assert len(load(unlabelled=False).train.labels) == len(load().train.labels)
+    assert len(load(unlabeled=False).train.labels) == len(load().train.labels)
 
 
 def test_mean_and_deviation_are_of_the_training_images():
@@ -113,7 +115,7 @@ def test_mean_and_deviation_are_of_the_training_images():
 
 
 def test_mean_counts_unlabelled_images_even_when_they_are_dropped():
-    np.testing.assert_array_equal(load(labelled=20, unlabelled=False).mean, load().mean)
+    np.testing.assert_array_equal(load(labeled=20, unlabeled=False).mean, load().mean)
 
 
 def test_a_constant_channel_has_a_deviation_that_can_be_divided_by(colours, tmp_path):
@@ -141,21 +143,21 @@ def test_two_loads_are_equal():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, tfds"),
+        ({"source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, memory, tfds"),
         ({"normalize": "no"}, "dataset.normalize is 'no'; expected one of: dataset, imagenet"),
         ({"augment": "flip"}, "dataset.augment is 'flip'; expected one of: crop, crop_flip, none"),
         ({"image_size": 0}, "dataset.image_size is 0; expected an integer of at least 1"),
         ({"image_size": 8.5}, "dataset.image_size is 8.5; expected an integer"),
         ({"train_images": -1}, "dataset.train_images is -1; expected an integer of at least 0"),
-        ({"labelled": -1}, "dataset.labelled is -1; expected an integer of at least 0"),
+        ({"labeled": -1}, "dataset.labeled is -1; expected an integer of at least 0"),
         ({"holdout": 1.0}, "dataset.holdout is 1.0; expected a fraction of at least 0 and below 1"),
         ({"holdout": float("nan")}, "dataset.holdout is nan; expected a fraction"),
         ({"holdout": 0.001}, "dataset.holdout is 0.001, less than one image per class"),
         ({"holdout": 0.999}, "leaves no training image of class '0'"),
         ({"train_images": 9}, "dataset.train_images is 9; expected 10 .one per class. to 1293"),
         ({"train_images": 5000}, "dataset.train_images is 5000; expected 10 .one per class. to 1293"),
-        ({"train_images": 100, "labelled": 101}, "dataset.labelled is 101; expected 10 .one per class. to 100"),
-        ({"labelled": 9}, "dataset.labelled is 9; expected 10"),
+        ({"train_images": 100, "labeled": 101}, "dataset.labeled is 101; expected 10 .one per class. to 100"),
+        ({"labeled": 9}, "dataset.labeled is 9; expected 10"),
         ({"normalize": "imagenet"}, 'dataset.normalize is "imagenet"; expected "dataset" for images of 1 channel'),
     ],
 )
@@ -166,16 +168,16 @@ def test_a_wrong_value_is_named_on_one_line(changes, message):
 
 
 def test_epoch_order_is_a_permutation():
-    order = data.epoch_order(seed=0, epoch=3, images=100)
+    order = resident.epoch_order(seed=0, epoch=3, images=100)
     assert order.dtype == np.int32
     np.testing.assert_array_equal(np.sort(order), np.arange(100))
 
 
 def test_epoch_order_depends_on_seed_and_epoch_only():
-    order = data.epoch_order(1, 2, 50)
-    np.testing.assert_array_equal(order, data.epoch_order(1, 2, 50))
-    assert (order != data.epoch_order(1, 3, 50)).any()
-    assert (order != data.epoch_order(2, 2, 50)).any()
+    order = resident.epoch_order(1, 2, 50)
+    np.testing.assert_array_equal(order, resident.epoch_order(1, 2, 50))
+    assert (order != resident.epoch_order(1, 3, 50)).any()
+    assert (order != resident.epoch_order(2, 2, 50)).any()
 
 
 def test_importing_data_loads_neither_tensorflow_nor_scikit_learn():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax.data import images, read_image
+from kd_jax.data import images
+from kd_jax.data.images import read_image
 from kd_jax.errors import InputError
 
 GRADIENT = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
@@ -103,12 +104,12 @@ def test_floating_point_pixels_are_refused(tmp_path):
 
 
 def test_images_of_one_size_are_stacked_as_they_are():
-    assert images.stack([np.zeros((4, 4, 3), np.uint8)] * 2, count=2, size=8).shape == (2, 4, 4, 3)
+    assert images.collect([np.zeros((4, 4, 3), np.uint8)] * 2, count=2, size=8).shape == (2, 4, 4, 3)
 
 
 def test_images_of_several_sizes_get_the_wanted_size():
     several = [np.zeros((side, side, 1), np.uint8) for side in (4, 6)]
-    assert images.stack(several, count=2, size=8).shape == (2, 8, 8, 1)
+    assert images.collect(several, count=2, size=8).shape == (2, 8, 8, 1)
 
 
 def test_more_images_than_fit_in_memory_are_refused_at_the_first():
@@ -117,4 +118,4 @@ def test_more_images_than_fit_in_memory_are_refused_at_the_first():
         pytest.fail("went on reading")
 
     with pytest.raises(InputError, match=r"1000x1000 pixels take .* GiB; .* lower dataset\.image_size"):
-        images.stack(endless(), count=10**9, size=1000)
+        images.collect(endless(), count=10**9, size=1000)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd_jax.data.split import Split, divide, with_test
+from kd_jax.data.split import Split, stratified_split, with_test
 
 BALANCED = np.tile(np.arange(3), 10).astype(np.int32)
 UNEVEN = np.repeat(np.arange(3), (50, 20, 5)).astype(np.int32)
@@ -11,34 +11,34 @@ UNEVEN = np.repeat(np.arange(3), (50, 20, 5)).astype(np.int32)
 
 @pytest.mark.parametrize("fraction", [0, 0.1, 0.5, 0.9])
 def test_every_image_is_in_exactly_one_part(fraction):
-    held, rest = divide(UNEVEN, fraction)
+    held, rest = stratified_split(UNEVEN, fraction)
     np.testing.assert_array_equal(np.sort(np.concatenate([held, rest])), np.arange(len(UNEVEN)))
 
 
 def test_the_held_part_takes_the_rounded_fraction_of_each_class():
-    held, _ = divide(UNEVEN, 0.1)
+    held, _ = stratified_split(UNEVEN, 0.1)
     np.testing.assert_array_equal(np.bincount(UNEVEN[held]), [5, 2, 1])
 
 
 @pytest.mark.parametrize("count", range(1, 28))
 def test_the_first_images_of_the_rest_are_balanced(count):
-    _, rest = divide(BALANCED, 0.1)
+    _, rest = stratified_split(BALANCED, 0.1)
     counts = np.bincount(BALANCED[rest[:count]], minlength=3)
     assert counts.max() - counts.min() <= 1
 
 
 def test_uneven_classes_stay_balanced_after_holding_out_until_one_runs_out():
-    _, rest = divide(UNEVEN, 0.2)
+    _, rest = stratified_split(UNEVEN, 0.2)
     np.testing.assert_array_equal(np.bincount(UNEVEN[rest[:12]]), [4, 4, 4])
 
 
 def test_a_larger_fraction_holds_out_the_same_images_and_more():
-    assert set(divide(UNEVEN, 0.1)[0]) < set(divide(UNEVEN, 0.4)[0])
+    assert set(stratified_split(UNEVEN, 0.1)[0]) < set(stratified_split(UNEVEN, 0.4)[0])
 
 
 def test_the_choice_is_the_recorded_one():
     # Another choice would give validation images to runs whose teachers have trained on them.
-    held, _ = divide(BALANCED, 0.2)
+    held, _ = stratified_split(BALANCED, 0.2)
     assert sorted(held.tolist()) == [6, 8, 10, 11, 16, 24]
 
 

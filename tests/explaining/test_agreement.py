@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     """The runs `kd` and `teacher`; the latter is what `kd` is compared with too, as it agrees with itself."""
     folder = tmp_path_factory.mktemp("gaze")
     config = tiny.taught(**{"evaluate.batch_size": 101})  # the 359 test images are no multiple
-    training.train_and_evaluate(config, str(folder / "kd"), runs_folder=str(folder / "runs"))
+    training.train(config, str(folder / "kd"), runs_folder=str(folder / "runs"))
     (teacher,) = (folder / "runs" / "teachers").iterdir()
     (folder / "teacher").symlink_to(teacher)
     return folder
@@ -50,7 +50,7 @@ def found(explained):
 @functools.cache
 def maps_of(run):
     """[359, h, w], from what a run saved, in one batch; and the labels."""
-    network, variables, _ = kd_jax.load(str(run))
+    network, variables = kd_jax.load(run)[:2]
     saved = runs.read_json(str(run), "config.json")
     test = data.load(saved["config"]["dataset"]).test
     mean, std = (np.array(saved["data"][key]) for key in ("mean", "std"))
@@ -74,7 +74,7 @@ def test_a_teacher_that_is_weights_and_no_run_has_no_hash(folder, tmp_path):
     export.export(str(folder / "teacher"), file)
     config = tiny.config(method=tiny.METHODS["kd"], **{"train.steps": 1})
     config["teacher"] |= {"kind": "weights", "path": file, "config": tiny.config(**{"model.width": 1 / 4})}
-    training.train_and_evaluate(config, run)
+    training.train(config, run)
     teacher = agreement.explain(run, stage=2, shown=1)["teacher"]
     assert (teacher["name"], teacher["config_hash"]) == ("teacher.safetensors", None)
 
@@ -380,7 +380,7 @@ def test_a_run_that_is_compared_sees_images_normalised_as_it_was_trained(folder,
     found = agreement.explain(
         str(folder / "kd"), [str(run)], to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1
     )
-    network, variables, _ = kd_jax.load(str(run))
+    network, variables = kd_jax.load(run)[:2]
     test = data.load(runs.read_json(str(run), "config.json")["config"]["dataset"]).test
     images = jnp.float32((test.images / 255.0 - 0.9) / 0.2)
     images = jax.image.resize(images, (len(images), 8, 8, 1), "linear") if images.shape[1] != 8 else images
@@ -390,7 +390,7 @@ def test_a_run_that_is_compared_sees_images_normalised_as_it_was_trained(folder,
 
 def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(agreement.mirror, "add_image", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(agreement.wandb_run, "add_image", lambda *arguments: calls.append(arguments))
     agreement.explain(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), shown=1)
     assert calls == [(str(folder / "kd"), "gaze", str(tmp_path / "gaze.png"), 12)]
 

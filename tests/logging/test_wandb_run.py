@@ -263,15 +263,15 @@ def test_without_wandb_a_run_is_refused_before_anything_is_written(tmp_path, mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = tiny.config(**{"log.wandb": "project"})
     with pytest.raises(InputError, match=r"log\.wandb is 'project' and wandb is not installed"):
-        training.train_and_evaluate(config, str(tmp_path / "run"))
+        training.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_says_that_wandb_gets_nothing(tmp_path, wandb, capsys):
     fake = wandb()
     changes = {"train.epochs": 1, "dataset.train_images": 32}
-    training.train_and_evaluate(tiny.config(**changes), str(tmp_path / "run"))
-    training.train_and_evaluate(tiny.config(**changes, **{"log.wandb": "project"}), str(tmp_path / "run"))
+    training.train(tiny.config(**changes), str(tmp_path / "run"))
+    training.train(tiny.config(**changes, **{"log.wandb": "project"}), str(tmp_path / "run"))
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == "nothing new for W&B's 'project': a run is mirrored while it trains; another --workdir trains it"
     assert fake.started == []

@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax.errors import InputError
 from kd_jax.losses import logits
-from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, log_softmax, slope
+from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, log_softmax, slope, standardized
 
 TARGETS = np.random.default_rng(1).dirichlet(np.ones(5), 6)
 
@@ -86,3 +86,89 @@ def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
 def test_a_temperature_may_be_traced():
     traced = jax.jit(lambda t: logits.kd(STUDENT, TEACHER, temperature=t))(4.0)
     np.testing.assert_allclose(traced, kd(STUDENT, TEACHER, 4.0), rtol=1e-5)
+
+
+LABELS = np.array([0, 1, 2, 3, 4, 0])
+
+
+def dkd(student, teacher, alpha, beta, temperature):
+    """Zhao et al., equation 7, image by image and class by class."""
+    losses = []
+    for s, t, label in zip(student / temperature, teacher / temperature, LABELS, strict=True):
+        p, q = (np.exp(log_softmax(x)) for x in (t, s))
+        target = p[label] * np.log(p[label] / q[label]) + (1 - p[label]) * np.log((1 - p[label]) / (1 - q[label]))
+        others = [k for k in range(len(s)) if k != label]
+        a, b = (np.exp(log_softmax(x[others])) for x in (t, s))
+        losses.append(temperature**2 * (alpha * target + beta * (a * np.log(a / b)).sum()))
+    return np.array(losses)
+
+
+DKD = {"alpha": 0.7, "beta": 6.0, "temperature": 3.0}
+
+
+def test_dkd_is_the_papers():
+    got = jax.jit(lambda s, t: logits.dkd(s, t, LABELS, **DKD))(STUDENT, TEACHER)
+    np.testing.assert_allclose(got, dkd(STUDENT, TEACHER, *DKD.values()), rtol=1e-5)
+
+
+def test_dkds_gradient_is_that_of_finite_differences():
+    gradient = jax.jit(jax.grad(lambda s: logits.dkd(s, TEACHER, LABELS, **DKD).sum()))(jnp.float32(STUDENT))
+    assert_gradient(gradient, slope(lambda s: dkd(s, TEACHER, *DKD.values()).sum(), STUDENT))
+
+
+def test_dkd_of_equal_weights_by_the_others_probability_is_kd():
+    # Zhao et al., equation 6: KD = TCKD + (1 - p of the label) NCKD.
+    rest = 1 - np.exp(log_softmax(TEACHER / 4))[np.arange(6), LABELS]
+    parts = [logits.dkd(STUDENT, TEACHER, LABELS, alpha=a, beta=b, temperature=4.0) for a, b in ((1, 0), (0, 1))]
+    np.testing.assert_allclose(parts[0] + rest * parts[1], kd(STUDENT, TEACHER, 4.0), rtol=1e-5)
+
+
+def test_dkd_where_the_label_is_certain_is_finite_with_a_finite_gradient():
+    certain = 1e3 * jax.nn.one_hot(LABELS, 5)
+    value, gradient = jax.value_and_grad(lambda s: logits.dkd(s, certain, LABELS).sum())(-certain)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+TEMPERATURES = (2.0, 5.0)
+
+
+def mlkd(student, teacher):
+    """Jin et al., equations 5 to 9: instances, classes and images, summed over temperatures."""
+    total = 0.0
+    for temperature in TEMPERATURES:
+        p, q = (np.exp(log_softmax(x / temperature)) for x in (teacher, student))
+        total += kd(student, teacher, temperature).mean()
+        total += np.square(q.T @ q - p.T @ p).sum() / q.shape[1] + np.square(q @ q.T - p @ p.T).sum() / len(q)
+    return total
+
+
+def test_mlkd_is_the_papers():
+    got = jax.jit(lambda s, t: logits.mlkd(s, t, temperatures=TEMPERATURES))(STUDENT, TEACHER)
+    np.testing.assert_allclose(got, mlkd(STUDENT, TEACHER), rtol=1e-5)
+
+
+def test_mlkds_gradient_is_that_of_finite_differences():
+    gradient = jax.jit(jax.grad(lambda s: logits.mlkd(s, TEACHER, temperatures=TEMPERATURES)))(jnp.float32(STUDENT))
+    assert_gradient(gradient, slope(lambda s: mlkd(s, TEACHER), STUDENT))
+
+
+def test_mlkd_without_a_temperature_is_refused():
+    with pytest.raises(InputError, match="temperatures is empty"):
+        logits.mlkd(STUDENT, TEACHER, temperatures=())
+
+
+def test_standardizing_takes_out_mean_and_sample_deviation():
+    np.testing.assert_allclose(logits.standardize(STUDENT), standardized(STUDENT), rtol=1e-4, atol=1e-6)
+
+
+def test_standardizings_gradient_is_that_of_finite_differences():
+    weight = np.random.default_rng(9).normal(size=STUDENT.shape)
+    gradient = jax.grad(lambda x: (logits.standardize(x) * weight).sum())(jnp.asarray(STUDENT, jnp.float32))
+    assert_gradient(gradient, slope(lambda x: (standardized(x) * weight).sum(), STUDENT))
+
+
+def test_a_constant_row_standardizes_to_zero_with_a_finite_gradient():
+    value, gradient = jax.value_and_grad(lambda x: (logits.standardize(x) ** 2).sum())(jnp.ones((2, 5)))
+    assert value == 0
+    assert np.isfinite(gradient).all()

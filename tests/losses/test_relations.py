@@ -110,7 +110,7 @@ def test_the_teacher_gets_no_gradient(loss):
 
 @pytest.mark.parametrize("group", [1, 2, 4])  # anchors at a time; 4 do not divide the batch
 def test_groups_of_anchors_give_the_papers_value_and_gradient_too(monkeypatch, group):
-    monkeypatch.setattr(relations, "LARGEST", group * 6**2)
+    monkeypatch.setattr(relations, "LARGEST_INTERMEDIATE", group * 6**2)
     loss = jax.jit(jax.value_and_grad(lambda x: relations.rkd_angle(x, TEACHER)))  # not from an earlier size's cache
     value, gradient = loss(jnp.asarray(STUDENT, jnp.float32))
     np.testing.assert_allclose(value, rkd_angle(STUDENT, TEACHER), rtol=1e-5)
@@ -143,7 +143,7 @@ def test_no_difference_of_two_images_is_kept_per_feature(loss):
 
 @each
 def test_memory_of_a_large_batch_does_not_grow_with_triples(loss):
-    assert largest(program(loss, 1024, 4096)) <= relations.LARGEST  # 1024^3 is 64 times as many
+    assert largest(program(loss, 1024, 4096)) <= relations.LARGEST_INTERMEDIATE  # 1024^3 is 64 times as many
 
 
 @each

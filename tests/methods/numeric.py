@@ -1,9 +1,10 @@
 """Float64 numpy beside JAX: finite differences, the formulas' small pieces, outputs to feed to a method."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.types import Batch, Head, Outputs
+from kd_jax.types import Batch, Context, Head, Networks, Norm, Outputs, View
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(scale=2.0, size=(2, 6, 5))
@@ -39,20 +40,66 @@ def standardized(x):
     return (x - x.mean(-1, keepdims=True)) / (1e-7 + x.std(-1, ddof=1, keepdims=True))
 
 
+def convolve(x, kernel, *, stride=1, padding=0):
+    """A convolution of maps [B, h, w, c] with [k, l, c, d], as PyTorch pads it."""
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = (1 + (n - k) // stride for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+    result = np.zeros((len(x), height, width, kernel.shape[-1]))
+    for i, j in np.ndindex(*kernel.shape[:2]):
+        result += x[:, i : i + stride * height : stride, j : j + stride * width : stride] @ kernel[i, j]
+    return result
+
+
+def batch_norm_relu(x, params, stats=None):
+    """By the batch's statistics, or by running ones."""
+    mean, variance = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if stats is None else (stats["mean"], stats["var"])
+    return np.maximum((x - mean) / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"], 0)
+
+
+def doubles(tree):
+    """The same tree of float64 numpy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
 def outputs(logits, embedding=None) -> Outputs:
-    """Outputs of a network with these logits [B, K] and this embedding [B, D], by default the logits."""
-    embedding = jnp.asarray(logits if embedding is None else embedding, jnp.float32)
-    logits = jnp.asarray(logits, jnp.float32)
-    head = Head(jnp.zeros((embedding.shape[1], logits.shape[1])), jnp.zeros(logits.shape[1]))
-    maps = tuple(jnp.ones((len(logits), 4 // 2**i, 4 // 2**i, 3)) * (i + 1) for i in range(3))
-    return Outputs(logits, maps, maps, embedding, embedding, head, ())
+    """Outputs of a network with these logits [B, K] and this embedding [B, D], by default the logits.
+
+    The maps are [B, 4, 4, D], [B, 2, 2, D] and [B, 2, 2, D], a function of the embedding.
+    """
+    embedding = jnp.asarray(logits if embedding is None else embedding)
+    embedding, logits = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (embedding, jnp.asarray(logits)))
+    head = Head(jnp.ones((embedding.shape[1], logits.shape[1])), jnp.zeros(logits.shape[1]))
+    maps = tuple(
+        embedding[:, None, None, :] * (1 + jnp.arange(float(size * size)).reshape(size, size, 1)) for size in (4, 2, 2)
+    )
+    norms = (Norm(jnp.ones(embedding.shape[1]), jnp.zeros(embedding.shape[1])),) * 3
+    return Outputs(logits, maps, maps, embedding, embedding, head, norms)
 
 
 def batch(labels, num_classes=5) -> Batch:
     """A batch of which a method may read the labels (-1 for none) and the targets."""
-    labels = np.asarray(labels)
-    targets = np.eye(num_classes)[labels] * (labels >= 0)[:, None]
-    index = jnp.arange(len(labels))
-    return Batch(
-        jnp.zeros((len(labels), 1, 1, 1)), jnp.asarray(labels), jnp.asarray(targets, jnp.float32), index, index
-    )
+    labels = np.asarray(labels, np.int32)
+    targets = np.eye(num_classes, dtype=np.float32)[labels] * (labels >= 0)[:, None]
+    ids = jnp.arange(len(labels), dtype=jnp.int32)
+    images = jnp.zeros((len(labels), 1, 1, 1))
+    return Batch(images, jnp.asarray(labels), jnp.asarray(targets, jnp.float32), ids, ids)
+
+
+def context(student, teacher=None, labels=None, *, views=1, networks: Networks | None = None, **fields) -> Context:
+    """What a method sees of a step: student and teacher are Outputs, or logits [B, K].
+
+    Every view holds the same. The training set has as many images as the batch.
+    """
+    student = student if isinstance(student, Outputs) else outputs(student)
+    teacher = teacher if teacher is None or isinstance(teacher, Outputs) else outputs(teacher)
+    labels = np.zeros(len(student.logits), np.int32) if labels is None else np.asarray(labels, np.int32)
+    one = View(batch(labels, student.logits.shape[-1]), student, teacher)
+    defaults = {"rng": jax.random.key(5), "num_examples": len(labels), "train_labels": jnp.asarray(labels)}
+    return Context((one,) * views, networks=networks, **defaults | fields)
+
+
+def terms(method, *arguments, variables=None, **fields) -> dict:
+    """The terms of a method for `context(*arguments, **fields)`, with its initial variables unless others are given."""
+    seen = context(*arguments, views=method.views, **fields)
+    variables = method.init(jax.random.key(0), seen) if variables is None else variables
+    return method.apply(variables, seen)[0]

@@ -8,7 +8,17 @@ import pytest
 from kd_jax import methods
 from kd_jax.errors import InputError
 from kd_jax.types import MethodVariables
-from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, batch, log_softmax, outputs, slope, standardized
+from tests.methods.numeric import (
+    STUDENT,
+    TEACHER,
+    assert_gradient,
+    context,
+    log_softmax,
+    outputs,
+    slope,
+    standardized,
+    terms,
+)
 
 EMBEDDING = np.random.default_rng(3).normal(size=(6, 4))
 OBJECTIVES = ("nonsaturating", "wasserstein")
@@ -19,12 +29,12 @@ each = pytest.mark.parametrize("objective", OBJECTIVES)
 def build(**options):
     """A method of one adversarial term and its variables."""
     method = methods.create({"adversarial": {"hidden": [8, 6]} | options})
-    return method, method.init(jax.random.key(0), outputs(STUDENT), outputs(TEACHER, EMBEDDING))
+    return method, method.init(jax.random.key(0), context(outputs(STUDENT), outputs(TEACHER, EMBEDDING)))
 
 
 def apply(method, variables, student, teacher=None):
     teacher = outputs(TEACHER, EMBEDDING) if teacher is None else teacher
-    return method.apply(variables, student, teacher, batch([0] * 6), step=0, rng=RNG, train=True, networks=None)[0]
+    return terms(method, student, teacher, variables=variables, rng=RNG)
 
 
 def hidden(params, x):
@@ -141,34 +151,32 @@ def test_the_discriminators_gradient_is_that_of_finite_differences(objective, pe
 def test_each_term_moves_one_side_only(objective, matching):
     method, variables = build(objective=objective, matching=matching)
 
-    def terms(params, student):
+    def both(params, student):
         return apply(method, MethodVariables(params, variables.state), outputs(student))
 
-    sides = jax.jacobian(terms, (0, 1))(variables.params, jnp.asarray(STUDENT, jnp.float32))
+    sides = jax.jacobian(both, (0, 1))(variables.params, jnp.asarray(STUDENT, jnp.float32))
     moved = {name: [any(np.any(x) for x in jax.tree.leaves(side)) for side in both] for name, both in sides.items()}
     assert moved == {"adversarial": [False, True], "adversarial/discriminator": [True, False]}
 
 
 def test_both_move_at_every_step_unless_turns_are_given():
-    turns = build()[0].turns(7)
-    assert (bool(turns["student"]), bool(turns["method"])) == (True, True)
+    assert build()[0].trains(7) == {}
 
 
 @pytest.mark.parametrize(
-    ("step", "who"), [(0, "method"), (29, "method"), (30, "student"), (199, "student"), (200, "method")]
+    ("step", "who"), [(0, "adversarial"), (29, "adversarial"), (30, "student"), (199, "student"), (200, "adversarial")]
 )
 def test_turns_say_who_moves(step, who):
-    turns = build(turns=[30, 170])[0].turns(jnp.int32(step))
-    assert {group for group in turns if turns[group]} == {who}
+    trains = build(turns=[30, 170])[0].trains(jnp.int32(step))
+    assert {group for group in trains if trains[group]} == {who}
 
 
 def test_without_condition_the_embedding_is_not_read():
     method = methods.create({"adversarial": {"hidden": [8, 6], "condition": "none"}})
     student, teacher = (outputs(x)._replace(embedding=None) for x in (STUDENT, TEACHER))
-    variables = method.init(jax.random.key(0), student, teacher)
+    variables = method.init(jax.random.key(0), context(student, teacher))
     expected = softplus(-score(variables.params, log_softmax(STUDENT))).mean()
     np.testing.assert_allclose(apply(method, variables, student, teacher)["adversarial"], expected, rtol=1e-5)
-    assert method.reads == {"logits"}
 
 
 def test_its_inputs_are_standardised_on_request():

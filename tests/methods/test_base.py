@@ -1,28 +1,22 @@
-"""What losses read, and how they are lifted and joined."""
+"""What losses read, and how losses, modules and methods become one method."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax import methods
 from kd_jax.errors import InputError
 from kd_jax.methods import base
-from kd_jax.types import Method, MethodVariables
-from tests.methods.numeric import STUDENT, TEACHER, batch, log_softmax, outputs, slope, standardized
+from kd_jax.types import Method, MethodVariables, Outputs, View
+from tests.methods.numeric import STUDENT, TEACHER, batch, context, log_softmax, outputs, standardized, terms
 
 
 def apply(method, student=STUDENT, teacher=TEACHER, labels=(0, 1, 2, 3, 4, 0)):
-    variables = method.init(jax.random.key(0), outputs(student), outputs(teacher))
-    return method.apply(
-        variables,
-        outputs(student),
-        outputs(teacher),
-        batch(list(labels)),
-        step=0,
-        rng=jax.random.key(0),
-        train=True,
-        networks=None,
-    )[0]
+    return terms(method, student, teacher, list(labels))
 
 
 @pytest.mark.parametrize(
@@ -32,128 +26,197 @@ def apply(method, student=STUDENT, teacher=TEACHER, labels=(0, 1, 2, 3, 4, 0)):
         ("probabilities", np.exp(log_softmax(STUDENT))),
         ("log_probabilities", log_softmax(STUDENT)),
         ("embedding", TEACHER),
-        ("feature:0", np.ones((6, 4, 4, 3))),
-        ("feature:-1", 3 * np.ones((6, 1, 1, 3))),
+        ("feature:0", TEACHER[:, None, None, :] * (1 + np.arange(16.0)).reshape(4, 4, 1)),
+        ("feature:-1", TEACHER[:, None, None, :] * (1 + np.arange(4.0)).reshape(2, 2, 1)),
     ],
 )
 def test_a_loss_reads_what_it_names(on, expected):
-    np.testing.assert_allclose(base.read(outputs(STUDENT, TEACHER), on), expected, rtol=1e-5)
+    np.testing.assert_allclose(base.tap(outputs(STUDENT, TEACHER), on), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("on", ["logit", "feature", "feature:last"])
 def test_an_unknown_name_is_refused_with_the_choices(on):
-    with pytest.raises(InputError, match="expected one of: embedding, feature:N, log_probabilities, logits, pooled"):
-        base.field(on)
-
-
-def test_standardising_takes_out_mean_and_sample_deviation():
-    np.testing.assert_allclose(base.standardize(STUDENT), standardized(STUDENT), rtol=1e-4, atol=1e-6)
-
-
-def test_standardisings_gradient_is_that_of_finite_differences():
-    weight = np.random.default_rng(9).normal(size=STUDENT.shape)
-    gradient = jax.grad(lambda x: (base.standardize(x) * weight).sum())(jnp.asarray(STUDENT, jnp.float32))
-    expected = slope(lambda x: (standardized(x) * weight).sum(), STUDENT)
-    np.testing.assert_allclose(gradient, expected, atol=1e-4 * np.abs(expected).max())
-
-
-def test_a_constant_row_standardises_to_zero_with_a_finite_gradient():
-    value, gradient = jax.value_and_grad(lambda x: (base.standardize(x) ** 2).sum())(jnp.ones((2, 5)))
-    assert value == 0
-    assert np.isfinite(gradient).all()
+    with pytest.raises(InputError, match=r"expected one of: embedding, feature:N, log_probabilities, logits, pooled"):
+        base.check_tap(on)
 
 
 def test_a_loss_per_image_is_averaged_over_the_batch():
-    method = base.lift(lambda student, teacher: (student - teacher).sum(-1))("term")
+    method = base.from_loss(lambda student, teacher: (student - teacher).sum(-1))("term")
     np.testing.assert_allclose(apply(method)["term"], (STUDENT - TEACHER).sum(-1).mean(), rtol=1e-4)
 
 
 def test_a_loss_of_the_batch_is_taken_as_it_is():
-    method = base.lift(lambda student, teacher: (student * teacher).sum())("term")
+    method = base.from_loss(lambda student, teacher: (student * teacher).sum())("term")
     np.testing.assert_allclose(apply(method)["term"], (STUDENT * TEACHER).sum(), rtol=1e-4)
 
 
 def test_a_loss_of_labels_counts_only_images_that_have_one():
-    method = base.lift(lambda student, labels: student[:, 0] + labels, arguments=("student", "labels"))("term")
+    method = base.from_loss(lambda student, labels: student[:, 0] + labels)("term")
     expected = (STUDENT[[0, 3], 0] + [2, 4]).mean()
     np.testing.assert_allclose(apply(method, labels=(2, -1, -1, 4, -1, -1))["term"], expected, rtol=1e-5)
 
 
 def test_without_any_label_such_a_loss_is_zero():
-    method = base.lift(lambda student, labels: student[:, 0], arguments=("student", "labels"))("term")
+    method = base.from_loss(lambda student, labels: student[:, 0])("term")
     assert apply(method, labels=[-1] * 6)["term"] == 0
 
 
 def test_a_lifted_loss_gives_the_teacher_no_gradient():
-    method = base.lift(lambda student, teacher: (student * teacher).sum(-1), on="embedding")("term")
+    method = base.from_loss(lambda student, teacher: (student * teacher).sum(-1), on="embedding")("term")
     gradient = jax.grad(lambda t: apply(method, teacher=t)["term"])(jnp.asarray(TEACHER, jnp.float32))
     assert not gradient.any()
 
 
 def test_standardize_is_an_option_of_every_lifted_loss():
-    method = base.lift(lambda student, teacher: (student * teacher).sum(-1))("term", standardize=True)
+    method = base.from_loss(lambda student, teacher: (student * teacher).sum(-1))("term", standardize=True)
     expected = (standardized(STUDENT) * standardized(TEACHER)).sum(-1).mean()
     np.testing.assert_allclose(apply(method)["term"], expected, rtol=1e-4)
 
 
-def counter(name, start=0.0, moves=True, **fields):
+@pytest.mark.parametrize("on", ["embedding", "pooled", "feature:1"])
+def test_what_a_network_does_not_report_is_named(on):
+    method = base.from_loss(lambda student, teacher: student - teacher, on=on)("term")
+    with pytest.raises(InputError, match=r"the teacher reports logits and no (embedding|pooled|features)"):
+        apply(base.combine({"term": method}), teacher=Outputs(jnp.asarray(TEACHER)))
+
+
+def test_a_network_that_reports_logits_alone_suffices_for_them():
+    method = base.from_loss(lambda student, teacher: (student - teacher).sum(-1))("term")
+    got = apply(method, Outputs(jnp.asarray(STUDENT)), Outputs(jnp.asarray(TEACHER)))["term"]
+    np.testing.assert_allclose(got, (STUDENT - TEACHER).sum(-1).mean(), rtol=1e-4)
+
+
+def test_a_parameter_of_another_name_is_refused():
+    with pytest.raises(InputError, match=r"a loss has the parameter 'logits'; expected one that begins with student"):
+        base.from_loss(lambda logits: logits)
+
+
+def test_a_loss_that_takes_where_is_told_who_has_a_label():
+    told = []
+    method = base.from_loss(lambda student, labels, *, where=None: told.append(where) or student[:, 0])("term")
+    apply(method, labels=(0, -1, 1, 2, -1, 3))
+    np.testing.assert_array_equal(told[0], [True, False, True, True, False, True])
+
+
+def test_a_loss_at_two_views_is_their_sum():
+    method = base.from_loss(lambda student, teacher: (student - teacher).sum(-1))("term", views=[0, 1])
+    other = View(batch([0] * 6), outputs(2 * STUDENT), outputs(TEACHER))
+    seen = context(STUDENT, TEACHER)
+    seen = dataclasses.replace(seen, views=(*seen.views, other))
+    got = method.apply(method.init(None, seen), seen)[0]["term"]
+    np.testing.assert_allclose(got, (3 * STUDENT - 2 * TEACHER).sum(-1).mean(), rtol=1e-4)
+    assert method.views == 2
+
+
+@pytest.mark.parametrize("views", [[], [-1], [0.5]])
+def test_views_that_are_not_numbers_are_refused(views):
+    with pytest.raises(InputError, match=r"method.term.views is .*; expected numbers of views, the first being 0"):
+        base.from_loss(lambda student: student)("term", views=views)
+
+
+class Scaled(nn.Module):
+    """A trained factor, a counter of calls, and noise."""
+
+    factor: float = 2.0
+
+    @nn.compact
+    def __call__(self, context):
+        scale = self.param("scale", nn.initializers.ones, ())
+        calls = self.variable("memory", "calls", lambda: jnp.int32(0))
+        calls.value += 1
+        value = self.factor * scale * context.student.logits.sum()
+        return {"sum": value, "noise": jax.random.normal(self.make_rng("method"))}
+
+
+def test_a_modules_parameters_train_and_its_other_collections_are_state():
+    method = base.from_module(Scaled)("term")
+    variables = method.init(jax.random.key(0), context(STUDENT))
+    assert (list(variables.params), list(variables.state)) == (["scale"], ["memory"])
+    _, state = method.apply(variables, context(STUDENT))
+    assert state["memory"]["calls"] == variables.state["memory"]["calls"] + 1
+
+
+def test_a_modules_losses_are_parts_of_its_term():
+    got = terms(base.from_module(Scaled)("term", factor=3.0), STUDENT)
+    assert got.keys() == {"term/sum", "term/noise"}
+    np.testing.assert_allclose(got["term/sum"], 3 * STUDENT.sum(), rtol=1e-4)
+
+
+def test_a_module_draws_anew_at_every_step():
+    method = base.from_module(Scaled)("term")
+    variables = method.init(jax.random.key(0), context(STUDENT))
+    noise = {float(method.apply(variables, context(STUDENT, rng=jax.random.key(i)))[0]["term/noise"]) for i in (1, 2)}
+    assert len(noise) == 2
+
+
+def test_a_modules_fields_are_its_options(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "scaled", base.from_module(Scaled))
+    with pytest.raises(InputError, match=r"is 'facto'; expected one of: .*; did you mean 'factor'"):
+        methods.create({"scaled": {"facto": 1.0}})
+
+
+def counter(name, start=0.0, trains=None, **fields):
     """A method whose parameter is its term and whose state counts its calls, both from `start`."""
 
-    def init(rng, student, teacher):
+    def init(rng, context):
         return MethodVariables(jnp.float32(start), jnp.int32(start))
 
-    def run(variables, student, teacher, batch, *, step, rng, train, networks):
+    def run(variables, context):
         return {name: variables.params}, variables.state + 1
 
-    return Method(init, run, turns=lambda step: {"student": moves, "method": True}, **fields)
+    return Method(init, run, trains=lambda step: trains or {}, **fields)
 
 
-def test_joined_methods_keep_their_own_variables():
-    joined = base.join({"a": counter("a", 1.0), "b": counter("b", 2.0)})
-    variables = joined.init(jax.random.key(0), None, None)
-    terms, state = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(0), train=True, networks=None)
-    assert (terms, state) == ({"a": 1.0, "b": 2.0}, {"a": 2, "b": 3})
+def test_combined_methods_keep_their_own_variables():
+    combined = base.combine({"a": counter("a", 1.0), "b": counter("b", 2.0)})
+    seen = context(STUDENT)
+    got, state = combined.apply(combined.init(jax.random.key(0), seen), seen)
+    assert (got, state) == ({"a": 1.0, "b": 2.0}, {"a": 2, "b": 3})
 
 
-def test_joined_methods_have_randomness_of_their_own():
+def test_combined_methods_have_randomness_of_their_own():
     def noise(name):
-        def init(rng, student, teacher):
+        def init(rng, context):
             return MethodVariables(jax.random.normal(rng), {})
 
-        def run(variables, student, teacher, batch, *, step, rng, train, networks):
-            return {f"{name}/init": variables.params, f"{name}/apply": jax.random.normal(rng)}, {}
+        def run(variables, context):
+            return {f"{name}/init": variables.params, f"{name}/apply": jax.random.normal(context.rng)}, {}
 
         return Method(init, run)
 
-    joined = base.join({"a": noise("a"), "b": noise("b")})
-    variables = joined.init(jax.random.key(0), None, None)
-    terms, _ = joined.apply(variables, None, None, None, step=0, rng=jax.random.key(1), train=True, networks=None)
-    assert len({float(value) for value in terms.values()}) == 4
+    got = terms(base.combine({"a": noise("a"), "b": noise("b")}), STUDENT)
+    assert len({float(value) for value in got.values()}) == 4
 
 
-def test_joined_methods_keep_their_weights():
-    joined = base.join({name: counter(name, weights={name: weight}) for name, weight in [("a", 0.5), ("b", 2.0)]})
-    assert joined.weights == {"a": 0.5, "b": 2.0}
+def test_combined_methods_keep_their_weights():
+    combined = base.combine({name: counter(name, weights={name: weight}) for name, weight in [("a", 0.5), ("b", 2.0)]})
+    assert combined.weights == {"a": 0.5, "b": 2.0}
 
 
-def test_joined_methods_read_what_any_of_them_reads():
-    fields = [frozenset({"logits"}), frozenset({"embedding", "logits"})]
-    joined = base.join({str(i): counter(str(i), reads=reads) for i, reads in enumerate(fields)})
-    assert joined.reads == {"logits", "embedding"}
+def test_combined_methods_need_a_teacher_where_one_of_them_does():
+    needing, other = counter("a", needs_teacher=True), counter("b")
+    assert base.combine({"a": needing, "b": other}).needs_teacher
+    assert not base.combine({"b": other}).needs_teacher
 
 
 @pytest.mark.parametrize(("first", "second", "both"), [(True, True, True), (True, False, False), (False, False, False)])
-def test_a_group_moves_when_all_methods_let_it(first, second, both):
-    joined = base.join({"a": counter("a", moves=first), "b": counter("b", moves=second)})
-    assert bool(joined.turns(0)["student"]) is both
+def test_the_student_moves_when_all_methods_let_it(first, second, both):
+    combined = base.combine({name: counter(name, trains={"student": m}) for name, m in [("a", first), ("b", second)]})
+    assert bool(combined.trains(0)["student"]) is both
+
+
+def test_a_waiting_term_lets_another_move():
+    waiting = counter("a", trains={"a": False})
+    assert base.combine({"a": waiting, "b": counter("b")}).trains(0) == {"a": False}
 
 
 def test_a_method_that_replaces_the_prediction_predicts_for_the_sum():
-    joined = base.join({"a": counter("a"), "b": counter("b", 3.0, predict=lambda variables, out: variables.params)})
-    assert joined.predict(joined.init(jax.random.key(0), None, None), outputs(STUDENT)) == 3.0
+    own = counter("b", 3.0, predict=lambda variables, out: variables.params)
+    combined = base.combine({"a": counter("a"), "b": own})
+    assert combined.predict(combined.init(jax.random.key(0), context(STUDENT)), outputs(STUDENT)) == 3.0
 
 
 def test_two_methods_that_replace_the_prediction_are_refused():
     replacing = {name: counter(name, predict=lambda variables, out: out.logits) for name in "ab"}
-    with pytest.raises(InputError, match="the terms a, b each replace the student's prediction"):
-        base.join(replacing)
+    with pytest.raises(InputError, match=r"the terms a, b each replace the student's prediction"):
+        base.combine(replacing)

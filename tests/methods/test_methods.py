@@ -1,6 +1,4 @@
-"""Methods by name: what holds for all of them, their weights, their options, a loss of one's own."""
-
-import functools
+"""Methods by name: their weights and schedules, their options, a method of one's own."""
 
 import jax
 import jax.numpy as jnp
@@ -9,78 +7,10 @@ import pytest
 
 from kd_jax import methods
 from kd_jax.errors import InputError
-from kd_jax.types import MethodVariables
-from tests.methods.numeric import STUDENT, TEACHER, batch, log_softmax, outputs
+from kd_jax.methods.adversarial import OPTIMIZER
+from tests.methods.numeric import STUDENT, TEACHER, log_softmax, outputs, terms
 
-METHODS = {
-    "cross_entropy": {"cross_entropy": {}},
-    "kd": {"kd": {}},
-    "standardised": {"kd": {"standardize": True}},
-    "rkd_distance": {"rkd_distance": {}},
-    "rkd_angle": {"rkd_angle": {}},
-    "nonsaturating": {"adversarial": {"hidden": [8]}},
-    "wasserstein": {"adversarial": {"hidden": [8], "objective": "wasserstein"}},
-}
-every = pytest.mark.parametrize("name", METHODS)
-
-
-@functools.cache
-def build(name):
-    """A function of (parameters, student's logits, teacher's Outputs) that sums a method's terms, and parameters."""
-    method = methods.create(METHODS[name])
-    variables = method.init(jax.random.key(0), outputs(STUDENT), outputs(TEACHER))
-
-    def loss(params, student, teacher):
-        own = MethodVariables(params, variables.state)
-        labels = batch([0] * len(student))
-        terms, _ = method.apply(
-            own, outputs(student), teacher, labels, step=0, rng=jax.random.key(1), train=True, networks=None
-        )
-        return sum(terms.values())
-
-    return loss, jax.jit(jax.value_and_grad(loss, (0, 1))), variables.params
-
-
-CASES = {
-    "the student's rows are equal": (STUDENT[[1] * 6], TEACHER),
-    "the teacher's rows are equal": (STUDENT, TEACHER[[1] * 6]),
-    "all rows are equal": (STUDENT[[1] * 6], STUDENT[[1] * 6]),
-    "all entries are zero": (0 * STUDENT, 0 * TEACHER),
-    "there is one image": (STUDENT[:1], TEACHER[:1]),
-    "logits are large": (1e4 * STUDENT, 1e4 * TEACHER),
-}
-
-
-@every
-@pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients_are_finite_when(name, case):
-    student, teacher = CASES[case]
-    _, value_and_gradients, params = build(name)
-    results = value_and_gradients(params, jnp.asarray(student, jnp.float32), outputs(teacher))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
-
-
-@every
-def test_the_teacher_gets_exactly_no_gradient(name):
-    loss, _, params = build(name)
-    gradients = jax.jit(jax.grad(loss, 2))(params, jnp.asarray(STUDENT, jnp.float32), outputs(TEACHER))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
-
-
-@every
-def test_students_can_be_mapped_over(name):
-    loss, value_and_gradients, params = build(name)
-    students = jnp.asarray([STUDENT, STUDENT[::-1]], jnp.float32)
-    mapped = jax.jit(jax.vmap(loss, (None, 0, None)))(params, students, outputs(TEACHER))
-    single = [value_and_gradients(params, student, outputs(TEACHER))[0] for student in students]
-    np.testing.assert_allclose(mapped, single, rtol=1e-5)
-
-
-def apply(method, student, teacher, labels=(0,) * 6):
-    """The terms of a method without parameters."""
-    rng = jax.random.key(0)
-    variables = method.init(rng, student, teacher)
-    return method.apply(variables, student, teacher, batch(labels), step=0, rng=rng, train=True, networks=None)[0]
+apply = terms
 
 
 def cross_entropy(logits, labels):
@@ -105,7 +35,7 @@ def test_without_any_label_the_cross_entropy_and_its_gradient_are_zero():
 
 
 def test_a_terms_options_reach_its_loss():
-    method = methods.create({"soft": {"loss": "kd", "temperature": 2, "on": "embedding"}})
+    method = methods.create({"soft": {"method": "kd", "temperature": 2, "on": "embedding"}})
     student, teacher = outputs(TEACHER, STUDENT), outputs(STUDENT, TEACHER)
     terms = apply(method, student, teacher)
     p, q = log_softmax(TEACHER / 2), log_softmax(STUDENT / 2)
@@ -127,25 +57,25 @@ def test_maps_of_half_precision_are_compared_in_float32(loss):
 
 
 def test_a_terms_name_is_its_loss_unless_it_says_otherwise():
-    method = methods.create({"soft": {"loss": "kd", "weight": 0.9, "temperature": 2.0}, "cross_entropy": {}})
+    method = methods.create({"soft": {"method": "kd", "weight": 0.9, "temperature": 2.0}, "cross_entropy": {}})
     assert method.weights == {"soft": 0.9, "cross_entropy": 1.0}
-    assert method.reads == {"logits"}
+    assert method.needs_teacher
 
 
 def test_labels_need_no_teacher():
-    assert methods.create({"cross_entropy": {}}).reads == frozenset()
+    assert not methods.create({"cross_entropy": {}}).needs_teacher
 
 
 @pytest.mark.parametrize(
     ("terms", "said"),
     [
-        ({}, "method has no term; expected at least one of: adversarial, cross_entropy"),
-        ({"kdd": {}}, "method.kdd.loss is 'kdd'; expected one of: .*; did you mean 'kd'"),
-        ({"kd": {"loss": "dk"}}, "method.kd.loss is 'dk'"),
+        ({}, "method has no term; expected at least one of: adversarial, crd, cross_entropy"),
+        ({"kdd": {}}, "method.kdd.method is 'kdd'; expected one of: .*; did you mean 'kd'"),
+        ({"kd": {"method": "dk"}}, "method.kd.method is 'dk'"),
         ({"kd": {"temprature": 2.0}}, "'temprature'; expected one of: .*; did you mean 'temperature'"),
         ({"kd": {"temperature": "hot"}}, "method.kd.temperature is 'hot'; expected a number"),
         ({"kd": {"standardize": 1}}, "method.kd.standardize is 1; expected true or false"),
-        ({"kd": {"on": 3}}, "method.kd.on is 3; expected a text"),
+        ({"kd": {"on": 3}}, "method.kd.on is 3; expected a string"),
         ({"adversarial": {"hidden": 64}}, "method.adversarial.hidden is 64; expected a list"),
         ({"kd": {"weight": "1"}}, "method.kd.weight is '1'; expected a finite number"),
         ({"kd": {"weight": True}}, "method.kd.weight is True; expected a finite number"),
@@ -158,12 +88,12 @@ def test_a_wrong_term_is_named_with_the_choices(terms, said):
 
 
 def test_a_registered_loss_is_a_term_with_its_own_options(monkeypatch):
-    monkeypatch.setattr(methods, "LOSSES", dict(methods.LOSSES))
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
 
     def difference(student, teacher, *, scale=1.0):
         return scale * jnp.abs(student - teacher).mean(-1)
 
-    methods.register("difference", methods.lift(difference, on="embedding"))
+    methods.register("difference", methods.from_loss(difference, on="embedding"))
     method = methods.create({"difference": {"scale": 2.0}})
     student, teacher = outputs(TEACHER, STUDENT), outputs(TEACHER, TEACHER)
     terms = apply(method, student, teacher)
@@ -171,11 +101,66 @@ def test_a_registered_loss_is_a_term_with_its_own_options(monkeypatch):
 
 
 def test_a_registered_losses_unknown_option_is_named_with_the_choices(monkeypatch):
-    monkeypatch.setitem(methods.LOSSES, "difference", methods.lift(lambda student, teacher, *, scale=1.0: scale))
-    with pytest.raises(InputError, match="is 'size'; expected one of: loss, on, scale"):
+    monkeypatch.setitem(methods.METHODS, "difference", methods.from_loss(lambda student, teacher, *, scale=1.0: scale))
+    with pytest.raises(InputError, match=r"is 'size'; expected one of: epochs, method, on, scale"):
         methods.create({"difference": {"size": 2.0}})
 
 
-def test_a_name_that_is_taken_cannot_be_registered():
-    with pytest.raises(InputError, match="the loss 'kd' is registered already"):
-        methods.register("kd", methods.LOSSES["kd"])
+def test_a_name_that_is_registered_again_is_replaced(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    for factor in (1.0, 3.0):
+        methods.register("mine", methods.from_loss(lambda student, *, scale=factor: scale * student[:, 0]))
+    got = apply(methods.create({"mine": {}}), STUDENT)
+    np.testing.assert_allclose(got["mine"], 3 * STUDENT[:, 0].mean(), rtol=1e-5)
+
+
+def factors(steps_per_epoch=3, steps=15, **options):
+    """(factor on the weight, whether the term's parameters move) at every step."""
+    method = methods.create({"kd": options}, steps_per_epoch=steps_per_epoch)
+    at = [jnp.int32(step) for step in range(steps)]
+    return [float(method.schedules["kd"](s)) for s in at], [bool(method.trains(s)["kd"]) for s in at]
+
+
+def test_a_weight_rises_by_equal_parts_in_each_epoch_of_its_warmup():
+    rising, moves = factors(warmup_epochs=4)
+    np.testing.assert_allclose(rising, np.minimum(np.repeat([1, 2, 3, 4, 5], 3) / 4, 1), rtol=1e-6)
+    assert all(moves)
+
+
+def test_outside_of_its_epochs_a_term_counts_nothing_and_waits():
+    weights, moves = factors(epochs=[1, 3])
+    np.testing.assert_array_equal(weights, np.repeat([0, 1, 1, 0, 0], 3))
+    np.testing.assert_array_equal(moves, np.repeat([False, True, True, False, False], 3))
+
+
+def test_a_window_may_be_open_to_the_end_and_a_warmup_begins_with_it():
+    weights, _ = factors(epochs=[2, None], warmup_epochs=2)
+    np.testing.assert_allclose(weights, np.repeat([0, 0, 0.5, 1, 1], 3))
+
+
+@pytest.mark.parametrize("epochs", [[1], [3, 3], [-1, 2], [0.5, 2], 5, [2, 1]])
+def test_a_window_that_is_none_is_refused(epochs):
+    with pytest.raises(InputError, match=r"method.kd.epochs is .*; expected \[first, last\) in epochs"):
+        methods.create({"kd": {"epochs": epochs}})
+
+
+@pytest.mark.parametrize("warmup", [-1, "1", float("inf"), True])
+def test_a_warmup_that_is_no_number_of_epochs_is_refused(warmup):
+    with pytest.raises(InputError, match=r"method.kd.warmup_epochs is .*; expected a number of epochs, or 0"):
+        methods.create({"kd": {"warmup_epochs": warmup}})
+
+
+def test_a_terms_optimizer_is_the_methods_with_the_configs_changes():
+    method = methods.create({"adversarial": {"optimizer": {"b1": 0.25}}, "fitnet": {}})
+    assert method.optimizers["adversarial"] == OPTIMIZER | {"b1": 0.25}
+    assert method.optimizers["fitnet"] == {}
+
+
+def test_the_students_name_is_refused_for_a_term():
+    with pytest.raises(InputError, match=r"method.student is the name of a term; expected another"):
+        methods.create({"student": {"method": "kd"}})
+
+
+def test_the_old_name_of_the_key_is_refused_with_the_new_one():
+    with pytest.raises(InputError, match=r"method.soft.loss is now method.soft.method"):
+        methods.create({"soft": {"loss": "kd"}})

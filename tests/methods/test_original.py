@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import methods
-from kd_jax.losses import logits
+from kd_jax import losses, methods
 from kd_jax.methods import original
-from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, batch, huber, log_softmax, outputs, slope
+from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, context, huber, log_softmax, outputs, slope
 
 T = 1.5
 TEN = np.random.default_rng(5).normal(scale=2.0, size=(2, 6, 10))  # the discriminator needs ten classes
@@ -68,7 +67,7 @@ def test_the_relational_losses_are_positive_at_the_teachers_own_logits(loss):
 
 
 def test_the_divergence_is_as_many_times_too_weak_as_there_are_classes():
-    ratio = original.kd(TEN[0], TEN[1]) / logits.kd(TEN[0], TEN[1], temperature=T)
+    ratio = original.kd(TEN[0], TEN[1]) / losses.kd(TEN[0], TEN[1], temperature=T)
     np.testing.assert_allclose(ratio, 0.1, rtol=1e-5)
 
 
@@ -105,16 +104,14 @@ class Numpy:
 @pytest.fixture(scope="module")
 def game():
     """(variables, apply(variables, student's logits, step)) of the original's discriminator."""
-    method = methods.create({"adversarial": {"loss": "original_adversarial", "steps_per_epoch": 250}})
-    variables = method.init(jax.random.key(0), outputs(TEN[0]), outputs(TEN[1]))
+    method = methods.create({"adversarial": {"method": "original_adversarial"}})
+    variables = method.init(jax.random.key(0), context(outputs(TEN[0]), outputs(TEN[1])))
 
     @jax.jit
     def apply(variables, student, step):
-        rng = jax.random.key(0)
-        terms, state = method.apply(
-            variables, outputs(student), outputs(TEN[1]), batch([0] * 6), step=step, rng=rng, train=True, networks=None
-        )
-        return terms["adversarial"], state
+        seen = context(outputs(student), outputs(TEN[1]), step=step, steps_per_epoch=250)
+        found, state = method.apply(variables, seen)
+        return found["adversarial"], state
 
     return variables, apply
 

@@ -1,64 +1,17 @@
-"""The alignment of Grad-CAM maps, against float64 numpy."""
+"""The alignment of Grad-CAM maps as a method, against float64 numpy."""
 
+import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kd_jax import gradcam, methods, models
 from kd_jax.errors import InputError
-from kd_jax.methods import saliency
 from kd_jax.types import Networks
-from tests.methods.numeric import assert_gradient, batch, slope
-
-MAPS, OTHERS = np.random.default_rng(0).exponential(size=(2, 6, 4, 4))
-FORMULAS = {
-    "cosine": lambda a, b: (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()),
-    "pearson": lambda a, b: np.corrcoef(a.ravel(), b.ravel())[0, 1],
-}
-each = pytest.mark.parametrize("similarity", FORMULAS)
-
-
-def distances(similarity, student, teacher):
-    return np.array([1 - FORMULAS[similarity](a, b) for a, b in zip(student, teacher, strict=True)])
-
-
-@each
-def test_the_alignment_is_one_minus_the_similarity_of_the_maps(similarity):
-    got = saliency.alignment(jnp.asarray(MAPS), jnp.asarray(OTHERS), similarity=similarity)
-    np.testing.assert_allclose(got, distances(similarity, MAPS, OTHERS), rtol=1e-5)
-
-
-@each
-def test_the_gradient_of_the_alignment_is_that_of_finite_differences(similarity):
-    def loss(student):
-        return saliency.alignment(student, jnp.asarray(OTHERS), similarity=similarity).sum()
-
-    expected = slope(lambda x: distances(similarity, x, OTHERS).sum(), MAPS)
-    assert_gradient(jax.grad(loss)(jnp.asarray(MAPS)), expected)
-
-
-def test_a_smaller_map_is_brought_to_the_size_of_the_larger():
-    # Twice as many pixels, linear between the centres: a quarter and three quarters of the neighbours.
-    along = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
-    small = MAPS[:, :2, :2]
-    enlarged = along @ small @ along.T
-    expected = distances("cosine", enlarged, OTHERS)
-    np.testing.assert_allclose(saliency.alignment(jnp.asarray(small), jnp.asarray(OTHERS)), expected, rtol=1e-5)
-    np.testing.assert_allclose(saliency.alignment(jnp.asarray(OTHERS), jnp.asarray(small)), expected, rtol=1e-5)
-
-
-def test_a_map_of_zeros_is_at_distance_one():
-    np.testing.assert_array_equal(saliency.alignment(jnp.zeros((2, 4, 4)), jnp.asarray(OTHERS[:2])), [1, 1])
-
-
-def test_maps_of_one_pixel_are_refused():
-    with pytest.raises(
-        InputError, match="the maps of this stage are one pixel, which shows no place; expected an earl"
-    ):
-        saliency.alignment(jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1)))
+from tests.losses.test_saliency import distances, each
+from tests.methods.numeric import batch, context
 
 
 @functools.cache
@@ -77,13 +30,11 @@ def outputs(network, variables, images):
 
 
 def term(networks, images, **options):
-    """The value of the term `gaze`."""
-    method = methods.create({"gaze": {"loss": "gradcam_alignment"} | options})
-    student, teacher = (outputs(*one, images.images) for one in networks)
-    variables = method.init(jax.random.key(0), student, teacher)
-    return method.apply(
-        variables, student, teacher, images, step=0, rng=jax.random.key(0), train=True, networks=networks
-    )[0]["gaze"]
+    """The value of a term `alignment`."""
+    method = methods.create({"alignment": {"method": "gradcam_alignment"} | options})
+    seen = context(*(outputs(*one, images.images) for one in networks), [-1] * 6, networks=networks)
+    seen = dataclasses.replace(seen, views=(seen.views[0]._replace(batch=images),))
+    return method.apply(method.init(jax.random.key(0), seen), seen)[0]["alignment"]
 
 
 def class_map(seen, classes):
@@ -138,27 +89,11 @@ def test_the_teachers_parameters_get_none():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"similarity": "iou"}, "method.gaze.similarity is 'iou'; expected one of: cosine, pearson"),
-        ({"variant": "scorecam"}, "method.gaze.variant is 'scorecam'; expected one of: gradcam, gradcam"),
-        ({"stage": 7}, "method.gaze: stage is 7; expected 0 .the stem. to 3"),
+        ({"similarity": "iou"}, "method.alignment.similarity is 'iou'; expected one of: cosine, pearson"),
+        ({"variant": "scorecam"}, "method.alignment.variant is 'scorecam'; expected one of: gradcam, gradcam"),
+        ({"stage": 7}, "method.alignment: stage is 7; expected 0 .the stem. to 3"),
     ],
 )
 def test_an_option_that_does_not_exist_is_refused_with_those_that_do(options, said):
     with pytest.raises(InputError, match=said):
         term(*pair(), **options)
-
-
-def test_a_teacher_that_is_no_network_is_refused():
-    networks, images = pair()
-    method = methods.create({"gradcam_alignment": {}})
-    with pytest.raises(InputError, match="gradcam_alignment runs the teacher itself; expected a teacher that is a"):
-        method.apply(
-            method.init(jax.random.key(0), None, None),
-            None,
-            None,
-            images,
-            step=0,
-            rng=jax.random.key(0),
-            train=True,
-            networks=networks._replace(teacher=None),
-        )

@@ -10,8 +10,7 @@ import pytest
 
 from kd_jax import models
 from kd_jax.errors import InputError
-from kd_jax.models.layers import Linear
-from kd_jax.types import Outputs
+from tests import tiny
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
@@ -86,8 +85,8 @@ def test_a_perturbation_is_added_to_what_the_next_stage_reads(small):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
-def test_a_frozen_trunk_keeps_its_statistics_and_the_heads_move():
-    network, variables = build(head="mlp", frozen_trunk=True)
+def test_a_frozen_backbone_keeps_its_statistics_and_the_heads_move():
+    network, variables = build(head="mlp", frozen_backbone=True)
     _, stats = jax.jit(lambda v: network.apply(v, IMAGES, train=True, rng=jax.random.key(0)))(variables)
     before = variables["batch_stats"]
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (stats["bn1"], before["bn1"])), strict=True))
@@ -130,29 +129,63 @@ def test_a_wrong_option_is_named_with_the_choices(name, options, said):
 
 
 def test_fewer_than_two_classes_are_refused():
-    with pytest.raises(InputError, match="num_classes is 1; expected at least 2"):
+    with pytest.raises(InputError, match=r"num_classes is 1; expected at least 2"):
         models.create("resnet20", 1)
 
 
 class Plain(nn.Module):
+    """A network that reports its logits alone, with a head and an option of its own."""
+
     num_classes: int
+    depth: int = 2
 
     @nn.compact
-    def __call__(self, images, *, train, perturbations=None):
-        pooled = images.mean((1, 2))
-        head = Linear(self.num_classes, name="fc")
-        return Outputs(head(pooled), (images,), (images,), pooled, pooled, head.weights, ())
+    def __call__(self, images):
+        for _ in range(self.depth):
+            images = nn.relu(nn.Conv(4, (3, 3))(images))
+        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
 
 
-def test_a_registered_module_is_a_network_by_name(monkeypatch):
-    monkeypatch.setattr(models, "NAMES", dict(models.NAMES))
-    models.register("plain", lambda name, num_classes, **options: Plain(num_classes))
-    network = models.create("plain", 5)
+@pytest.fixture
+def plain(monkeypatch):
+    """A family from outside of the package, in one line."""
+    monkeypatch.setattr(models, "NETWORKS", dict(models.NETWORKS))
+    models.register("plain", Plain, head=("classifier",))
+
+
+def test_a_registered_module_is_a_network_by_name(plain):
+    network = models.create("plain", 5, depth=1)
     variables = network.init(jax.random.key(0), IMAGES)
-    assert variables["batch_stats"] == {}
+    assert (variables["batch_stats"], network.head) == ({}, ("classifier",))
     assert network.apply(variables, IMAGES, train=True)[0].logits.shape == (2, 5)
+    assert len(variables["params"]) == 2
 
 
-def test_a_name_that_is_taken_cannot_be_registered():
-    with pytest.raises(InputError, match="'resnet18' is registered already"):
-        models.register("resnet18", Plain)
+def test_a_families_options_are_its_modules_fields(plain):
+    with pytest.raises(InputError, match=r"an option of plain is 'dept'; expected one of: depth; did you mean 'depth'"):
+        models.create("plain", 5, dept=3)
+    with pytest.raises(InputError, match=r"model.depth is 'two'; expected a value like 2"):
+        models.create("plain", 5, depth="two")
+
+
+def test_a_registered_family_is_trained_and_its_backbone_frozen_by_its_head(plain):
+    run = tiny.create({"kd": {}}, **{"model.name": "plain", "model.width": None, "model.freeze": "backbone"})
+    tiny.trace(run)
+    images = jnp.zeros((1, 8, 8, 1))
+    params = run.components.student.init(jax.random.key(0), images)["params"]
+    trained, _ = run.components.optimizer.split(params)
+    assert {path[0] for path in trained} == {"classifier"}
+
+
+def test_what_such_a_family_cannot_do_is_said(plain):
+    with pytest.raises(InputError, match=r"model.freeze is 'backbone_and_norms', which plain cannot do"):
+        models.create("plain", 5, frozen_backbone=True)
+    run = tiny.create({"rkd_distance": {}}, **{"model.name": "plain", "model.width": None})
+    with pytest.raises(InputError, match=r"method.rkd_distance: the student reports logits and no embedding"):
+        tiny.trace(run)
+
+
+def test_registering_a_name_again_replaces_it(plain):
+    models.register("plain", lambda num_classes, *, wide: Plain(num_classes, wide))
+    with pytest.raises(InputError, match=r"an option of plain is 'depth'; expected one of: wide"):
+        models.create("plain", 5, depth=3)

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import methods, models, optim, steps
 from kd_jax.config import base
-from kd_jax.types import Batch, Hyper
+from kd_jax.types import Batch, Hyper, RawBatch
 from tests.models import fixed
 
 RECORDED = np.load(Path(__file__).parent / "resnet.npz")
@@ -72,30 +72,36 @@ def test_ten_sgd_steps_in_training_mode_end_where_pytorchs_do():
             "schedule": "constant",
             "warmup_epochs": 0.0,
         }
-        optimizer = optim.create(options, options["method"], steps=fixed.STEPS, steps_per_epoch=fixed.STEPS)
+        optimizer = optim.create(options, {"cross_entropy": {}}, steps=fixed.STEPS, steps_per_epoch=fixed.STEPS)
 
-        def augment(rng, images, labels, index):
-            return Batch(images, labels, jax.nn.one_hot(labels, fixed.CLASSES), index, index)
+        def augment(rng, raw):
+            return (Batch(raw.images, raw.labels, jax.nn.one_hot(raw.labels, fixed.CLASSES), raw.ids, raw.ids),)
 
-        parts = steps.Parts(network, None, methods.create({"cross_entropy": {}}), optimizer, augment, lambda x: x)
-        params = {"student": start["params"], "method": {"cross_entropy": {}}}
+        method = methods.create({"cross_entropy": {}})
+        components = steps.Components(network, None, method, optimizer, augment, lambda x: x)
+        params = {"student": start["params"], "cross_entropy": {}}
         state = steps.TrainState(
             step=jnp.int32(0),
             params=params,
-            stats={"student": unflatten_dict(ones), "method": {"cross_entropy": {}}},
+            stats={"student": unflatten_dict(ones), "cross_entropy": {}},
             optimizer_state=optimizer.init(params),
             ema=None,
             rng=jax.random.key(0),
         )
-        hyper = Hyper(jnp.float64(fixed.LEARNING_RATE), jnp.float64(fixed.WEIGHT_DECAY), jnp.float64(0.0), {})
+        groups = ("student", "cross_entropy")
+        hyper = Hyper(
+            dict.fromkeys(groups, jnp.float64(fixed.LEARNING_RATE)),
+            dict.fromkeys(groups, jnp.float64(fixed.WEIGHT_DECAY)),
+            {},
+        )
         step = jax.jit(
-            lambda state, raw: steps.train_step(state, {}, raw, hyper, parts=parts),
+            functools.partial(steps.train_step, components=components, options=steps.StepOptions(1, fixed.STEPS)),
             compiler_options={"xla_backend_optimization_level": 2},  # five times as fast as at the tests' 0
         )
         losses = []
         for index in range(fixed.STEPS):
-            raw = (fixed.images(f"step {index}"), fixed.labels(f"step {index}"), jnp.arange(fixed.BATCH))
-            state, scalars = step(state, raw)
+            raw = RawBatch(fixed.images(f"step {index}"), fixed.labels(f"step {index}"), jnp.arange(fixed.BATCH))
+            state, scalars = step(state, {}, raw, hyper)
             losses.append(float(scalars["loss"]))
         variables = {"params": state.params["student"], "batch_stats": state.stats["student"]}
         logits = jax.jit(lambda v, x: network.apply(v, x, train=False)[0].logits)(variables, fixed.images("evaluation"))

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from kd_jax import compare
 from kd_jax.errors import InputError
-from launch import compare
 from tests.reporting import made_up
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
-from kd_jax import cli
+from kd_jax import cli, config, experiment, jobs, table
 from kd_jax.errors import InputError, TrainingError
-from launch import table
 
 flags.FLAGS.mark_as_parsed()
 
@@ -19,6 +19,7 @@ def result(accuracy, model="resnet8"):
     return {"name": "x", "model": model, "checkpoint": 1, "test": test, "seconds": 1.0, "device": "1 x cpu"}
 
 
+ORIGINAL = config.experiment("original")
 RESULTS = {
     "student": {0: result(0.90), 1: result(0.92), 2: result(0.91)},
     "kd": {0: result(0.93), 1: result(0.94), 2: result(0.95)},
@@ -28,7 +29,7 @@ RESULTS = {
 
 
 def test_a_row_is_compared_with_cross_entropy_seed_by_seed():
-    row = table.summary(RESULTS)["kd"]
+    row = table.summary(ORIGINAL, RESULTS)["kd"]
     gains = np.array([3.0, 2.0, 4.0])
     assert (row["mean"], row["difference"]) == (pytest.approx(94), pytest.approx(3))
     assert row["deviation"] == pytest.approx(1)
@@ -37,13 +38,13 @@ def test_a_row_is_compared_with_cross_entropy_seed_by_seed():
 
 
 def test_frozen_rows_are_compared_with_the_frozen_student_only():
-    assert table.summary(RESULTS)["kd_frozen"]["difference"] is None
+    assert table.summary(ORIGINAL, RESULTS)["kd_frozen"]["difference"] is None
     both = RESULTS | {"student_frozen": {0: result(0.4)}}
-    assert table.summary(both)["kd_frozen"]["difference"] == pytest.approx(10)
+    assert table.summary(ORIGINAL, both)["kd_frozen"]["difference"] == pytest.approx(10)
 
 
 def test_the_table_has_the_originals_columns_and_names_failures_at_their_row():
-    lines = table.table(RESULTS, [table.Failure("rkd_angle", 0, "no | memory")]).splitlines()
+    lines = table.table(ORIGINAL, RESULTS, [jobs.Failure("rkd_angle", 0, "no | memory")]).splitlines()
     assert lines[2] == "| resnet8 | cross entropy | trained | 91.00 ± 1.00 |  | 93.65 | 3 |"
     assert lines[3].startswith("| resnet8 | KD | trained | 94.00 ± 1.00 | +3.00 ± 2.48 | 94.26 | 3 |")
     assert lines[4] == "| resnet8 | KD | frozen | 50.00 |  | 93.29 | 1 |"
@@ -63,13 +64,13 @@ def fake(monkeypatch):
     """Takes the place of the processes: what was run, and which of it fails."""
     ran, fails = [], set()
 
-    def run(command, folder, row, number, cores):
-        ran.append((row, number))
-        if (row, number) in fails:
-            return table.Failure(row, number, "it broke")
-        return result(0.9 if row == "kd" else 0.8 + number / 100)
+    def run(job, runs_folder, cores=None):
+        ran.append((job.row, job.seed))
+        if (job.row, job.seed) in fails:
+            return jobs.Failure(job.row, job.seed, "it broke")
+        return result(0.9 if job.row == "kd" else 0.8 + job.seed / 100)
 
-    monkeypatch.setattr(table, "_run", run)
+    monkeypatch.setattr(jobs, "run", run)
     return ran, fails
 
 
@@ -108,20 +109,44 @@ def test_a_line_of_the_results_says_how_it_was_made(settings, fake):
 
 
 def test_a_change_reaches_every_row_and_its_teacher_and_is_another_table(settings):
-    plain, changed = (table._job("kd", 0, changes) for changes in ([], ["optimizer.learning_rate=0.3"]))
-    assert changed.config["optimizer"]["learning_rate"] == 0.3
-    assert changed.config["teacher"]["config"]["optimizer"]["learning_rate"] == 0.3
+    plain, changed = (table.job(ORIGINAL, "kd", 0, changes) for changes in ([], ["optimizer.learning_rate=0.3"]))
     assert changed.key != plain.key
+    assert "--config.optimizer.learning_rate=0.3" in changed.command
+    assert "--config.teacher.config.optimizer.learning_rate=0.3" in changed.command
 
 
-def test_where_data_and_weights_lie_does_not_matter(settings):
-    first, second = (table._job("kd", 0, [f"dataset.path={path}"]).key for path in ("here", "there"))
-    assert first == second
-    with flagsaver.flagsaver(pretrain_on="images"):
-        here = table._job("kd", 0, [])
-        with flagsaver.flagsaver(runs="elsewhere"):
-            assert table._job("kd", 0, []).key == here.key != first
-    assert here.config["teacher"]["config"]["model"]["pretrained"].endswith("pretrained-teacher-smoke")
+def test_the_key_is_that_of_the_run(settings):
+    tree = ORIGINAL.get_config("kd,smoke")
+    assert table.job(ORIGINAL, "kd", 0, []).key == experiment.create(tree).digest
+
+
+def images(folder, pixels):
+    """A data set of two classes."""
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (pixels, 4), (index, 0, 0)).save(folder / name / f"{index}.bmp")
+    return f"dataset.path={folder}"
+
+
+def test_where_the_images_lie_does_not_matter_and_which_they_are_does(settings, tmp_path):
+    folders = [images(tmp_path / name, pixels) for name, pixels in (("a", 4), ("b", 4), ("c", 8))]
+    keys = [table.job(ORIGINAL, "kd", 0, ["dataset.source=folder", folder]).key for folder in folders]
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
+def test_what_the_networks_are_pretrained_on_is_part_of_the_key(settings, tmp_path):
+    images(tmp_path / "a", 4), images(tmp_path / "b", 8)
+    alone = table.job(ORIGINAL, "kd", 0, []).key
+    keys = []
+    for name in ("a", "b"):
+        with flagsaver.flagsaver(pretrain_on=str(tmp_path / name), scale="laptop"):
+            small = ["dataset.source=digits", "dataset.normalize=dataset", "dataset.train_images=0"]
+            keys.append(table.job(ORIGINAL, "kd", 0, small).key)
+            with flagsaver.flagsaver(runs="elsewhere"):
+                assert table.job(ORIGINAL, "kd", 0, small).key == keys[-1]
+    assert len({alone, *keys}) == 3
 
 
 @pytest.mark.parametrize("change", ["dataset.path", "--x=1", "no.key=1", "train.epochs=many"])
@@ -131,14 +156,14 @@ def test_a_change_that_does_not_fit_is_refused(settings, change):
 
 
 def test_a_run_is_a_process_whose_last_line_says_why_it_failed(settings):
-    job = table._job("student", 0, ["dataset.image_size=8", "train.steps=2"])
-    made = table._run(job.command, str(settings / "runs" / "a"), "student", 0, None)
-    assert made["steps"] == 2
-    failed = table._run((*job.command, "--config.model.width=0.0"), str(settings / "runs" / "b"), "student", 0, None)
+    job = table.job(ORIGINAL, "student", 0, ["dataset.image_size=8", "train.steps=2"])
+    assert jobs.run(job, str(settings / "runs"))["steps"] == 2
+    other = job._replace(command=(*job.command, "--config.model.width=0.0"), folder=str(settings / "runs" / "b"))
+    failed = jobs.run(other, str(settings / "runs"))
     assert failed.reason.startswith("model.width is 0.0; expected a factor above 0")
 
 
 def test_the_teacher_of_the_others_lies_where_they_look_for_it(settings):
-    job = table._job("teacher", 0, [])
-    assert table._folder(job).startswith(f"{cli.RUNS.value}/teachers/")
-    assert table._folder(job._replace(seed=1)).startswith(f"{cli.RUNS.value}/original-smoke/teacher-1-")
+    first, second = (table.job(ORIGINAL, "teacher", number, []) for number in (0, 1))
+    assert first.folder == f"{cli.RUNS.value}/teachers/{first.key[:8]}"
+    assert second.folder.startswith(f"{cli.RUNS.value}/original-smoke/teacher-1-")

@@ -1,0 +1,87 @@
+"""What a config's values may be, where no other module owns them; and the words of older versions."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kd_jax.errors import InputError, choose
+
+SELECTIONS = ("last", "best-validation")
+
+# (key, whether a value is good, what was expected)
+CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", lambda v: 0 <= v < 2**32 and v == int(v), "a whole number from 0 to 4294967295"),
+    ("train.epochs", lambda v: v >= 1, "at least 1"),
+    ("train.steps", lambda v: v >= 0, "a number of steps, or 0"),
+    ("train.batch_size", lambda v: v >= 1, "at least 1"),
+    ("train.steps_per_call", lambda v: v >= 0, "a number of steps, or 0"),
+    ("train.ema", lambda v: 0 <= v < 1, "a decay of at least 0 and below 1"),
+    ("train.label_smoothing", lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    ("train.mixup", lambda v: v >= 0, "at least 0"),
+    ("train.clip", lambda v: v >= 0, "at least 0"),
+    ("train.accumulate", lambda v: v >= 1, "at least 1"),
+    ("evaluate.every_epochs", lambda v: v >= 1, "at least 1"),
+    ("evaluate.batch_size", lambda v: v >= 1, "at least 1"),
+    ("checkpoint.every_epochs", lambda v: v >= 1, "at least 1"),
+    ("checkpoint.keep", lambda v: v >= 1, "at least 1"),
+    ("log.every_steps", lambda v: v >= 1, "at least 1"),
+    ("optimizer.weight_decay", lambda v: v >= 0, "at least 0"),
+    ("optimizer.warmup_epochs", lambda v: v >= 0, "at least 0"),
+    ("optimizer.gamma", lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    *((f"optimizer.{key}", lambda v: 0 <= v < 1, "at least 0 and below 1") for key in ("momentum", "b1", "b2")),
+)
+# Keys of older versions, and what has taken their place. `translate` reads them in the files of old runs.
+OLD_KEYS = {
+    "optimizer.method": "method.TERM.optimizer, and the student's optimizer where that is not given",
+    "teacher.batch_statistics": "teacher.mode, which is 'eval' or 'train'",
+    "dataset.labelled": "dataset.labeled",
+    "dataset.unlabelled": "dataset.unlabeled",
+}
+OLD_VALUES = {"model.freeze": {"convolutions": "backbone", "encoder": "backbone_and_norms"}}
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries of numbers, strings, booleans and lists, out of a ConfigDict or of such dictionaries."""
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: convert(v) for key, v in value.items()}
+        return [convert(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return convert(config)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises InputError for a missing key, a key of an older version, and a value that cannot be."""
+    for key, instead in OLD_KEYS.items():
+        if get(config, key, None) is not None:
+            raise InputError(f"{key} is a key of an older version; it is now {instead}")
+    for key, words in OLD_VALUES.items():
+        if (value := get(config, key, None)) in words:
+            raise InputError(f"{key} is {value!r}, a word of an older version; it is now {words[value]!r}")
+    for key, good, expected in CHECKS:
+        value = get(config, key)
+        if type(value) not in (int, float) or not math.isfinite(value) or not good(value):
+            raise InputError(f"{key} is {value!r}; expected {expected}")
+    milestones = config["optimizer"]["milestones"]
+    if not all(type(epoch) in (int, float) and epoch > 0 for epoch in milestones):
+        raise InputError(f"optimizer.milestones is {milestones!r}; expected epochs above 0, as in (150, 180)")
+    choose("evaluate.select", config["evaluate"]["select"], SELECTIONS)
+    if config["evaluate"]["select"] == "best-validation" and not config["dataset"]["holdout"]:
+        raise InputError("dataset.holdout is 0, so there is no validation split; expected evaluate.select 'last'")
+
+
+_REQUIRED = object()
+
+
+def get(config: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> Any:
+    """The value at "section.key"; raises InputError where it is missing and has no default."""
+    try:
+        return functools.reduce(lambda tree, part: tree[part], key.split("."), config)
+    except (KeyError, TypeError):
+        if default is _REQUIRED:
+            raise InputError(f"the config lacks {key}; expected every key of kd_jax/config/base.py") from None
+        return default

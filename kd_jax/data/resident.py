@@ -1,0 +1,70 @@
+"""Training data that lies on the devices as a whole."""
+
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kd_jax import sharding, steps
+from kd_jax.types import Array, Feed, RawBatch, Split
+
+EXAMPLES = 32  # images of the batch that initialization sees
+
+
+def feed(
+    train: Split,
+    *,
+    seed: int,
+    batch_size: int,
+    steps_per_call: int,
+    total_steps: int,
+    mesh: jax.sharding.Mesh,
+) -> Feed:
+    """The feed of a split, which is put on every device.
+
+    Args:
+      train: the images.
+      seed: of their order.
+      batch_size: of all devices together.
+      steps_per_call: how many steps one call runs at most. Calls end at its multiples and at an epoch's end, so they
+        are the same wherever a run restarted.
+      total_steps: of the run.
+      mesh: the devices.
+    """
+    count, length = len(train.labels), len(train.labels) // batch_size
+    on_devices = jax.device_put(train, sharding.replicated(mesh))
+    order_sharding = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
+
+    def calls(step: int) -> Iterator[tuple[Array, int]]:
+        for epoch in range(step // length, math.ceil(total_steps / length)):
+            order = epoch_order(seed, epoch, count)[: length * batch_size].reshape(length, batch_size)
+            start, last = max(step - epoch * length, 0), min(length, total_steps - epoch * length)
+            while start < last:
+                end = min(start - start % steps_per_call + steps_per_call, last)
+                yield jax.device_put(order[start:end], order_sharding), epoch * length + end
+                start = end
+
+    return Feed(
+        num_examples=count,
+        steps_per_epoch=length,
+        constants=on_devices,
+        calls=calls,
+        fetch=functools.partial(steps.gather, batch_sharding=sharding.split(mesh)),
+        example=example(train),
+        labels=on_devices.labels,
+    )
+
+
+def example(train: Split) -> RawBatch:
+    """The first images of a split, for initialization."""
+    images, labels = train.images[:EXAMPLES], train.labels[:EXAMPLES]
+    return RawBatch(images, labels, jnp.arange(len(labels), dtype=jnp.int32))
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
+    """The order [images] int32 in which an epoch visits the training images: a function of its arguments only."""
+    return np.random.default_rng((seed, epoch)).permutation(images).astype(np.int32)

@@ -1,0 +1,96 @@
+"""Evaluation of a state, and of a run that has finished."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kd_jax import data, experiment, metrics, runs, sharding, steps, teachers, weights
+from kd_jax.errors import InputError
+from kd_jax.experiment import Experiment
+from kd_jax.types import Array, MethodVariables, Split, TrainState, Variables
+
+
+class Evaluator:
+    """Metrics over a whole split; the splits stay on the devices."""
+
+    def __init__(self, experiment: Experiment, teacher_variables: Variables) -> None:
+        self._experiment, self._teacher_variables = experiment, teacher_variables
+        self._step = experiment.jit(steps.eval_step)
+        self._placed: dict[int, Split] = {}
+
+    def __call__(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, Any]:
+        """Metrics by name, see `metrics.summarize`."""
+        return metrics.summarize(self.total(variables, method, split))
+
+    def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
+        """The sums of `metrics.sums` over a split."""
+        if id(split) not in self._placed:
+            self._placed[id(split)] = self._experiment.place(split)
+        total: Any = None
+        for ids, mask in batches(self._experiment, len(split.labels)):
+            sums = self._step(variables, method, self._teacher_variables, self._placed[id(split)], ids, mask)
+            total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
+        return jax.device_get(total)
+
+
+def evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:
+    """The variables of a state that its evaluation sees: the student's averaged ones, if the run keeps them."""
+    variables = state.ema or {"params": state.params["student"], "batch_stats": state.stats["student"]}
+    return variables, steps.method_variables(state.params, state.stats)
+
+
+def batches(experiment: Experiment, count: int) -> Iterator[tuple[Array, Array]]:
+    """(ids [B], mask [B] that is False for padding) of `count` images in their order, split over the devices."""
+    size = min(experiment.config["evaluate"]["batch_size"], count)
+    size += -size % experiment.mesh.size
+    for start in range(0, count, size):
+        ids = np.arange(start, start + size, dtype=np.int32)
+        yield jax.device_put((np.minimum(ids, count - 1), ids < count), sharding.split(experiment.mesh))
+
+
+class Restored(NamedTuple):
+    """A finished run as it was evaluated, on the devices."""
+
+    experiment: Experiment  # without a teacher where the teacher's run is gone
+    variables: Variables
+    method: MethodVariables
+    teacher_variables: Variables
+
+
+def restore(
+    folder: str, *, path: str | None = None, source: data.Source | None = None, runs_folder: str = "runs"
+) -> Restored:
+    """Restores a finished run for evaluation.
+
+    Args:
+      folder: of the run.
+      path: where the data lies now; None for where it lay.
+      source: the images, where a program has them.
+      runs_folder: where the runs of teachers lie.
+    Raises:
+      InputError: when the folder holds no finished run, or the data is not what it was trained on.
+    """
+    saved = runs.read_config(folder)
+    variables, method = weights.read_run(folder)
+    config = saved["config"]
+    config["model"]["pretrained"] = ""  # where training started from need not exist any more
+    config["dataset"]["path"] = path or config["dataset"]["path"]
+    config["teacher"] = teachers.finished(config["teacher"], saved["teacher_hash"], runs_folder)
+    restored = experiment.create(config, source=source, runs_folder=runs_folder, training=False)
+    if restored.dataset.fingerprint != saved["data"]["fingerprint"]:
+        raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see --path")
+    teacher_variables = restored.teacher.load()[0] if restored.teacher else {}
+    return Restored(restored, *restored.place((variables, method, teacher_variables)))
+
+
+def evaluate_run(
+    folder: str, *, path: str | None = None, source: data.Source | None = None, runs_folder: str = "runs"
+) -> dict[str, Any]:
+    """Metrics of a finished run on its test set; those that compare with a teacher need the teacher's run.
+
+    See `restore` for the arguments and errors.
+    """
+    run = restore(folder, path=path, source=source, runs_folder=runs_folder)
+    return Evaluator(run.experiment, run.teacher_variables)(run.variables, run.method, run.experiment.dataset.test)

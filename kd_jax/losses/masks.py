@@ -1,0 +1,29 @@
+"""Leaving images out of a loss, so that neither its value nor its gradient sees what they hold."""
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.errors import InputError
+from kd_jax.types import Array, Float
+
+
+def keep(where: Array | None, x: Array) -> Array:
+    """x [B, ...] with zeros in the place of the images that `where` [B] leaves out."""
+    return x if where is None else jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+
+
+def fixed(where: Array | None, x: Array) -> Array:
+    """`keep` without a gradient, for the teacher's side."""
+    return keep(where, jax.lax.stop_gradient(x))
+
+
+def mean(loss: Float[Array, "..."], where: Array | None) -> Float[Array, ""]:
+    """The mean over the images that `where` keeps; zero where it keeps none. A scalar loss is that already."""
+    if where is None or not loss.ndim:
+        return loss.mean()
+    return loss.sum() / jnp.maximum(where.sum(), 1)
+
+
+def check_shapes(student: Array, other: Array) -> None:
+    if student.shape != other.shape:
+        raise InputError(f"the loss compares {list(student.shape)} with {list(other.shape)}; expected equal shapes")

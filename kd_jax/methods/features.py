@@ -1,0 +1,131 @@
+"""Methods that bring the student's feature maps to its teacher's: an adapter, and a loss between the maps."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax import losses
+from kd_jax.errors import InputError
+from kd_jax.methods.base import reported, stage_map
+from kd_jax.models.layers import BatchNorm, at_least_float32
+from kd_jax.types import Array, Context, Outputs
+
+
+class Regressor(nn.Module):
+    """A convolution, batch norm and ReLU from maps [B, h, w, c] to `shape` (i, j, d), as RepDistiller chooses it.
+
+    Half the size: 3x3 with a stride of 2. Twice: 4x4, transposed, with a stride of 2. Otherwise a kernel of the
+    difference, without padding.
+    """
+
+    shape: tuple[int, ...]  # (i, j, d)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        height, width, features = self.shape
+        common: dict[str, Any] = {"use_bias": False, "param_dtype": x.dtype, "name": "conv"}
+        if x.shape[1] == 2 * height:
+            x = nn.Conv(features, (3, 3), strides=2, padding=1, **common)(x)
+        elif 2 * x.shape[1] == height:
+            x = nn.ConvTranspose(features, (4, 4), strides=(2, 2), padding="SAME", **common)(x)
+        elif x.shape[1] >= height:
+            kernel = (1 + x.shape[1] - height, 1 + x.shape[2] - width)
+            x = nn.Conv(features, kernel, padding="VALID", **common)(x)
+        else:
+            raise InputError(
+                f"the student's map is {x.shape[1:3]}, the teacher's {self.shape[:2]}; expected half of it or more"
+            )
+        return nn.relu(BatchNorm(x.dtype, name="bn")(x, train=train))
+
+
+class FitNet(nn.Module):
+    """Hints: `losses.hint` between the regressed map of one of the student's stages and one of the teacher's.
+
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, in one phase beside the labels, as RepDistiller has
+    it (weight 100); `"epochs": [0, N]` on the term, and on no other, makes the paper's first phase.
+
+    Fields:
+      stage: of the student, the stem being 0 and the last -1. teacher_stage: of the teacher; None for the same.
+    """
+
+    stage: int = 2
+    teacher_stage: int | None = None
+
+    @nn.compact
+    def __call__(self, context: Context) -> Array:
+        student = stage_map(context.student, self.stage, "the student")
+        stage = self.stage if self.teacher_stage is None else self.teacher_stage
+        teacher = stage_map(context.teacher, stage, "the teacher")
+        return losses.hint(Regressor(teacher.shape[1:], name="regressor")(student, train=True), teacher).mean()
+
+
+class SimKD(nn.Module):
+    """The student's last map, projected to its teacher's; the teacher's own classifier then predicts.
+
+    Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, equations 2 and 3. Meant to
+    stand alone, without labels (weight 1). The student's own head is not used, and the projector is part of what is
+    deployed. Where the maps differ in size, the larger is averaged down, as in the official code.
+
+    Fields:
+      factor: by which the projector's inner width is smaller than the teacher's.
+    """
+
+    factor: int = 2
+
+    def setup(self) -> None:
+        self.projector = Projector(self.factor)
+
+    @nn.compact
+    def __call__(self, context: Context) -> Array:
+        teacher = stage_map(context.teacher, -1, "the teacher")
+        head = reported(context.teacher, "head", "the teacher")
+        if head.kernel.shape[0] != teacher.shape[-1]:
+            raise InputError(
+                f"the teacher's head reads {head.kernel.shape[0]} values, and its last map has {teacher.shape[-1]}"
+                " channels; expected a teacher with a linear head"
+            )
+        student = stage_map(context.student, -1, "the student")
+        self.variable("head", "kernel", lambda: at_least_float32(head.kernel))
+        self.variable("head", "bias", lambda: at_least_float32(head.bias))
+        size = min(student.shape[1:3], teacher.shape[1:3])
+        projected = self.projector(_average_down(student, size), teacher.shape[-1], train=True)
+        return losses.hint(projected, _average_down(jax.lax.stop_gradient(teacher), size)).mean()
+
+    def predict(self, outputs: Outputs) -> Array:
+        """The teacher's classifier [B, K] on the projected map; averaging its pixels commutes with averaging down."""
+        kernel: Array = self.get_variable("head", "kernel")
+        bias: Array = self.get_variable("head", "bias")
+        projected = self.projector(stage_map(outputs, -1, "the student"), kernel.shape[0], train=False)
+        return projected.mean((1, 2)) @ kernel + bias
+
+
+class Projector(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each with batch norm and ReLU: [B, h, w, c] -> [B, h, w, features]."""
+
+    factor: int
+
+    @nn.compact
+    def __call__(self, x: Array, features: int, *, train: bool) -> Array:
+        inner = max(1, features // self.factor)
+        for i, (width, size) in enumerate(((inner, 1), (inner, 3), (features, 1)), start=1):
+            x = nn.Conv(width, (size, size), use_bias=False, param_dtype=x.dtype, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(x.dtype, name=f"bn{i}")(x, train=train))
+        return x
+
+
+def _average_down(x: Array, size: tuple[int, ...]) -> Array:
+    """Maps [B, h, w, c] averaged to [B, *size, c], as PyTorch's adaptive pooling does it."""
+    for axis, length in enumerate(size, start=1):
+        if x.shape[axis] != length:
+            x = _average_axis(x, axis, length)
+    return x
+
+
+def _average_axis(x: Array, axis: int, length: int) -> Array:
+    whole = x.shape[axis]
+    starts = [i * whole // length for i in range(length)]
+    ends = [-(-(i + 1) * whole // length) for i in range(length)]
+    parts = [jax.lax.slice_in_dim(x, a, b, axis=axis).mean(axis) for a, b in zip(starts, ends, strict=True)]
+    return jnp.stack(parts, axis)

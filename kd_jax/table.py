@@ -1,0 +1,242 @@
+"""A table of experiments over seeds: runs what is missing, teachers first, and picks up where it stopped.
+
+usage: python -m kd_jax.table --rows=original [--seeds=3] [--scale=laptop] [--preset=faithful] [--jobs=2]
+           [KEY=VALUE ...]
+
+The rows are those of a file of configs/. KEY=VALUE changes a key of every row's config and of its teacher's, as in
+dataset.path=cifar10; but a teacher sees every label, whatever dataset.labeled says. With --pretrain_on=FOLDER all
+networks start from ones that are first trained on that folder of images, as configs/pretrain.py says, in the place of
+ImageNet weights. A run that fails is named at its row, and the others go on; the same command tries it again.
+
+Every result is added to a file of JSON lines (--results), from which the table is made: runs whose results stand there
+are not run again, on whatever machine they were made. --jobs=N runs N at a time, each on its share of the cores.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from kd_jax import cli, config, intervals, jobs, runs
+from kd_jax.config import recipes
+from kd_jax.errors import InputError, TrainingError, choose
+from kd_jax.jobs import Failure, Job
+
+TABLES = ("original",)  # experiments with ROWS, HEADINGS, LABELS, BASELINES, PUBLISHED, SOURCE and get_config(row,...)
+ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
+SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
+PRESET = flags.DEFINE_enum("preset", "corrected", ["corrected", "faithful"], "Of the table.")
+JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+PRETRAIN_ON = flags.DEFINE_string("pretrain_on", None, "A folder of images to pretrain the networks on.")
+RESULTS = flags.DEFINE_string("results", None, "JSON lines; by default launch/results/TABLE[-SCALE][-PRESET].jsonl.")
+for flag in ("rows", "seeds", "runs"):
+    flags.declare_key_flag(flag)
+
+
+def main(arguments: list[str]) -> None:
+    module = config.experiment(_table())
+    rows = [choose("--only", row, module.ROWS) for row in ONLY.value] or list(module.ROWS)
+    path = RESULTS.value or os.path.join(_results_folder(), f"{name()}.jsonl")
+    # Teachers first, and every row once before any a second time, so that an unfinished table is of use.
+    ordered = sorted(rows, key=lambda row: not row.startswith("teacher"))
+    wanted = [job(module, row, number, arguments) for number in range(cli.SEEDS.value or 3) for row in ordered]
+    done = read(path)
+    missing = [one for one in wanted if one.key not in done]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {path}", flush=True)
+    failures = []
+    if missing:
+        _pretrain()
+    for one, outcome in jobs.run_all(missing, cli.RUNS.value, JOBS.value):
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+            continue
+        done[one.key] = outcome
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "a") as file:
+            file.write(json.dumps(jobs.line(one, outcome)) + "\n")
+    results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
+    text, folder = table(module, results, failures), os.path.join(cli.RUNS.value, name())
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "table.md"), "w") as file:
+        file.write(text + "\n")
+    runs.write_json(os.path.join(folder, "table.json"), summary(module, results, failures))
+    print(f"\n{text}\n\n{folder} holds table.md and table.json")
+    if failures:
+        raise TrainingError(f"{len(failures)} of {len(wanted)} runs failed; the same command tries them again")
+
+
+def _results_folder() -> str:
+    """Where results that others may use stand in a checkout; elsewhere a folder of the runs."""
+    in_checkout = os.path.join("launch", "results")
+    return in_checkout if os.path.isdir(in_checkout) else os.path.join(cli.RUNS.value, "results")
+
+
+def read(path: str) -> dict[str, dict]:
+    """{key: result} of a file of results; none where there is no such file."""
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        lines = [json.loads(line) for line in file]
+    return {line["key"]: line["result"] for line in lines}
+
+
+def summary(
+    module: ModuleType, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
+) -> dict[str, dict[str, Any]]:
+    """What the table says of each row, as numbers; accuracies and differences are in per cent."""
+    rows = {}
+    for row, by_seed in results.items():
+        accuracy = {number: 100 * result["test"]["accuracy"] for number, result in sorted(by_seed.items())}
+        base = module.BASELINES.get(row, row)
+        paired = {n: 100 * results[base][n]["test"]["accuracy"] for n in results.get(base, {}) if n in accuracy}
+        mean, deviation = intervals.mean_and_deviation(list(accuracy.values())) if accuracy else (None, None)
+        difference = interval = None
+        if base != row and paired:
+            difference, half = intervals.paired_difference([accuracy[n] for n in paired], list(paired.values()))
+            interval = half if len(paired) > 1 else None
+        rows[row] = {
+            "accuracy": accuracy,
+            "mean": mean,
+            "deviation": deviation if len(accuracy) > 1 else None,
+            "difference": difference,
+            "interval": interval,
+            "published": module.PUBLISHED.get(row),
+            "failed": {failure.seed: failure.reason for failure in failures if failure.row == row},
+        }
+    return rows
+
+
+def table(
+    module: ModuleType, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
+) -> str:
+    """The Markdown table of {row: {seed: result}}."""
+    headings = (
+        "network",
+        *module.HEADINGS,
+        "test accuracy, %",
+        "against cross entropy, points",
+        "original, %",
+        "seeds",
+    )
+    lines = ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
+    for row, numbers in summary(module, results, failures).items():
+        network = next(
+            (result["model"] for result in results[row].values()), "teacher" if "teacher" in row else "student"
+        )
+        failed = "".join(f"; seed {number} failed: {reason}" for number, reason in numbers["failed"].items())
+        cells = (
+            network,
+            *module.LABELS[row],
+            _pm("{:.2f}", numbers["mean"], numbers["deviation"]),
+            _pm("{:+.2f}", numbers["difference"], numbers["interval"]),
+            "" if numbers["published"] is None else f"{numbers['published']:.2f}",
+            f"{len(numbers['accuracy'])}{failed}".replace("|", "\\|"),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Mean and standard deviation over seeds; differences are paired by seed, with a 95% interval. Original: "
+            f"{module.SOURCE}.",
+        ]
+    )
+
+
+def _pm(form: str, value: float | None, plus_minus: float | None) -> str:
+    if value is None:
+        return ""
+    return form.format(value) + (f" ± {plus_minus:.2f}" if plus_minus is not None else "")
+
+
+def name() -> str:
+    """What the table's files are called."""
+    return "-".join(part for part in (_table(), SCALE.value, _preset()) if part)
+
+
+def _table() -> str:
+    """Which table."""
+    (chosen,) = cli.ROWS.value or TABLES[:1]
+    return choose("--rows", chosen, TABLES)
+
+
+def _preset() -> str:
+    return "" if PRESET.value == "corrected" else PRESET.value
+
+
+def job(module: ModuleType, row: str, number: int, changes: Sequence[str]) -> Job:
+    """The run of a row and a seed, with the flags that make it."""
+    arg = ",".join(part for part in (row, _preset(), SCALE.value) if part)
+    tree = module.get_config(arg)
+    flat: dict[str, Any] = {"seed": number}
+    if PRETRAIN_ON.value:
+        flat["model.pretrained"] = _pretrained("teacher" if row.startswith("teacher") else "student")
+        if tree.teacher.kind == "config":
+            flat["teacher.config.model.pretrained"] = _pretrained("teacher")
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not key or not equals or key.startswith("-"):
+            raise InputError(f"the argument is {change!r}; expected KEY=VALUE, for example dataset.path=cifar10")
+        if key == "dataset.labeled" and row.startswith("teacher"):
+            continue  # a teacher sees every label
+        flat[key] = _parse(value)
+        own = key.partition(".")[0]
+        if tree.teacher.kind == "config" and own not in ("method", "teacher", "dataset", "precision"):
+            flat[f"teacher.config.{key}"] = flat[key]  # data and precision are one for both already
+    try:
+        tree.update_from_flattened_dict(flat)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the arguments {' '.join(changes)} do not fit: {' '.join(str(error).split())}") from None
+    overrides = (f"--config.{key}={value}" for key, value in flat.items())
+    command = ("-m", "kd_jax.main", f"--config=configs/{_table()}.py:{arg}", *overrides)
+    key = _key(tree.to_dict())
+    teachers_run = row.startswith("teacher") and number == 0  # of the other rows, which look for it there
+    folder = ("teachers", key[:8]) if teachers_run else (name(), f"{row}-{number}-{key[:8]}")
+    return Job(row, number, key, command, os.path.join(cli.RUNS.value, *folder))
+
+
+def _key(tree: Mapping[str, Any]) -> str:
+    """The digest of a run's identity: of all that affects its result, the content of data and weights included."""
+    from kd_jax import experiment
+    from kd_jax.config.checks import plain
+
+    pretrained = {}
+    for role in ("student", "teacher") if PRETRAIN_ON.value else ():
+        own = plain(config.experiment("pretrain").get_config(_pretrain_arg(role)))
+        own["dataset"]["path"] = PRETRAIN_ON.value
+        pretrained[_pretrained(role)] = runs.digest(experiment.identify(own))
+    return runs.digest(experiment.identify(plain(tree), pretrained=pretrained))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _pretrain_arg(role: str) -> str:
+    return ",".join(part for part in (role, SCALE.value) if part)
+
+
+def _pretrained(role: str) -> str:
+    """The folder of a pretrained network's run."""
+    return os.path.join(cli.RUNS.value, "-".join(part for part in ("pretrained", role, SCALE.value) if part))
+
+
+def _pretrain() -> None:
+    """Trains the networks that the others start from, where they are asked for and missing."""
+    for role in ("student", "teacher") if PRETRAIN_ON.value else ():
+        config_flag = f"--config=configs/pretrain.py:{_pretrain_arg(role)}"
+        command = ("-m", "kd_jax.main", config_flag, f"--config.dataset.path={PRETRAIN_ON.value}")
+        pretraining = Job(f"pretrained {role}", 0, "", command, _pretrained(role))
+        outcome = jobs.run(pretraining, cli.RUNS.value)
+        if isinstance(outcome, Failure):
+            raise TrainingError(f"the {role} could not be pretrained: {outcome.reason}")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,74 @@
+"""Teachers by kind. Nobody else knows which kinds there are: all are a `Teacher`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from kd_jax import registry, runs, weights
+from kd_jax.data import Dataset
+from kd_jax.errors import choose
+from kd_jax.teachers import file, run
+from kd_jax.types import Teacher
+
+__all__ = ["KINDS", "Kind", "Setting", "create", "finished", "identify", "register"]
+
+Identity = Mapping[str, Any]
+
+
+class Setting(NamedTuple):
+    """What a teacher is built for."""
+
+    config: Mapping[str, Any]  # the student's, whole; its section `teacher` is this teacher's
+    dataset: Dataset
+    runs_folder: str
+    create_experiment: Callable[[Mapping[str, Any]], Any]  # config -> Experiment, for a teacher that is a run
+
+
+class Kind(NamedTuple):
+    """A kind of teacher."""
+
+    build: Callable[[Setting], Teacher | None]
+    # (section `teacher`, identity of a config) -> what of the teacher affects its student's result
+    identify: Callable[[Mapping[str, Any], Callable[[Mapping[str, Any]], Identity]], Identity | None]
+
+
+KINDS: dict[str, Kind] = {
+    "none": Kind(lambda setting: None, lambda section, identify: None),
+    "config": Kind(run.from_config, lambda section, identify: identify(section["config"])),
+    "run": Kind(run.finished, lambda section, identify: runs.read_json(section["path"], "config.json")["identity"]),
+    "weights": Kind(file.from_weights, lambda section, identify: {"weights": weights.fingerprint(section["path"])}),
+}
+
+
+def register(
+    name: str,
+    build: Callable[[Setting], Teacher | None],
+    identify: Callable[[Mapping[str, Any]], Identity],
+) -> None:
+    """Adds a kind of teacher of your own, which `teacher.kind` then knows by `name`, or replaces it.
+
+    Args:
+      name: of the kind.
+      build: makes the teacher.
+      identify: from the section `teacher` of a config to what of the teacher affects its student's result (the hash of
+        its file, say), by which runs are told apart.
+    """
+    registry.add(KINDS, name, Kind(build, lambda section, _: identify(section)))
+
+
+def create(setting: Setting) -> Teacher | None:
+    """The teacher of a config, or None. Nothing is trained yet.
+
+    Raises:
+      InputError: for an unknown kind, and for whatever is wrong with the teacher.
+    """
+    return choose("teacher.kind", setting.config["teacher"]["kind"], KINDS).build(setting)
+
+
+def identify(section: Mapping[str, Any], identify_config: Callable[[Mapping[str, Any]], Identity]) -> Identity | None:
+    """What of a config's teacher affects its student's result; None without one."""
+    return choose("teacher.kind", section["kind"], KINDS).identify(section, identify_config)
+
+
+def finished(section: Mapping[str, Any], teacher_hash: str | None, runs_folder: str) -> dict[str, Any]:
+    """The section `teacher` of a run that has finished, so that nothing would be trained: "none" where it is gone."""
+    return run.section_of_finished(section, teacher_hash, runs_folder)

@@ -1,0 +1,40 @@
+"""A teacher whose weights lie in a file, without a run."""
+
+import os
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax import networks, weights
+from kd_jax.errors import InputError
+from kd_jax.models import torch_names
+from kd_jax.teachers.network import network_teacher
+from kd_jax.types import Teacher
+
+if TYPE_CHECKING:
+    from kd_jax.teachers import Setting
+
+
+def from_weights(setting: "Setting") -> Teacher:
+    """Weights of the network that `teacher.config.model` names."""
+    section = setting.config["teacher"]
+    if not section["config"]:
+        raise InputError("teacher.config is empty; expected a whole config, whose model the weights are of")
+    source = section["path"]
+    if not source:
+        raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
+    config = {**section["config"], "precision": setting.config["precision"]}
+    network = networks.create(config, len(setting.dataset.class_names))
+    size, channels = setting.config["dataset"]["image_size"], setting.dataset.train.images.shape[-1]
+    image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+    variables = torch_names.match(torch_names.without_prefix(weights.read(source)), shapes, network)
+    return Teacher(
+        apply=network_teacher(network, section["mode"]),
+        load=lambda: (variables, None),
+        shapes=shapes,
+        name=os.path.basename(source),
+        source=source,
+        network=network,
+    )

@@ -1,0 +1,33 @@
+"""Options for every method of the registry, with which the tests of all methods run it.
+
+A method that is missing here fails `test_all.py`.
+"""
+
+EXAMPLES = {
+    "cross_entropy": {},
+    "kd": {},
+    "dkd": {},
+    "mlkd": {"views": [0, 1]},
+    "rkd_distance": {},
+    "rkd_angle": {},
+    "fitnet": {"stage": 1},
+    "simkd": {},
+    "crd": {"features": 4, "negatives": 8},
+    "adversarial": {"hidden": [8]},
+    "gradcam_alignment": {"stage": -2},
+    "original_cross_entropy": {},
+    "original_kd": {},
+    "original_rkd_distance": {},
+    "original_rkd_angle": {},
+    "original_adversarial": {},
+}
+# The same method with options that change its arithmetic.
+VARIANTS = {
+    "kd, standardized": {"method": "kd", "standardize": True},
+    "wasserstein": {"method": "adversarial", "hidden": [8], "objective": "wasserstein"},
+}
+ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items()}, **VARIANTS}
+
+# What a method cannot do by its nature.
+NEEDS_NETWORKS = {"gradcam_alignment"}  # it runs the networks itself, so plain outputs are not enough
+TEN_CLASSES = {"original_adversarial"}  # its convolutions need so many
