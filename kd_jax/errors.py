@@ -4,6 +4,9 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+# What a value may be, by the type of the default that it replaces. Any other default, None for one, allows anything.
+KINDS = (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a string"), ((list, tuple), "a list"))
+
 
 class InputError(ValueError):
     """The user's input is wrong. The message is one line: the value, what was expected, the valid choices."""
@@ -27,7 +30,14 @@ def choose(what: str, value: Any, choices: Collection[Any]) -> Any:
     return choices[value] if isinstance(choices, Mapping) else value
 
 
-def one_line(error: BaseException, length: int = 300) -> str:
+def check_kind(what: str, value: Any, default: Any) -> None:
+    """Raises InputError when a value is of another kind than its default."""
+    for kind, expected in KINDS:
+        if type(default) in kind and type(value) not in kind:
+            raise InputError(f"{what} is {value!r}; expected {expected}")
+
+
+def one_line(error: BaseException, length: int | None = None) -> str:
     """What an error says, on one line and cut to `length` characters; its type where it says nothing."""
     text = getattr(error, "strerror", None) or (error.args[0] if isinstance(error, KeyError) and error.args else error)
     return " ".join(str(text).split())[:length] or type(error).__name__

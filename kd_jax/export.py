@@ -2,7 +2,7 @@
 
 usage: python -m kd_jax.export --workdir=FOLDER --to=model.safetensors
 
-An existing file is never replaced. A network without PyTorch names keeps its own, joined by dots.
+An existing file is never replaced.
 """
 
 import errno
@@ -21,16 +21,24 @@ for name in ("workdir", "to", "import"):
 def main(arguments: list[str]) -> None:
     if arguments or not cli.WORKDIR.value or not cli.TO.value:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and --to=FILE")
-    export(cli.WORKDIR.value, cli.TO.value)
-    print(f"wrote {cli.TO.value}")
+    named = export(cli.WORKDIR.value, cli.TO.value)
+    print(f"wrote {cli.TO.value}" + ("" if named else ", under Flax's key names: the network has no PyTorch names"))
 
 
-def export(run: str, path: str) -> None:
-    """Writes the student's weights, and beside them, as metadata, the network's name, the classes, mean and deviation.
+def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
+    """Writes the student's weights, with the network's name, the classes, mean and standard deviation as metadata.
 
+    Args:
+      run: the folder of a finished run.
+      path: of a new .safetensors file.
+    Returns:
+      Whether the keys and layouts are PyTorch's. Those of a network without such names are Flax's: the path in the
+      variables, joined by ".".
     Raises:
-      InputError: when the folder holds no finished run, or the file exists or cannot be written.
+      InputError: when the folder holds no finished run, or the file already exists or cannot be written.
     """
+    import numpy as np
+    from flax.traverse_util import flatten_dict
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -38,26 +46,32 @@ def export(run: str, path: str) -> None:
     from kd_jax.models import torch_names
     from kd_jax.types import student_logits
 
+    run, path = os.fspath(run), os.fspath(path)
     saved = runs.read_config(run)
     network = networks.create(saved["config"], len(saved["data"]["class_names"]))
-    state_dict = torch_names.to_state_dict(weights.read_run(run)[0], network)
+    variables = weights.read_run(run)[0]
     if os.path.exists(path):
         raise InputError(f"--to is {path!r}, which already exists; expected a new file")
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise InputError(f"--to is {path!r}; expected a file in an existing folder")
-    if network.torch_key is None:
-        print(f"{network.name} has no PyTorch names; the keys are its own")
     if methods.create(saved["config"]["method"]).predict is not student_logits:
         print(f"the run predicts through its method ({', '.join(saved['config']['method'])}), which the file lacks")
-    about = {key: json.dumps(saved["data"][key]) for key in ("class_names", "mean", "std")}
+    if network.torch_key:
+        tensors = torch_names.to_state_dict(variables, network)
+    else:
+        tensors = {key: np.asarray(array) for key, array in flatten_dict(dict(variables), sep=".").items()}
+    metadata = {key: json.dumps(saved["data"][key]) for key in ("class_names", "mean", "std")}
+    metadata["model"] = saved["config"]["model"]["name"]
     partial = f"{path}.{os.getpid()}.tmp"
     try:
-        save_file({key: value.copy() for key, value in state_dict.items()}, partial, {"model": network.name, **about})
+        # Copies, as safetensors takes no account of transposed axes.
+        save_file({key: array.copy() for key, array in tensors.items()}, partial, metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         if os.strerror(errno.ENOSPC) in str(error):
             raise
         raise InputError(f"--to is {path!r}, which cannot be written: {one_line(error)}") from None
+    return network.torch_key is not None
 
 
 if __name__ == "__main__":

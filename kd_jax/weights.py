@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import networks, runs
+from kd_jax import runs
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.steps import method_variables
 from kd_jax.types import MethodVariables, Network, Variables
+
+PathLike = str | os.PathLike[str]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
@@ -24,52 +26,61 @@ FILE = "model.safetensors"  # of a repository of the hub
 
 
 class Loaded(NamedTuple):
-    """Variables of a source."""
+    """The variables of a source."""
 
-    variables: Variables  # all of them, or those without the head
-    head: bool  # whether the head is among them; the source's is of another shape or kind otherwise
+    variables: Variables  # all of them, or those of the backbone
+    head: bool  # whether the head is among them
 
 
-def load(source: str | os.PathLike[str], variables: Variables, network: Network) -> Loaded:
-    """Replaces variables by those of a source.
+def load(source: PathLike, variables: Variables, network: Network, *, strict: bool = False) -> Loaded:
+    """Loads the variables of a network from a source.
 
     Args:
       source: a file (.safetensors, .pth, .pt, .th), the folder of a finished run, or a hub id OWNER/NAME[@REVISION].
-      variables: of the network, initialized or their shapes.
-      network: whose names the source has.
+      variables: of the network, or their shapes.
+      network: of the variables. For a file or a hub id it needs PyTorch names.
+      strict: refuse a source with another head, instead of leaving the head out.
+    Returns:
+      All variables, or only those of the backbone where the source has a head of another shape or kind, or none.
     Raises:
       InputError: when the source cannot be read, or is not of this network.
     """
-    state_dict = torch_names.without_prefix(read(source))
-    names = torch_names.keys(variables, network)
-    flat = flatten_dict(dict(variables))
-    in_head = {path: leaf for path, leaf in flat.items() if path[1] in network.head}
-    fits = all(
-        key in state_dict and np.shape(state_dict[key]) == torch_names.torch_shape(path, leaf.shape)
-        for path, leaf in in_head.items()
-        if (key := names[path])
-    )
-    # The keys under those of the own head, so that a head of another kind is left out as a whole.
-    modules = {names[path].split(".")[0] for path in in_head}
-    others = [key for key in state_dict if key.split(".")[0] in modules and key not in names.values()]
-    if fits and not others:
-        return Loaded(torch_names.match(state_dict, variables, network), head=True)
-    backbone = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in in_head})
-    rest = {key: value for key, value in state_dict.items() if key.split(".")[0] not in modules}
-    return Loaded(torch_names.match(rest, backbone, network), head=False)
-
-
-def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The state dict of a source; see `load`."""
     source = os.fspath(source)
     if os.path.isdir(source):
-        saved = runs.read_config(source)
-        network = networks.create(saved["config"], len(saved["data"]["class_names"]))
-        return torch_names.to_state_dict(read_run(source)[0], network)
-    return read_state_dict(_file(source))
+        network = network._replace(torch_key=_run_key)
+        state_dict = torch_names.to_state_dict(read_run(source)[0], network)
+    else:
+        state_dict = torch_names.without_prefix(read(source))
+    names = torch_names.keys(variables, network)
+    flat = flatten_dict(dict(variables))
+    head = {path for path in flat if path[1] in network.head}
+    shapes = {key: np.shape(array) for key, array in state_dict.items()}
+    if strict or all(shapes.get(names[path]) == torch_names.torch_shape(path, flat[path].shape) for path in head):
+        return Loaded(torch_names.match(state_dict, variables, network), head=True)
+    # What the source has outside of the backbone's modules is its own head.
+    backbone = {path: leaf for path, leaf in flat.items() if path not in head}
+    modules = {_module(names[path]) for path in backbone}
+    others = {names[path] for path in head}
+    rest = {key: array for key, array in state_dict.items() if _module(key) in modules and key not in others}
+    return Loaded(torch_names.match(rest, unflatten_dict(backbone), network), head=False)
 
 
-def fingerprint(source: str | os.PathLike[str]) -> str:
+def _run_key(path: tuple[str, ...]) -> str:
+    """The name of a run's variable, which needs none of PyTorch's: the module first, as in PyTorch."""
+    collection, *names = path
+    return f"{'.'.join(names)} ({collection})"
+
+
+def _module(key: str) -> str:
+    return key.split(".")[0]
+
+
+def read(source: PathLike) -> dict[str, np.ndarray]:
+    """The state dict of a file or a hub id; see `load`."""
+    return read_state_dict(_file(os.fspath(source)))
+
+
+def fingerprint(source: PathLike) -> str:
     """The SHA-256 of a source's content: of its file, or of the config of its run."""
     source = os.fspath(source)
     if os.path.isdir(source):
@@ -78,14 +89,14 @@ def fingerprint(source: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
     """{PyTorch's key: array} of a .safetensors, .pth, .pt or .th file; the last three need PyTorch.
 
     Raises:
       InputError: when the file cannot be read as one; code in a pickle is refused, not run.
     """
+    path = os.fspath(path)
     try:
-        path = os.fspath(path)
         tensors = _read_torch(path) if path.endswith(TORCH_SUFFIXES) else _read_safetensors(path)
     except ImportError as error:
         raise InputError(
@@ -94,9 +105,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # each library has its own for a file that is cut short or is something else
-        raise InputError(
-            f"{path} cannot be read as weights; expected a whole file of tensors: {one_line(error, 160)}"
-        ) from error
+        text = one_line(error, 160)
+        raise InputError(f"{path} cannot be read as weights; expected a whole file of tensors: {text}") from error
     return tensors
 
 
@@ -140,12 +150,12 @@ def _file(source: str) -> str:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt before the error
     try:
         return hf_hub_download(hub["repository"], FILE, revision=hub["revision"])
-    except Exception as error:  # of the network, the cache, or a repository that is not there
+    except Exception as error:  # of the connection, the cache, or an unknown repository
         text = one_line(error, 160)
         raise InputError(f"the weights {source!r} are not in the hub's cache and cannot be fetched: {text}") from error
 
 
-def read_run(folder: str | os.PathLike[str]) -> tuple[Variables, MethodVariables]:
+def read_run(folder: PathLike) -> tuple[Variables, MethodVariables]:
     """The student's variables (averaged, where the run averages them) and the method's, of a finished run."""
     from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
 

@@ -7,12 +7,14 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import kd_jax
-from kd_jax import evaluation, experiment, export, models, networks, runs, training, weights
+from kd_jax import evaluation, experiment, export, models, runs, training, weights
 from kd_jax.errors import InputError
 from kd_jax.models import torch_names
 from tests import tiny
@@ -22,22 +24,26 @@ from tests import tiny
 def run(tmp_path_factory):
     """A finished run and its weights in a file."""
     folder = tmp_path_factory.mktemp("weights")
-    training.train(tiny.config(), str(folder / "run"))
-    export.export(str(folder / "run"), str(folder / "model.safetensors"))
+    training.train(tiny.config(), folder / "run")
+    export.export(folder / "run", folder / "model.safetensors")
     return folder / "run", folder / "model.safetensors"
 
 
-def shapes(run, num_classes=10):
-    config = runs.read_json(str(run), "config.json")["config"]
-    network = networks.create(config, num_classes)
-    return network, jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((2, 8, 8, 1), np.float32))
+def create(num_classes, name="resnet8", **options):
+    """The network of the run, with another number of classes or other options."""
+    return models.create(name, num_classes, **{"width": 1 / 8, "stem": "cifar"} | options)
+
+
+def load(source, network, **options):
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
+    return weights.load(source, shapes, network, **options)
 
 
 def test_an_exported_file_holds_the_runs_variables_and_says_what_they_are(run):
     folder, file = run
     finished = kd_jax.load(folder)
-    build = functools.partial(models.create, "resnet8", width=1 / 8)
-    assert tiny.identical(torch_names.to_variables(load_file(file), build, image_size=8), finished.variables)
+    loaded = torch_names.to_variables(load_file(file), create, image_shape=(8, 8, 1))
+    assert tiny.identical(loaded, finished.variables)
     with open(file, "rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))["__metadata__"]
     assert (header["model"], json.loads(header["class_names"])) == ("resnet8", list(finished.class_names))
@@ -46,8 +52,8 @@ def test_an_exported_file_holds_the_runs_variables_and_says_what_they_are(run):
 def test_an_export_never_replaces_a_file(run):
     folder, file = run
     before = file.read_bytes()
-    with pytest.raises(InputError, match=r"which already exists; expected a new file"):
-        export.export(str(folder), str(file))
+    with pytest.raises(InputError, match="which already exists; expected a new file"):
+        export.export(folder, file)
     assert file.read_bytes() == before
 
 
@@ -61,14 +67,70 @@ def test_a_run_starts_from_a_file_or_a_run(run, tmp_path, kind):
     assert tiny.identical(state.params["student"], kd_jax.load(run[0]).variables["params"])
 
 
-def test_a_head_of_another_size_is_replaced_and_the_rest_is_kept(run):
-    folder, file = run
-    network, wanted = shapes(folder, num_classes=3)
-    loaded = weights.load(file, wanted, network)
+@pytest.fixture
+def unnamed(monkeypatch):
+    """The networks of the run's family, without PyTorch names."""
+    build = models.NETWORKS["resnet8"]
+
+    @functools.wraps(build)
+    def without_names(**options):
+        return build(**options)._replace(torch_key=None)
+
+    monkeypatch.setitem(models.NETWORKS, "resnet8", without_names)
+
+
+@pytest.mark.usefixtures("unnamed")
+def test_a_network_without_pytorch_names_is_exported_under_flaxs(run, tmp_path):
+    assert not export.export(run[0], tmp_path / "model.safetensors")
+    expected = flatten_dict(kd_jax.load(run[0]).variables, sep=".")
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.usefixtures("unnamed")
+def test_a_network_without_pytorch_names_starts_from_a_run(run):
+    loaded = load(run[0], create(10))
+    assert loaded.head
+    assert tiny.identical(loaded.variables, kd_jax.load(run[0]).variables)
+
+
+@pytest.mark.usefixtures("unnamed")
+def test_a_network_without_pytorch_names_starts_from_no_file(run):
+    with pytest.raises(InputError, match="resnet8 has no PyTorch names"):
+        load(run[1], create(10))
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 3}, {"num_classes": 10, "head": "mlp"}], ids=["size", "kind"])
+@pytest.mark.parametrize("source", ["file", "run"])
+def test_another_head_is_left_out_and_the_backbone_is_kept(run, source, options):
+    loaded = load(run[1] if source == "file" else run[0], create(**options))
+    backbone = {key: flatten_dict(tree) for key, tree in kd_jax.load(run[0]).variables.items()}
+    expected = {(key, *path): x for key, tree in backbone.items() for path, x in tree.items() if path[0] != "fc"}
+    found = flatten_dict(loaded.variables)
     assert not loaded.head
-    assert "fc" not in loaded.variables["params"]
-    kept = kd_jax.load(folder).variables
-    assert tiny.identical(loaded.variables["params"]["layer1_0"], kept["params"]["layer1_0"])
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[path], expected[path]) for path in expected)
+
+
+def test_a_strict_load_refuses_another_head(run):
+    with pytest.raises(InputError, match=r"linear.bias is \(10,\), not \(3,\)"):
+        load(run[1], create(3), strict=True)
+
+
+def test_layers_beyond_those_of_the_backbone_are_refused(run, tmp_path):
+    tensors = load_file(run[1])
+    layer = {f"layer1.1.{key[9:]}": x for key, x in tensors.items() if key.startswith("layer1.0.")}
+    save_file({**tensors, **layer, "linear.weight": np.zeros((3, 8), np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"the file holds unknown layer1\.1\.bn1\.bias"):
+        load(tmp_path / "model.safetensors", create(10))
+
+
+def test_a_run_that_starts_with_a_new_head_says_so(run, tmp_path, capsys):
+    tensors = load_file(run[1])
+    save_file({**tensors, "linear.weight": np.zeros((3, 8), np.float32)}, tmp_path / "model.safetensors")
+    experiment.create(tiny.config(**{"model.pretrained": str(tmp_path / "model.safetensors")}))
+    assert "the head has a different shape and is reinitialized" in capsys.readouterr().out
 
 
 def test_what_a_run_starts_from_is_part_of_its_identity_by_content(run, tmp_path):
@@ -84,7 +146,7 @@ def test_weights_can_teach_and_their_accuracy_is_measured_first(run, tmp_path, c
         "method": tiny.METHODS["kd"],
         "teacher": tiny.config()["teacher"] | {"kind": "weights", "path": str(file), "config": tiny.config()},
     }
-    training.train(config, str(tmp_path / "run"))
+    training.train(config, tmp_path / "run")
     result = runs.read_json(str(tmp_path / "run"), "result.json")
     expected = runs.read_json(str(folder), "result.json")["test"]["accuracy"]
     assert result["teacher"] == {"name": "model.safetensors", "accuracy": expected}
@@ -135,8 +197,8 @@ def test_a_missing_source_is_refused_with_the_choices(source):
 def test_a_pytorch_file_without_pytorch_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "model.pth").write_bytes(b"")
-    with pytest.raises(InputError, match=r"needs PyTorch, which is not installed"):
-        weights.read(str(tmp_path / "model.pth"))
+    with pytest.raises(InputError, match="needs PyTorch, which is not installed"):
+        weights.read(tmp_path / "model.pth")
 
 
 def test_a_pickle_is_read_by_pytorchs_safe_loader_only(tmp_path, monkeypatch):
@@ -148,8 +210,8 @@ def test_a_pickle_is_read_by_pytorchs_safe_loader_only(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=np.ndarray))
     (tmp_path / "model.pth").write_bytes(b"")
-    with pytest.raises(InputError, match=r"is refused: it is damaged, or a pickle with more than tensors in it"):
-        weights.read(str(tmp_path / "model.pth"))
+    with pytest.raises(InputError, match="is refused: it is damaged, or a pickle with more than tensors in it"):
+        weights.read(tmp_path / "model.pth")
     assert asked == {"map_location": "cpu", "weights_only": True}
 
 
@@ -166,8 +228,8 @@ class Code:
 def test_code_in_a_pickle_is_not_run(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     torch.save({"state_dict": {"conv1.weight": Code(str(tmp_path / "made"))}}, tmp_path / "model.pth")
-    with pytest.raises(InputError, match=r"is refused"):
-        weights.read(str(tmp_path / "model.pth"))
+    with pytest.raises(InputError, match="is refused"):
+        weights.read(tmp_path / "model.pth")
     assert not (tmp_path / "made").exists()
 
 
@@ -185,6 +247,6 @@ def test_a_hub_id_is_fetched_at_its_revision(run, monkeypatch):
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match=r"are not in the hub's cache and cannot be fetched") as error:
+    with pytest.raises(InputError, match="are not in the hub's cache and cannot be fetched") as error:
         weights.read("owner/name@0123abc")
     assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from kd_jax import losses, registry
-from kd_jax.errors import InputError, choose
+from kd_jax.errors import InputError, check_kind, choose
 from kd_jax.methods import original
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import Constructor, combine, from_loss, from_module, tap
@@ -37,9 +37,6 @@ METHODS: dict[str, Constructor] = {
     "original_rkd_angle": from_loss(original.rkd_angle),
     "original_adversarial": original.adversarial,
 }
-
-# What an option may be, by its default; None and no default allow anything.
-KINDS = (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a string"), ((list, tuple), "a list"))
 
 
 def register(name: str, constructor: Constructor) -> None:
@@ -97,9 +94,7 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
     known = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name != "name"}
     for option, value in options.items():
         choose(f"an option of method.{term}", option, ["method", "weight", "warmup_epochs", "epochs", *known])
-        for kind, expected in KINDS:
-            if type(known[option]) in kind and type(value) not in kind:
-                raise InputError(f"method.{term}.{option} is {value!r}; expected {expected}")
+        check_kind(f"method.{term}.{option}", value, known[option])
     method = constructor(term, **options)
     method = method._replace(
         weights={term: weight, **method.weights},

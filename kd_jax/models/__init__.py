@@ -10,51 +10,56 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from kd_jax import registry
-from kd_jax.errors import InputError, choose
+from kd_jax.errors import InputError, check_kind, choose
 from kd_jax.models import cifar_resnet, resnet
-from kd_jax.models.linen import from_linen
+from kd_jax.models.linen import TorchKey, from_linen
 from kd_jax.models.taps import Taps
 from kd_jax.types import Network
 
 __all__ = ["NETWORKS", "Builder", "Taps", "create", "from_linen", "register"]
 
-Builder = Callable[..., Network | nn.Module]  # (num_classes, **options)
+Builder = Callable[..., Network]  # (num_classes, **options)
 
 NETWORKS: dict[str, Builder] = {
     **{name: functools.partial(resnet.create, name) for name in resnet.FAMILY},
     **{name: functools.partial(cifar_resnet.create, name) for name in cifar_resnet.FAMILY},
 }
-GIVEN = ("num_classes", "dtype", "frozen_backbone", "parent", "name")  # parameters that are no options of a config
+# Parameters of a builder that are not options of a config; Flax gives every module the last two.
+NOT_OPTIONS = ("num_classes", "dtype", "frozen_backbone", "parent", "name")
 
 
 def register(
     name: str,
-    build: Builder,
+    build: Callable[..., nn.Module | Network],
     *,
     head: tuple[str, ...] = (),
-    torch_key: Callable[[tuple[str, ...]], str] | None = None,
+    torch_key: TorchKey | None = None,
 ) -> None:
-    """Adds a network of your own, which configs then know by `name`, or replaces it.
+    """Adds a network of your own, which configs then know by `name`, or replaces the one of that name.
 
     Args:
       name: of the network.
-      build: a Flax module's class, or a function (num_classes, **options) that returns a Flax module (see `from_linen`)
-        or a `Network`. Its other parameters are the options of the config. It is told `dtype` (of the computation) and
-        `frozen_backbone` (everything but the head stays in inference mode) where it takes them.
-      head, torch_key: see `Network`, for a module that does not say them itself.
+      build: a Flax module's class, or a function that returns a Flax module (see `from_linen`) or a `Network`. It is
+        called with `num_classes`; with `dtype` (of the computation) and `frozen_backbone` (all but the head stays in
+        inference mode) if it takes them; and with the options of the config, which are its other parameters.
+      head, torch_key: of a Flax module, see `Network`.
+
+    >>> class Softmax(nn.Module):
+    ...     num_classes: int
+    ...     @nn.compact
+    ...     def __call__(self, images):
+    ...         return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
+    >>> register("softmax", Softmax, head=("classifier",))
+    >>> create("softmax", num_classes=10).head
+    ('classifier',)
     """
-    registry.add(NETWORKS, name, functools.wraps(build)(functools.partial(_wrap, build, head, torch_key)))
 
+    @functools.wraps(build, updated=())
+    def network(**options: Any) -> Network:
+        built = build(**options)
+        return built if isinstance(built, Network) else from_linen(built, head=head, torch_key=torch_key)
 
-def _wrap(
-    build: Builder,
-    head: tuple[str, ...],
-    torch_key: Callable[[tuple[str, ...]], str] | None,
-    *arguments: Any,
-    **options: Any,
-) -> Network:
-    built = build(*arguments, **options)
-    return built if isinstance(built, Network) else from_linen(built, head=head, torch_key=torch_key)
+    registry.add(NETWORKS, name, network)
 
 
 def create(
@@ -74,7 +79,8 @@ def create(
       frozen_backbone: all but the head stays in inference mode in training.
       options: of the network; None stands for its default.
     Raises:
-      InputError: for an unknown name or option, or an option of another type.
+      InputError: for an unknown name or option, an option of another kind or without a value, or a network that cannot
+        freeze its backbone.
 
     >>> import jax
     >>> network = create("resnet8", num_classes=10, width=0.25)
@@ -88,24 +94,18 @@ def create(
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}; expected at least 2")
     parameters = inspect.signature(build).parameters
-    known = {key: p.default for key, p in parameters.items() if key not in GIVEN and p.kind is not p.VAR_KEYWORD}
-    chosen = {key: value for key, value in options.items() if value is not None}
-    for key, value in chosen.items():
-        choose(f"an option of {name}", key, known)
-        default = known[key]
-        if isinstance(default, bool | int | float | str) and not _of_kind(value, default):
-            expected = "true or false" if isinstance(default, bool) else f"a value like {default!r}"
-            raise InputError(f"model.{key} is {value!r}; expected {expected}")
+    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in NOT_OPTIONS}
+    options = {key: value for key, value in options.items() if value is not None}
+    for key, value in options.items():
+        check_kind(f"model.{key}", value, choose(f"an option of model {name}", key, defaults))
+    for key, default in defaults.items():
+        if default is inspect.Parameter.empty and key not in options:
+            raise InputError(f"model.{key} is missing; expected a value, as {name} has no default")
     if frozen_backbone and "frozen_backbone" not in parameters:
-        raise InputError(f"model.freeze is 'backbone_and_norms', which {name} cannot do; expected 'none' or 'backbone'")
-    given = {"dtype": dtype, "frozen_backbone": frozen_backbone}
-    told = {key: value for key, value in given.items() if key in parameters}
-    network = build(num_classes=num_classes, **told, **chosen)
-    return (network if isinstance(network, Network) else from_linen(network))._replace(name=name)
-
-
-def _of_kind(value: Any, default: Any) -> bool:
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    number = isinstance(default, int | float)
-    return isinstance(value, int | float) if number else isinstance(value, str)
+        raise InputError(
+            f"model.freeze is 'backbone_and_norms', but {name} does not take frozen_backbone;"
+            " expected 'none' or 'backbone'"
+        )
+    given = {"num_classes": num_classes, "dtype": dtype, "frozen_backbone": frozen_backbone}
+    network = build(**{key: value for key, value in given.items() if key in parameters}, **options)
+    return network._replace(name=name)

@@ -3,9 +3,8 @@
 He et al., CVPR 2016, section 4.2. Widths and the 8x4 and 32x4 pair (four times as wide from the first stage on, after
 a stem of 32) follow Tian et al., "Contrastive Representation Distillation", ICLR 2020. Shortcuts that change the shape
 are 1x1 convolutions (`shortcut="conv"`), or have no parameters (`shortcut="pad"`, option A of He et al.).
+PyTorch's names are those of the usual implementations, whose last layer is `linear`.
 """
-
-import functools
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -40,21 +39,19 @@ def create(
     frozen_backbone: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Network:
-    """Builds the network of that name; see `resnet.create` for the options."""
+    """Builds the network of that name, a key of `FAMILY`; see `resnet.create` for the options."""
     depth, published = FAMILY[name]
     widths = resnet.scaled(published, width)
-    return resnet.network(
-        resnet.ResNet(
-            num_classes,
-            block=resnet.BasicBlock,
-            stage_sizes=((depth - 2) // 6,) * 3,
-            stem_width=widths[0],
-            stage_widths=widths[1:],
-            stem=stem,
-            head=head,
-            shortcut=shortcut,
-            frozen_backbone=frozen_backbone,
-            dtype=dtype,
-        ),
-        functools.partial(resnet.torch_key, linear="linear", mlp=head == "mlp"),
+    module = resnet.ResNet(
+        num_classes,
+        block=resnet.BasicBlock,
+        stage_sizes=((depth - 2) // 6,) * 3,
+        stem_width=widths[0],
+        stage_widths=widths[1:],
+        stem=stem,
+        head=head,
+        shortcut=shortcut,
+        frozen_backbone=frozen_backbone,
+        dtype=dtype,
     )
+    return resnet.network(module, last="linear")

@@ -1,4 +1,4 @@
-"""Layers that follow PyTorch's arithmetic: batch normalization, initializers, the classifier on top of a backbone."""
+"""Layers that follow PyTorch's arithmetic: batch normalization, initializers, the head on top of a backbone."""
 
 import math
 from typing import Any

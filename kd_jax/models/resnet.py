@@ -5,6 +5,7 @@ convolution). Parameters carry torchvision's names; `layer1.0` is written `layer
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,10 @@ from kd_jax.types import Array, Network, Norm, Outputs
 STEMS = ("imagenet", "cifar")
 HEADS = ("linear", "mlp")
 SHORTCUTS = ("conv", "pad")
+# PyTorch's names. The original project's head is a sequence of linear, dropout, batch norm, ReLU, linear.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+MLP = {"mlp.fc": "fc.0", "mlp.bn": "fc.2"}
+LAST_OF_MLP = "fc.4"
 
 
 class BasicBlock(nn.Module):
@@ -119,7 +123,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool, perturbations: tuple[Array | None, ...] | None = None) -> Outputs:
-        """images [B, H, W, C], normalised -> Outputs."""
+        """images [B, H, W, C], normalized -> Outputs."""
+        if self.is_initializing():
+            _warn_of_stem(self.stem, images.shape[1])
         param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         conv = functools.partial(Conv, dtype=self.dtype, param_dtype=param_dtype)
         norm = functools.partial(BatchNorm, param_dtype=param_dtype)
@@ -178,7 +184,7 @@ def create(
     """Builds the network of that name.
 
     Args:
-      name: of `FAMILY`.
+      name: a key of `FAMILY`.
       num_classes: K.
       stem: "imagenet" (for images of about 64 pixels and more) or "cifar" (for smaller ones).
       width: factor on every number of channels.
@@ -186,50 +192,60 @@ def create(
       shortcut: "conv", or "pad" for shortcuts without parameters (basic blocks only).
       frozen_backbone: all but the head stays in inference mode in training.
       dtype: of the computation.
+    Raises:
+      InputError: for an option that is none of these.
     """
     block, stage_sizes = FAMILY[name]
     widths = scaled((64, 128, 256, 512), width)
-    return network(
-        ResNet(
-            num_classes,
-            block=block,
-            stage_sizes=stage_sizes,
-            stem_width=widths[0],
-            stage_widths=widths,
-            stem=stem,
-            head=head,
-            shortcut=shortcut,
-            frozen_backbone=frozen_backbone,
-            dtype=dtype,
-        ),
-        functools.partial(torch_key, linear="fc", mlp=head == "mlp"),
+    module = ResNet(
+        num_classes,
+        block=block,
+        stage_sizes=stage_sizes,
+        stem_width=widths[0],
+        stage_widths=widths,
+        stem=stem,
+        head=head,
+        shortcut=shortcut,
+        frozen_backbone=frozen_backbone,
+        dtype=dtype,
     )
+    return network(module, last="fc")
 
 
-def network(module: ResNet, torch_key: Callable[[tuple[str, ...]], str]) -> Network:
-    """The network of a residual module; raises InputError for an unknown option."""
+def network(module: ResNet, *, last: str) -> Network:
+    """The network of a residual module; `last` is PyTorch's name of its final layer when the head is linear.
+
+    Raises:
+      InputError: for an unknown stem, head or shortcut.
+    """
     choose("model.stem", module.stem, STEMS)
     choose("model.head", module.head, HEADS)
     choose("model.shortcut", module.shortcut, SHORTCUTS)
-    return from_linen(module, head=("mlp", "fc") if module.head == "mlp" else ("fc",), torch_key=torch_key)
+    if module.head == "mlp":
+        return from_linen(module, head=("mlp", "fc"), torch_key=functools.partial(torch_key, last=LAST_OF_MLP))
+    return from_linen(module, head=("fc",), torch_key=functools.partial(torch_key, last=last))
 
 
 def scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
-    """Numbers of channels times a factor; raises InputError where that is out of range."""
+    """The widths times a factor; raises InputError when that is out of range."""
     if not 0 < factor <= 64:
         raise InputError(f"model.width is {factor}; expected a factor above 0 and at most 64")
     return tuple(max(1, round(factor * width)) for width in widths)
 
 
-# The original project's head is a sequence of linear, dropout, batch norm, ReLU, linear.
-MLP_KEYS = {("mlp", "fc"): "fc.0", ("mlp", "bn"): "fc.2", ("fc",): "fc.4"}
+def torch_key(path: tuple[str, ...], *, last: str) -> str:
+    """PyTorch's key of the variable at a path; `last` is its name of the final layer."""
+    _, *modules, leaf = path
+    module = ".".join(modules).replace("_", ".")
+    renamed = {**MLP, "fc": last}
+    return f"{renamed.get(module, module)}.{LEAVES[leaf]}"
 
 
-def torch_key(path: tuple[str, ...], *, linear: str, mlp: bool) -> str:
-    """PyTorch's key of the variable at a path; `linear` is what it calls the last layer."""
-    modules, leaf = path[1:-1], LEAVES[path[-1]]
-    if mlp and modules in MLP_KEYS:
-        return f"{MLP_KEYS[modules]}.{leaf}"
-    if modules == ("fc",):
-        return f"{linear}.{leaf}"
-    return ".".join((*(part.replace("_", ".") for part in modules), leaf))
+def _warn_of_stem(stem: str, size: int) -> None:
+    if stem == "imagenet" and size < 64:
+        advice = f'the "imagenet" stem divides a {size}-pixel image by four before the first stage; use stem="cifar"'
+    elif stem == "cifar" and size > 96:
+        advice = f'the "cifar" stem keeps {size}-pixel images at full size, which costs 16 times; use stem="imagenet"'
+    else:
+        return
+    warnings.warn(advice, stacklevel=2)

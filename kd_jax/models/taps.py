@@ -1,10 +1,13 @@
-"""Collects what a network reports, so that a network's own file holds none of that."""
+"""Collects the maps of a forward pass, so that a network's own file holds none of that plumbing."""
 
 from kd_jax.types import Array, Head, Norm, Outputs
 
 
 class Taps:
-    """The maps of one forward pass, stage by stage; the stem is the first."""
+    """The maps of one forward pass, stage by stage; the stem is the first.
+
+    A network gives the preactivations, and the norms, of every stage or of none.
+    """
 
     def __init__(self, perturbations: tuple[Array | None, ...] | None = None) -> None:
         """`perturbations`: what is added to each stage's map, see `NetworkApply`."""
@@ -14,10 +17,14 @@ class Taps:
         self._norms: list[Norm] = []
 
     def __call__(self, x: Array, *, preactivation: Array | None = None, norm: Norm | None = None) -> Array:
-        """Reports a stage's map [B, h, w, c], and returns what the next stage reads: the map with its perturbation.
+        """Collects a stage's map, and returns what the next stage reads.
 
         Args:
-          x: the map. preactivation: the same before its last ReLU. norm: of the stage's last batch normalization.
+          x: the map [B, h, w, c].
+          preactivation: the map before its last ReLU.
+          norm: the affine part of the stage's last batch normalization.
+        Returns:
+          `x` plus the perturbation of this stage, where there is one.
         """
         added = self._perturbations[len(self._features)] if self._perturbations else None
         x = x if added is None else x + added
@@ -36,13 +43,13 @@ class Taps:
         embedding: Array | None = None,
         head: Head | None = None,
     ) -> Outputs:
-        """What the network reports, with the maps that were collected."""
+        """The `Outputs` of the network, with the maps that were collected."""
         return Outputs(
-            logits,
-            tuple(self._features),
-            tuple(self._preactivations),
-            pooled,
-            embedding,
-            head,
-            tuple(self._norms),
+            logits=logits,
+            features=tuple(self._features),
+            preactivations=tuple(self._preactivations),
+            pooled=pooled,
+            embedding=embedding,
+            head=head,
+            norms=tuple(self._norms),
         )

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from kd_jax import networks, weights
 from kd_jax.errors import InputError
-from kd_jax.models import torch_names
 from kd_jax.teachers.network import network_teacher
 from kd_jax.types import Teacher
 
@@ -29,7 +28,7 @@ def from_weights(setting: "Setting") -> Teacher:
     size, channels = setting.config["dataset"]["image_size"], setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-    variables = torch_names.match(torch_names.without_prefix(weights.read(source)), shapes, network)
+    variables = weights.load(source, shapes, network, strict=True).variables
     return Teacher(
         apply=network_teacher(network, section["mode"]),
         load=lambda: (variables, None),

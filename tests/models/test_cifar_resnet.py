@@ -54,7 +54,7 @@ def test_a_width_factor_multiplies_every_number_of_channels():
     assert parameters("resnet8", 10, width=2.0) == counted(8, (32, 32, 64, 128), 10, True)
 
 
-def test_a_padded_shortcut_keeps_every_second_position_and_adds_empty_channels():
+def test_a_padded_shortcut_halves_the_map_and_adds_empty_channels():
     network = models.create("resnet8", 10, width=1 / 4, shortcut="pad")
     images = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     variables = jax.jit(network.init)(jax.random.key(0), images)

@@ -13,12 +13,12 @@ SCALE, BIAS = RNG.normal(1.0, 0.2, 5), RNG.normal(size=5)
 
 
 def normalized(x, scale, bias):
-    """Batch normalisation by the batch's statistics, as PyTorch defines it."""
+    """Batch normalization by the batch's statistics, as PyTorch defines it."""
     mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
     return (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
 
 
-def test_batch_norm_in_training_normalises_by_the_batch():
+def test_batch_norm_in_training_normalizes_by_the_batch():
     with jax.enable_x64(True):
         y, mean, variance = layers.normalize_batch(X, SCALE, BIAS)
     np.testing.assert_allclose(y, normalized(X, SCALE, BIAS), rtol=1e-10)
@@ -59,7 +59,7 @@ def test_batch_norm_in_inference_uses_the_running_statistics():
     np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS, rtol=1e-10)
 
 
-def test_a_linear_layer_starts_uniform_within_one_over_the_root_of_its_inputs():
+def test_a_linear_layer_starts_uniform_as_pytorchs_does():
     params = layers.Linear(400).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
     for value in params.values():
         assert np.abs(value).max() <= 1 / 8

@@ -10,7 +10,6 @@ import pytest
 
 from kd_jax import models
 from kd_jax.errors import InputError
-from tests import tiny
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
@@ -93,12 +92,20 @@ def test_a_frozen_backbone_keeps_its_statistics_and_the_heads_move():
     assert not np.array_equal(stats["mlp"]["bn"]["mean"], before["mlp"]["bn"]["mean"])
 
 
-def test_bfloat16_keeps_parameters_logits_and_embedding_in_float32_and_stays_close(small):
+@pytest.fixture(scope="module")
+def bfloat16():
     network, variables = build(dtype=jnp.bfloat16)
-    out = outputs(network, variables)
+    return variables, outputs(network, variables)
+
+
+def test_bfloat16_keeps_parameters_logits_and_embedding_in_float32(bfloat16):
+    variables, out = bfloat16
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     assert (out.logits.dtype, out.embedding.dtype, out.features[0].dtype) == (jnp.float32, jnp.float32, jnp.bfloat16)
-    np.testing.assert_allclose(out.logits, small[2].logits, atol=0.05)
+
+
+def test_bfloat16_stays_close_to_float32(small, bfloat16):
+    np.testing.assert_allclose(bfloat16[1].logits, small[2].logits, atol=0.05)
 
 
 @pytest.mark.parametrize(("stem", "size", "advice"), [("imagenet", 32, "cifar"), ("cifar", 128, "imagenet")])
@@ -121,6 +128,8 @@ def test_a_stem_that_suits_the_size_does_not_warn(stem, size):
         ("resnet18", {"head": "conv"}, "model.head is 'conv'; expected one of: linear, mlp"),
         ("resnet20", {"shortcut": "none"}, "model.shortcut is 'none'; expected one of: conv, pad"),
         ("resnet20", {"width": -1.0}, "model.width is -1.0; expected a factor above 0"),
+        ("resnet20", {"width": "wide"}, "model.width is 'wide'; expected a number"),
+        ("resnet20", {"widht": 0.5}, "an option of model resnet20 is 'widht'; .*; did you mean 'width'"),
     ],
 )
 def test_a_wrong_option_is_named_with_the_choices(name, options, said):
@@ -129,63 +138,83 @@ def test_a_wrong_option_is_named_with_the_choices(name, options, said):
 
 
 def test_fewer_than_two_classes_are_refused():
-    with pytest.raises(InputError, match=r"num_classes is 1; expected at least 2"):
+    with pytest.raises(InputError, match="num_classes is 1; expected at least 2"):
         models.create("resnet20", 1)
 
 
-class Plain(nn.Module):
-    """A network that reports its logits alone, with a head and an option of its own."""
+def test_an_option_of_none_is_the_networks_default():
+    shapes = [
+        jax.eval_shape(models.create("resnet8", 5, **options).init, jax.random.key(0), IMAGES)
+        for options in ({}, {"width": None, "stem": None, "head": None, "shortcut": None})
+    ]
+    assert shapes[0] == shapes[1]
 
+
+class Plain(nn.Module):
     num_classes: int
-    depth: int = 2
+    channels: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images):
-        for _ in range(self.depth):
-            images = nn.relu(nn.Conv(4, (3, 3))(images))
-        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
+        x = nn.relu(nn.Dense(self.channels, dtype=self.dtype)(images))
+        return nn.Dense(self.num_classes, name="classifier")(x.mean((1, 2)))
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    """A family from outside of the package, in one line."""
+def register(monkeypatch):
+    """`models.register`, undone after the test."""
     monkeypatch.setattr(models, "NETWORKS", dict(models.NETWORKS))
-    models.register("plain", Plain, head=("classifier",))
+    return models.register
 
 
-def test_a_registered_module_is_a_network_by_name(plain):
-    network = models.create("plain", 5, depth=1)
-    variables = network.init(jax.random.key(0), IMAGES)
-    assert (variables["batch_stats"], network.head) == ({}, ("classifier",))
-    assert network.apply(variables, IMAGES, train=True)[0].logits.shape == (2, 5)
-    assert len(variables["params"]) == 2
+def shapes_of(network):
+    return jax.eval_shape(network.init, jax.random.key(0), IMAGES)["params"]
 
 
-def test_a_families_options_are_its_modules_fields(plain):
-    with pytest.raises(InputError, match=r"an option of plain is 'dept'; expected one of: depth; did you mean 'depth'"):
-        models.create("plain", 5, dept=3)
-    with pytest.raises(InputError, match=r"model.depth is 'two'; expected a value like 2"):
-        models.create("plain", 5, depth="two")
+def test_a_registered_class_is_a_network_by_name(register):
+    register("plain", Plain, head=("classifier",))
+    network = models.create("plain", 5, channels=7)
+    assert network.head == ("classifier",)
+    assert shapes_of(network)["classifier"]["kernel"].shape == (7, 5)
 
 
-def test_a_registered_family_is_trained_and_its_backbone_frozen_by_its_head(plain):
-    run = tiny.create({"kd": {}}, **{"model.name": "plain", "model.width": None, "model.freeze": "backbone"})
-    tiny.trace(run)
-    images = jnp.zeros((1, 8, 8, 1))
-    params = run.components.student.init(jax.random.key(0), images)["params"]
-    trained, _ = run.components.optimizer.split(params)
-    assert {path[0] for path in trained} == {"classifier"}
+def test_a_registered_function_may_return_a_module_or_a_network(register):
+    register("module", lambda num_classes: Plain(num_classes, 3), head=("classifier",))
+    register("network", lambda num_classes: models.from_linen(Plain(num_classes, 3), head=("Dense_0",)))
+    assert [models.create(name, 5).head for name in ("module", "network")] == [("classifier",), ("Dense_0",)]
 
 
-def test_what_such_a_family_cannot_do_is_said(plain):
-    with pytest.raises(InputError, match=r"model.freeze is 'backbone_and_norms', which plain cannot do"):
-        models.create("plain", 5, frozen_backbone=True)
-    run = tiny.create({"rkd_distance": {}}, **{"model.name": "plain", "model.width": None})
-    with pytest.raises(InputError, match=r"method.rkd_distance: the student reports logits and no embedding"):
-        tiny.trace(run)
+def test_a_name_that_is_registered_again_is_replaced(register):
+    register("resnet8", Plain)
+    assert shapes_of(models.create("resnet8", 5, channels=7))["Dense_0"]["kernel"].shape == (3, 7)
 
 
-def test_registering_a_name_again_replaces_it(plain):
-    models.register("plain", lambda num_classes, *, wide: Plain(num_classes, wide))
-    with pytest.raises(InputError, match=r"an option of plain is 'depth'; expected one of: wide"):
-        models.create("plain", 5, depth=3)
+def test_a_registered_network_knows_the_precision_if_it_takes_it(register):
+    seen = {}
+
+    def build(num_classes, dtype="unknown"):
+        seen["dtype"] = dtype
+        return Plain(num_classes, 3)
+
+    register("plain", build)
+    models.create("plain", 5, dtype=jnp.bfloat16)
+    assert seen == {"dtype": jnp.bfloat16}
+
+
+def test_an_option_without_a_default_is_required(register):
+    register("plain", Plain)
+    with pytest.raises(InputError, match=r"model\.channels is missing; expected a value, as plain has no default"):
+        models.create("plain", 5)
+
+
+def test_the_options_are_the_parameters_that_the_config_gives(register):
+    register("plain", Plain)
+    with pytest.raises(InputError, match=r"expected one of: channels$"):
+        models.create("plain", 5, channels=3, layers=2)
+
+
+def test_a_network_that_cannot_freeze_its_backbone_says_so(register):
+    register("plain", Plain)
+    with pytest.raises(InputError, match="plain does not take frozen_backbone; expected 'none' or 'backbone'"):
+        models.create("plain", 5, channels=3, frozen_backbone=True)
