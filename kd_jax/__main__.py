@@ -1,6 +1,6 @@
-"""`python -m kd_jax COMMAND`, as `kd_jax COMMAND`."""
+"""`python -m kd_jax` is the command `kd_jax`."""
 
-from kd_jax import cli
+from kd_jax.cli import command
 
 if __name__ == "__main__":
-    cli.command()
+    command()

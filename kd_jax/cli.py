@@ -1,16 +1,16 @@
-"""What the commands share: flags, one line per error, exit codes; and `kd_jax COMMAND`, which runs them.
+"""The command `kd_jax`, and what all commands share: flags, one line per error, exit codes.
 
 0 done, 1 failed while running, 2 bad input, 130 interrupted, 143 preempted (saved, to be started again).
 """
 
 import errno
-import importlib
 import os
 import re
+import runpy
 import sys
 import warnings
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 from absl import flags, logging
 
@@ -19,18 +19,39 @@ from kd_jax import registry
 from kd_jax.config.checks import OLD_KEYS
 from kd_jax.errors import InputError, Preempted, TrainingError, choose, one_line
 
-# Flags of more than one command, which names those it has by `flags.declare_key_flag`.
+COMMANDS = {  # each is a module of this package
+    "evaluate": "Evaluate a finished run on its test set.",
+    "predict": "Classify images with a finished run.",
+    "explain": "Compare where students and their teacher look, by Grad-CAM.",
+    "report": "Write a report on runs, as HTML and Markdown.",
+    "compare": "Print a table of finished runs over seeds, with paired differences.",
+    "export": "Write a student as safetensors, under PyTorch's names.",
+    "table": "Run a table of experiments over seeds.",
+    "quickstart": "Train and distill on handwritten digits, and print a table.",
+}
+USAGE = """Trains small image classifiers from large ones.
+
+usage: kd_jax --config=NAME|FILE[:ARGUMENT] [FLAGS]    train, for example kd_jax --config=kd:smoke
+       kd_jax COMMAND [FLAGS]                          anything else, see below
+       kd_jax --version
+
+commands (each has its own --help, as training has: python -m kd_jax.main --help):
+"""
+
+# Flags of more than one command; each command declares those it has with `flags.declare_key_flag`.
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs; those of teachers lie in its folder `teachers`.")
-PATH = flags.DEFINE_string("path", None, "Where the data lies now, if not where it lay in training.")
+RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs; teachers are kept in its folder `teachers`.")
+PATH = flags.DEFINE_string("path", None, "The data's path, if it has moved since training.")
 TO = flags.DEFINE_string(
     "to",
     None,
-    "export: the new file to write; explain, report: the folder to write into, instead of the run's or of `report`.",
+    "Where to write. export: a new file; explain: a folder, by default the run's; report: a folder, by default"
+    " `report`.",
 )
 AGAINST = flags.DEFINE_multi_string(
-    "against", [], "explain: the folders of runs to compare with; compare: the name of the runs, by default `student`."
+    "against", [], "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`."
 )
+
 SEEDS = flags.DEFINE_integer(
     "seeds", None, "Seeds 0, 1, ... of every row; by default quickstart has 1, table 3.", lower_bound=1
 )
@@ -39,72 +60,51 @@ IMPORT = flags.DEFINE_multi_string(
     "import", [], "A Python file that registers what a run needs, before anything else; may be given more than once."
 )
 
-COMMANDS = {
-    "train": "main",
-    **{name: name for name in ("evaluate", "predict", "explain", "report", "export", "compare", "table", "quickstart")},
-}
-USAGE = """kd_jax trains small image classifiers from large ones.
-
-usage: kd_jax [train] [--config=NAME[:ARGUMENT]] [--config.KEY=VALUE ...]
-       kd_jax COMMAND [--help] ...
-
-commands:
-"""
-
 
 def command() -> None:
-    """Runs the command that the first argument names, or trains."""
-    given = sys.argv[1:]
-    if given[:1] in (["--help"], ["-h"], ["-help"], ["help"]):
-        lines = (f"  {name:<11}{_summary(module)}" for name, module in COMMANDS.items())
-        print(USAGE + "\n".join(lines) + "\n\n`kd_jax COMMAND --help` lists the flags of a command.")
-        sys.exit(0)
-    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
-        try:
-            choose("the command", given[0], COMMANDS)
-        except InputError as error:
-            sys.exit(_report(str(error), 2))
-    name = given[0] if given and given[0] in COMMANDS else "train"
-    sys.argv[1:] = given[1:] if given and given[0] == name else given
-    module = importlib.import_module(f"kd_jax.{COMMANDS[name]}")
-    run(module.main, module.__doc__ or "", getattr(module, "complete", lambda arguments: arguments), module=module)
+    """Runs the command that the command line names first; without one, training."""
+    first, *others = sys.argv[1:] or ["--help"]
+    if first in ("--help", "-h", "-help"):
+        print(USAGE + "\n".join(f"  {name:10}  {what}" for name, what in COMMANDS.items()))
+    elif first.startswith("-"):
+        _run_module("main", [first, *others])
+    elif first in COMMANDS:
+        _run_module(first, others)
+    else:
+        sys.exit(_exit_code(lambda: choose("the command", first, COMMANDS)))
 
 
-def _summary(module: str) -> str:
-    """The first line of a command's docstring, which is read and not imported."""
-    with open(os.path.join(os.path.dirname(__file__), f"{module}.py")) as file:
-        return file.readline().strip().lstrip('"')
+def _run_module(name: str, arguments: list[str]) -> None:
+    sys.argv[1:] = arguments
+    runpy.run_module(f"kd_jax.{name}", run_name="__main__", alter_sys=True)
 
 
 def run(
     main: Callable[[list[str]], None],
     usage: str,
     complete: Callable[[list[str]], list[str]] = lambda arguments: arguments,
-    *,
-    module: ModuleType | None = None,
 ) -> None:
-    """Parses the flags, calls `main` with what remains of the command line, and exits with its code.
+    """Parses the flags, calls `main`, and exits with the code of how it ended.
 
     Args:
       main: takes the positional arguments.
       usage: the text of --help, above the list of flags.
-      complete: adds to the command line before it is parsed.
-      module: of the command, whose flags --help lists; by default that which Python runs.
+      complete: rewrites the command line before it is parsed.
     """
-    if {"--version", "-version"} & set(sys.argv[1:]):
-        print(f"kd_jax {kd_jax.__version__}")
-        sys.exit(0)
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(f"{usage.strip()}\n\nflags:{flags.FLAGS.module_help(module or sys.modules['__main__'])}")
+        print(f"{usage.strip()}\n\nflags:{flags.FLAGS.module_help(sys.modules['__main__'])}")
+        sys.exit(0)
+    if "--version" in sys.argv[1:]:
+        print(f"kd_jax {kd_jax.__version__}")
         sys.exit(0)
     logging.use_absl_handler()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook = _unraisable_hook
     cache = os.path.join(os.path.expanduser("~"), ".cache", "kd_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-    def call():
+    def call() -> None:
         sys.argv[1:] = complete(sys.argv[1:])  # in place: ml_collections looks for its overrides there
         arguments = _parse(sys.argv)
         for path in IMPORT.value:
@@ -114,33 +114,32 @@ def run(
     sys.exit(_exit_code(call))
 
 
-def _unraisable(raised) -> None:
+def _unraisable_hook(unraisable: Any) -> None:
     """Suppresses Orbax's background tracebacks for a checkpoint that is already reported."""
-    said = f"{raised.exc_value} {raised.object!r}"
-    if "Event loop is closed" not in said and "_read_array_index" not in said:
-        sys.__unraisablehook__(raised)
+    text = f"{unraisable.exc_value} {unraisable.object!r}"
+    if "Event loop is closed" not in text and "_read_array_index" not in text:
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Positional arguments. A config file runs while flags are parsed, so any exception may come out of it."""
+    """Parses the flags and returns the positional arguments. Config files run here and may raise anything."""
     try:
         return flags.FLAGS(argv)[1:]
     except Exception as error:
-        first = _first(error)
-        key = rf"\.{first.args[0]}(=|\.|$)" if isinstance(first, KeyError) else "$^"
+        cause = _root_cause(error)
+        key = rf"\.{cause.args[0]}(=|\.|$)" if isinstance(cause, KeyError) else "$^"
         given = next((a for a in argv if re.search(key, a)), None)
         if given:
             near = re.search('Did you mean "(.+?)"', str(error))
             hint = f"; did you mean {near[1]!r}?" if near else ""
-            old = next((new for old, new in OLD_KEYS.items() if f".{old}" in given.partition("=")[0]), None)
-            if old:
-                raise InputError(f"{given} is a key of an older version; it is now {old}") from error
-            raise InputError(f"{given}: there is no key {first.args[0]!r}; see kd_jax/config/base.py{hint}") from error
-        raise InputError(one_line(first if isinstance(first, InputError) else error)) from error
+            if new := next((new for old, new in OLD_KEYS.items() if f".{old}" in given.partition("=")[0]), None):
+                raise InputError(f"{given} is a key of an older version; it is now {new}") from error
+            raise InputError(f"{given}: there is no key {cause.args[0]!r}; see kd_jax/config/base.py{hint}") from error
+        raise InputError(one_line(cause if isinstance(cause, InputError) else error)) from error
 
 
-def _first(error: BaseException) -> BaseException:
-    """The exception that others were raised from."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The exception that all others were raised from."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return error

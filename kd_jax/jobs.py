@@ -39,10 +39,9 @@ class Failure(NamedTuple):
 
 def run_all(jobs: Sequence[Job], runs_folder: str, at_a_time: int) -> Iterator[tuple[Job, Result | Failure]]:
     """Runs jobs, and yields each with its outcome as soon as it has one; a line says how far they are."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    shares: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
-    for share in range(at_a_time):
-        shares.put(cores[share::at_a_time] or None if at_a_time > 1 else None)
+    shares: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    for share in _shares(at_a_time):
+        shares.put(share)
 
     def on_its_share(job: Job) -> Result | Failure:
         share = shares.get()
@@ -52,7 +51,8 @@ def run_all(jobs: Sequence[Job], runs_folder: str, at_a_time: int) -> Iterator[t
             shares.put(share)
 
     start = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(at_a_time)
+    try:
         futures = {pool.submit(on_its_share, job): job for job in jobs}
         for count, future in enumerate(concurrent.futures.as_completed(futures), start=1):
             job, outcome = futures[future], future.result()
@@ -64,16 +64,24 @@ def run_all(jobs: Sequence[Job], runs_folder: str, at_a_time: int) -> Iterator[t
             left = progress.duration((time.monotonic() - start) / count * (len(jobs) - count))
             print(f"{count}/{len(jobs)}  {job.row}, seed {job.seed}: {what}  {left} left", flush=True)
             yield job, outcome
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupted table starts no further run
 
 
-def run(job: Job, runs_folder: str, cores: Sequence[int] | None = None) -> Result | Failure:
+def _shares(at_a_time: int) -> list[list[int]]:
+    """The cores of each of the runs that go on at a time; empty for all of them."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and at_a_time > 1 else []
+    return [cores[share::at_a_time] for share in range(at_a_time)]
+
+
+def run(job: Job, runs_folder: str, cores: Sequence[int] = ()) -> Result | Failure:
     """The result of a run, which a process of its own makes unless it is there; its log lies beside its folder."""
     if not runs.has_result(job.folder):
         log = f"{job.folder}.log"
         os.makedirs(os.path.dirname(log) or ".", exist_ok=True)
         with open(log, "w") as file:
             code = subprocess.run(
-                [sys.executable, *job.command, f"--workdir={job.folder}", f"--runs={runs_folder}"],
+                [sys.executable, *job.command, f"--runs={runs_folder}", f"--workdir={job.folder}"],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 preexec_fn=functools.partial(os.sched_setaffinity, 0, cores) if cores else None,

@@ -1,10 +1,11 @@
 """Trains a network as a config says, its teacher first when that is missing.
 
-usage: python -m kd_jax.main [--config=configs/rkd.py[:small|:smoke]] [--workdir=FOLDER] [--config.KEY=VALUE ...]
+usage: python -m kd_jax.main [--config=rkd[:small|:smoke]] [--workdir=FOLDER] [--config.KEY=VALUE ...]
 
---config is a Python file, or the name of a shipped experiment, such as rkd:small. The run's folder is by default
-<runs>/<name>-<hash of the config>. Without --config it trains a small network on handwritten digits. The same command
-again goes on with a run that was stopped. Every key of a config stands in kd_jax/config/base.py.
+--config is a Python file, or the name of an experiment that comes with kd_jax, for example rkd or configs/rkd.py.
+Without it, a small network is distilled on handwritten digits (quickstart). The run's folder is by default
+<runs>/<name>-<hash of the config>. The same command continues a run that was stopped. kd_jax/config/base.py lists every
+key of a config.
 """
 
 import glob
@@ -16,14 +17,15 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from kd_jax import cli, config
+from kd_jax import cli
+from kd_jax.config import shipped
 from kd_jax.errors import InputError, choose
 
 DEFAULT = "quickstart"
-CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default configs/{DEFAULT}.py.")
+CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")
 TERM = flags.DEFINE_multi_string("term", [], "Changes or adds a loss term, as in soft:method=kd,weight=0.5.")
-for name in ("workdir", "runs", "import"):
-    flags.declare_key_flag(name)
+for flag in ("workdir", "runs", "import"):
+    flags.declare_key_flag(flag)
 
 
 def main(arguments: list[str]) -> None:
@@ -37,39 +39,39 @@ def main(arguments: list[str]) -> None:
     training.train(tree, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
 
 
-def complete(arguments: list[str]) -> list[str]:
-    """The command line with the path of its config: a file that exists, else a shipped experiment of that name.
+def with_config(arguments: list[str]) -> list[str]:
+    """Replaces the names of experiments by the paths of their files; without --config, the quickstart's.
 
     Raises:
-      InputError: where it is neither.
+      InputError: --config names neither an experiment nor an existing file.
     """
     flag = re.compile("--?config(=|$)")
-    given = [i for i, argument in enumerate(arguments) if flag.match(argument)]
-    if not given:
-        return [f"--config={_find(DEFAULT)}", *arguments]
-    name, equals, value = arguments[given[-1]].partition("=")
-    if not equals:
-        value = (*arguments, "")[given[-1] + 1]
+    if not any(flag.match(argument) for argument in arguments):
+        arguments = [f"--config={DEFAULT}", *arguments]
+    completed: list[str] = []
+    for argument in arguments:
+        if completed and completed[-1] in ("--config", "-config"):
+            argument = _find(argument)
+        elif flag.match(argument) and "=" in argument:
+            name, _, value = argument.partition("=")
+            argument = f"{name}={_find(value)}"
+        completed.append(argument)
+    return completed
+
+
+def _find(value: str) -> str:
+    """The path, with its argument, of an experiment's file that is given by PATH[:ARGUMENT] or NAME[:ARGUMENT]."""
     path, colon, argument = value.partition(":")
-    found = f"{_find(path)}{colon}{argument}"
-    done = list(arguments)
-    done[given[-1] : given[-1] + (1 if equals else 2)] = [f"{name}={found}"]
-    return done
-
-
-def _find(name: str) -> str:
-    """The file of a config."""
-    if os.path.isfile(name):
-        return name
-    shipped = config.shipped()
-    short = name.removeprefix("configs/").removesuffix(".py")
-    if short not in shipped:
-        local = glob.glob("configs/[!_]*.py")
-        choose("--config", name, [*local, *shipped] if not name.startswith("configs/") or not local else local)
-    path = str(shipped[short])
-    if name != DEFAULT:
-        print(f"--config={name} is {path}", flush=True)
-    return path
+    if os.path.isfile(path):
+        return value
+    name = re.sub(r"^configs/(.*)\.py$", r"\1", path)
+    files = shipped()
+    if name not in files:
+        names = files if name == path else [f"configs/{name}.py" for name in files]
+        beside = glob.glob(os.path.join(os.path.dirname(path), "[!_]*.py"))
+        choose("--config", path, {*names, *beside})
+    print(f"--config={path} is {files[name]}", flush=True)
+    return f"{files[name]}{colon}{argument}"
 
 
 def add_term(terms: dict[str, dict[str, Any]], text: str) -> None:
@@ -90,4 +92,4 @@ def add_term(terms: dict[str, dict[str, Any]], text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__, complete)
+    cli.run(main, __doc__, with_config)

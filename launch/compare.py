@@ -1,6 +1,6 @@
-"""The command `python -m kd_jax.compare` under its old name."""
+"""`python -m kd_jax.compare`, for those who start it from a checkout by this name."""
 
-from kd_jax import cli, compare
+import runpy
 
 if __name__ == "__main__":
-    cli.run(compare.main, compare.__doc__)
+    runpy.run_module("kd_jax.compare", run_name="__main__", alter_sys=True)

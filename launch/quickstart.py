@@ -1,6 +1,6 @@
-"""The command `python -m kd_jax.quickstart` under its old name."""
+"""`python -m kd_jax.quickstart`, for those who start it from a checkout by this name."""
 
-from kd_jax import cli, quickstart
+import runpy
 
 if __name__ == "__main__":
-    cli.run(quickstart.main, quickstart.__doc__)
+    runpy.run_module("kd_jax.quickstart", run_name="__main__", alter_sys=True)

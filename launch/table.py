@@ -1,6 +1,6 @@
-"""The command `python -m kd_jax.table` under its old name."""
+"""`python -m kd_jax.table`, for those who start it from a checkout by this name."""
 
-from kd_jax import cli, table
+import runpy
 
 if __name__ == "__main__":
-    cli.run(table.main, table.__doc__)
+    runpy.run_module("kd_jax.table", run_name="__main__", alter_sys=True)

@@ -1,7 +1,15 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs them all: style, types, tests. Arguments go to pytest.
+# Installs what the tests need and runs them: style, types, tests. With --all as its first argument also the slow tests,
+# in an environment of their own that has PyTorch. Other arguments go to pytest.
 set -euo pipefail
 EXTRAS="[test]"
+if [ "${1:-}" = --all ]; then
+    shift
+    VENV=.venv-all
+    EXTRAS="[test,all]"
+    PACKAGES="torch==2.13.0"
+    set -- -m "" "$@"
+fi
 . "$(dirname "$0")/install.sh"
 ruff check .
 ruff format --check .

@@ -1,11 +1,13 @@
 """Exit codes, and the one line that goes with each."""
 
 import errno
+import importlib.util
+import sys
 
 import pytest
 
 from kd_jax import cli
-from kd_jax.errors import InputError, Preempted, TrainingError
+from kd_jax.errors import InputError, Preempted, TrainingError, choose
 
 
 def wrapped(error):
@@ -46,3 +48,52 @@ def test_a_mistake_of_the_program_keeps_its_traceback():
 
 def test_done_is_zero():
     assert cli._exit_code(lambda: None) == 0
+
+
+def test_a_long_list_of_choices_keeps_its_end(capsys):
+    cli._exit_code(lambda: choose("the key", "zz", ["z" * 900, "zzz"]))
+    assert capsys.readouterr().err.endswith("; did you mean 'zzz'?\n")
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The modules that `command` runs, each with its arguments."""
+    modules = []
+    monkeypatch.setattr(cli.runpy, "run_module", lambda name, **_: modules.append((name, sys.argv[1:])))
+    return modules
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "arguments"),
+    [
+        (["--config=kd", "--help"], "kd_jax.main", ["--config=kd", "--help"]),
+        (["--version"], "kd_jax.main", ["--version"]),
+        (["report", "runs", "--to=x"], "kd_jax.report", ["runs", "--to=x"]),
+    ],
+)
+def test_the_command_runs_the_module_of_its_name(ran, monkeypatch, line, module, arguments):
+    monkeypatch.setattr(sys, "argv", ["kd_jax", *line])
+    cli.command()
+    assert ran == [(module, arguments)]
+
+
+@pytest.mark.parametrize("line", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(ran, monkeypatch, capsys, line):
+    monkeypatch.setattr(sys, "argv", ["kd_jax", *line])
+    cli.command()
+    out = capsys.readouterr().out
+    assert ran == []
+    assert [name for name in cli.COMMANDS if f"\n  {name} " not in out] == []
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_a_module(name):
+    assert importlib.util.find_spec(f"kd_jax.{name}")
+
+
+def test_an_unknown_command_has_its_near_choice_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kd_jax", "reprot"])
+    with pytest.raises(SystemExit) as raised:
+        cli.command()
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the command is 'reprot'; expected one of: compare, evaluate, ")

@@ -126,6 +126,7 @@ def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(argument
     ("argument", "said"),
     [
         ("configs/studen.py:smoke", r"--config is 'configs/studen.py'; .*; did you mean 'configs/student.py'\?"),
+        ("studen:smoke", r"--config is 'studen'; .*; did you mean 'student'\?"),
         ("configs/student.py:huge", "the config's argument is 'huge'; expected nothing, 'small', 'laptop' or 'smoke'"),
     ],
 )
@@ -258,6 +259,8 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
         ("kd_jax.report", [], "expected the folder of one run or more"),
         ("kd_jax.report", ["/nowhere"], "'/nowhere' is not a folder"),
         ("launch.compare", [], "expected the folder of one run or more"),
+        ("kd_jax", ["compare"], "expected the folder of one run or more"),
+        ("kd_jax", ["evaluat"], "the command is 'evaluat'; expected one of: compare, "),
     ],
 )
 def test_the_other_commands_refuse_bad_input_in_one_line_too(trained, module, arguments, said):

@@ -2,12 +2,13 @@
 
 import importlib
 import warnings
+from pathlib import Path
 
 import pytest
 
-from configs import original
 from kd_jax import experiment
-from kd_jax.config import recipes
+from kd_jax.config import recipes, shipped
+from kd_jax.configs import original
 from kd_jax.errors import InputError
 
 DISTILLED = ("kd", "rkd", "adversarial", "gradcam", "dkd", "fitnet", "crd", "simkd", "mlkd")
@@ -15,7 +16,7 @@ NAMES = ("student", "teacher", *DISTILLED)
 
 
 def get_config(name, arg):
-    package = "kd_jax.config" if name == "base" else "configs"
+    package = "kd_jax.config" if name == "base" else "kd_jax.configs"
     return importlib.import_module(f"{package}.{name}").get_config(arg)
 
 
@@ -118,3 +119,14 @@ def test_no_part_of_an_argument_is_passed_over(name, arg):
         InputError, match=f"a part of the config's argument is '{arg.rpartition(',')[2]}'; expected one of"
     ):
         get_config(name, arg)
+
+
+def test_every_file_of_the_experiments_is_shipped_by_name():
+    folder = Path(__file__).parent.parent / "configs"
+    assert {Path(path) for path in shipped().values()} == {*folder.glob("[!_]*.py")}
+
+
+def test_the_rows_of_the_original_table_have_labels_and_baselines():
+    assert original.LABELS.keys() == set(original.ROWS)
+    assert {*original.BASELINES, "teacher", "teacher_frozen"} == set(original.ROWS)
+    assert {*original.BASELINES.values(), *original.PUBLISHED} <= set(original.ROWS)

@@ -14,6 +14,7 @@ LAYERS = (
     {"steps", "optim", "sharding"},
     {
         "config",
+        "configs",
         "data",
         "teachers",
         "checkpoint",
@@ -49,6 +50,7 @@ HEAVY = {
     "tensorflow_datasets": {"data"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
+EXPERIMENTS = sorted((PACKAGE.parent / "configs").glob("*.py"))
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 
 
@@ -91,6 +93,13 @@ def test_what_computes_imports_only_jax_and_its_kin(path):
     assert {name.split(".")[0] for name in imports(path)} - PURE - {"kd_jax"} == set()
 
 
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_runs_from_any_folder(path):
+    """Its imports are found wherever kd_jax is installed."""
+    allowed = ("kd_jax.config", "kd_jax.errors", "ml_collections", *sys.stdlib_module_names)
+    assert [name for name in imports(path) if not f"{name}.".startswith(tuple(f"{own}." for own in allowed))] == []
+
+
 def loaded(statement: str) -> set[str]:
     """The top-level modules that a fresh Python has loaded after `statement`."""
     program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
@@ -101,6 +110,16 @@ def loaded(statement: str) -> set[str]:
 
 def test_steps_load_neither_tensorflow_nor_orbax():
     assert not loaded("import kd_jax.steps") & {"tensorflow", "tensorflow_datasets", "clu", "orbax", "ml_collections"}
+
+
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_the_command_answers_before_it_loads_what_is_slow(argument):
+    statement = f"""import sys
+sys.argv = ["kd_jax", {argument!r}]
+from kd_jax.cli import command
+try: command()
+except SystemExit: pass"""
+    assert not loaded(statement) & {"jax", "tensorflow", "numpy", "orbax"}
 
 
 def test_the_command_line_reads_its_flags_before_it_loads_what_is_slow():

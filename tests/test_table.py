@@ -1,5 +1,6 @@
 """The table of experiments: what is missing is run, what is there is picked up, what fails stands at its row."""
 
+import importlib
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from kd_jax import cli, config, experiment, jobs, table
+from kd_jax import cli, experiment, jobs, table
 from kd_jax.errors import InputError, TrainingError
 
 flags.FLAGS.mark_as_parsed()
@@ -19,7 +20,7 @@ def result(accuracy, model="resnet8"):
     return {"name": "x", "model": model, "checkpoint": 1, "test": test, "seconds": 1.0, "device": "1 x cpu"}
 
 
-ORIGINAL = config.experiment("original")
+ORIGINAL = importlib.import_module("kd_jax.configs.original")
 RESULTS = {
     "student": {0: result(0.90), 1: result(0.92), 2: result(0.91)},
     "kd": {0: result(0.93), 1: result(0.94), 2: result(0.95)},
@@ -64,7 +65,7 @@ def fake(monkeypatch):
     """Takes the place of the processes: what was run, and which of it fails."""
     ran, fails = [], set()
 
-    def run(job, runs_folder, cores=None):
+    def run(job, runs_folder, cores=()):
         ran.append((job.row, job.seed))
         if (job.row, job.seed) in fails:
             return jobs.Failure(job.row, job.seed, "it broke")
