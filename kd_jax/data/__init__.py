@@ -106,7 +106,7 @@ def load(section: Section, source: Source | None = None) -> Dataset:
     """
     _check(section)
     if source is None:
-        source = _read(section["source"], json.dumps({k: v for k, v in section.items() if k not in CHOICE}))
+        source = _read(section["source"], _read_keys(section))
     classes = len(source.class_names)
     held, rest = stratified_split(source.train.labels, section["holdout"])
     _check_holdout(section["holdout"], held, source.train.labels[rest], source.class_names)
@@ -132,8 +132,19 @@ def load(section: Section, source: Source | None = None) -> Dataset:
 
 def fingerprint(section: Section) -> str:
     """The `Dataset.fingerprint` of what `load` would read."""
-    kind = choose("dataset.source", section["source"], SOURCES)
-    return kind.fingerprint(section) if kind.fingerprint else load(section).fingerprint
+    choose("dataset.source", section["source"], SOURCES)
+    return _fingerprint(section["source"], _read_keys(section))
+
+
+@functools.lru_cache(maxsize=8)  # of the runs of a table
+def _fingerprint(name: str, section: str) -> str:
+    kind, keys = SOURCES[name], json.loads(section)
+    return kind.fingerprint(keys) if kind.fingerprint else _read(name, section).fingerprint
+
+
+def _read_keys(section: Section) -> str:
+    """The keys that say what is read, as JSON."""
+    return json.dumps({key: value for key, value in section.items() if key not in CHOICE}, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=1)  # a teacher and its student read the same images

@@ -1,0 +1,33 @@
+"""Gives the lines of a file of results, which older versions wrote, the keys that runs have today.
+
+usage: python launch/results/rekey.py FILE [flags and changes of `python -m kd_jax.table` that made it]
+
+A key of version 0.1 was the hash of a config; it is now the digest of the run's identity, with the fingerprints of the
+images and of the pretrained weights, so the images have to be there. Results stay as they were recorded.
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from kd_jax import config, table
+
+
+def main() -> None:
+    path, *arguments = sys.argv[1:]
+    changes = flags.FLAGS([sys.argv[0], *arguments])[1:]
+    module = config.experiment("original")
+    with open(path) as file:
+        lines = [json.loads(line) for line in file]
+    for line in lines:
+        job = table.job(module, line["row"], line["seed"], changes)
+        line["key"] = job.key
+        line["command"] = line["command"].replace("configs/seed.py", "configs/original.py")
+        line["result"]["name"] = line["result"]["name"].replace("seed-", "original-")
+    with open(path, "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
