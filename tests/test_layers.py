@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
     {"types", "errors"},
-    {"losses", "models", "methods", "teachers", "augment", "gradcam", "metrics", "intervals"},
+    {"losses", "models", "methods", "teachers", "augment", "randaugment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
     {"config", "data", "checkpoint", "logging", "runs", "weights", "quiet_tensorflow", "experiment"},
     {"training", "explaining", "reporting"},
