@@ -1,4 +1,4 @@
-"""Crops, flips, resizing, normalisation and mixup against numpy."""
+"""Crops, flips, resizing, normalization and mixup against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -37,23 +37,30 @@ def test_the_border_is_an_eighth_of_each_side():
 
 
 def test_the_central_view_is_the_image():
-    np.testing.assert_array_equal(augment.take_views(IMAGES, np.full(6, augment.CENTRE)), IMAGES)
+    np.testing.assert_array_equal(augment.take_views(IMAGES, np.full(6, augment.CENTER)), IMAGES)
 
 
 @pytest.mark.parametrize(
     ("kind", "views"),
-    [("none", {augment.CENTRE}), ("crop", set(range(0, 162, 2))), ("crop_flip", set(range(162)))],
+    [
+        ("none", {augment.CENTER}),
+        ("crop", set(range(0, 162, 2))),
+        ("crop_flip", set(range(162))),
+        ("randaugment", set(range(162))),
+    ],
 )
 def test_random_views_cover_those_of_their_kind(kind, views):
     assert set(np.asarray(augment.random_views(jax.random.key(0), 5000, kind)).tolist()) == views
 
 
 def test_an_unknown_kind_is_named_with_the_choices():
-    with pytest.raises(InputError, match=r"dataset\.augment is 'flip'; expected one of: crop, crop_flip, none"):
+    with pytest.raises(
+        InputError, match=r"dataset\.augment is 'flip'; expected one of: crop, crop_flip, none, randaugment"
+    ):
         create(kind="flip")
 
 
-def test_preparing_normalises_pixels_in_unit_range():
+def test_preparing_normalizes_pixels_in_unit_range():
     prepared = augment.prepare(IMAGES, size=32, mean=MEAN, std=STD)
     np.testing.assert_allclose(prepared, (IMAGES / 255.0 - MEAN) / STD, rtol=1e-6, atol=1e-6)
 
@@ -78,6 +85,13 @@ def test_the_view_that_was_taken_is_reported():
     batch = create(kind="crop_flip")(jax.random.key(1), IMAGES, LABELS, INDEX)
     expected = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.view), strict=True)])
     np.testing.assert_allclose(batch.images, (expected / 255.0 - MEAN) / STD, rtol=1e-5, atol=1e-5)
+
+
+def test_randaugment_follows_the_crop_and_flip(monkeypatch):
+    monkeypatch.setattr(augment, "randaugment", lambda rng, images: 255 - images)
+    batch = create(kind="randaugment")(jax.random.key(1), IMAGES, LABELS, INDEX)
+    cropped = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.view), strict=True)])
+    np.testing.assert_allclose(batch.images, ((255 - cropped) / 255.0 - MEAN) / STD, rtol=1e-5, atol=1e-5)
 
 
 def test_augmentation_is_a_function_of_its_key():
