@@ -1,7 +1,8 @@
 """Multi-level logit distillation: instances, classes and batches at five temperatures, on two views of every image.
 
-Jin et al., "Multi-Level Logit Distillation", CVPR 2023, with its weights. Both networks run on both views, so a step
-costs about twice that of KD; compare it with KD of twice the epochs.
+Jin et al., "Multi-Level Logit Distillation", CVPR 2023, with its weights; the second view is strong: RandAugment
+(2, 10) after crop and flip. Both networks run on both views, so a step costs about twice that of KD; compare it with KD
+of twice the epochs.
 
     python -m kd_jax.main --config=configs/mlkd.py[:small|:smoke]
 """
@@ -12,6 +13,6 @@ from kd_jax.config import recipes
 def get_config(arg=""):
     config = recipes.distilled(arg, {"mlkd": {"weight": 0.9, "views": [0, 1]}})
     config.method.cross_entropy = {"weight": 0.1, "views": [0, 1]}
-    config.dataset.extra_views = ("crop_flip",)
+    config.dataset.extra_views = ("randaugment",)
     config.name = "mlkd"
     return config

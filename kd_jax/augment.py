@@ -12,20 +12,21 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from kd_jax.errors import choose
+from kd_jax.randaugment import randaugment
 from kd_jax.types import Array, Batch, RawBatch
 
 OFFSETS = 9
 CROPS = OFFSETS * OFFSETS * 2
 CENTER = (OFFSETS * (OFFSETS // 2) + OFFSETS // 2) * 2  # the crop that is the image itself
-KINDS = ("none", "crop", "crop_flip")
+KINDS = ("none", "crop", "crop_flip", "randaugment")  # the last is crop_flip, then RandAugment
 
 
 def random_crops(rng: Array, count: int, kind: str) -> Array:
-    """[count] int32 crop numbers, uniform over those of the kind: "none", "crop" or "crop_flip"."""
+    """[count] int32 crop numbers, uniform over those of one of KINDS."""
     if choose("dataset.augment", kind, KINDS) == "none":
         return jnp.full((count,), CENTER, jnp.int32)
     crops = jax.random.randint(rng, (count,), 0, CROPS, jnp.int32)
-    return crops if kind == "crop_flip" else crops // 2 * 2
+    return crops // 2 * 2 if kind == "crop" else crops
 
 
 def take_crops(images: Array, crops: Array) -> Array:
@@ -53,10 +54,10 @@ def prepare(images: Array, *, size: int, mean: np.ndarray, std: np.ndarray, dtyp
 
 
 def mix(rng: Array, batch: Batch, alpha: float) -> Batch:
-    """Mixup: each image, and its target, with another of the batch; the share is one Beta(alpha, alpha) for the batch.
+    """Mixup of each image and its target with another of the batch, with one Beta(alpha, alpha) coefficient per batch.
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018. An image mixed with one that has no label has
-    none; otherwise `labels` keeps the first image's.
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018. An image mixed with an unlabeled one is
+    unlabeled; otherwise it keeps its label.
     """
     rng_share, rng_order = jax.random.split(rng)
     share = jax.random.beta(rng_share, alpha, alpha, dtype=batch.targets.dtype)
@@ -99,6 +100,8 @@ def create(
     def view(kind: str, rng: Array, rng_mix: Array, raw: RawBatch) -> Batch:
         crops = random_crops(rng, len(raw.labels), kind)
         images = raw.images if kind == "none" else take_crops(raw.images, crops)
+        if kind == "randaugment":
+            images = randaugment(jax.random.fold_in(rng, 1), images)
         targets = jax.nn.one_hot(raw.labels, num_classes, dtype=jnp.promote_types(dtype, jnp.float32))
         if label_smoothing:
             smooth = (1 - label_smoothing) * targets + label_smoothing / num_classes

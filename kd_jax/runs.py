@@ -19,12 +19,13 @@ from kd_jax import registry
 from kd_jax.config import translate
 from kd_jax.errors import InputError
 
-KEYS = {  # that the files of a run cannot lack
+RUN_FILE_KEYS = {  # required keys of each file
     "config.json": {"config", "identity", "hash", "data"},
     "result.json": {"name", "test", "checkpoint"},
     "test_details.json": {"bin_confidence", "bin_correct", "bin_count", "confusion"},
     "wandb.json": {"project", "id"},
-    "gaze.json": {"stage", "variant", "teacher", "students"},
+    "saliency.json": {"stage", "variant", "teacher", "students"},
+    "gaze.json": {"stage", "variant", "teacher", "students"},  # the former name of saliency.json
 }
 CONFIG_KEYS = {  # of the parts of config.json from which a run is built again
     "config": {"name", "seed", "precision", "dataset", "model", "teacher", "method", "optimizer", "train", "evaluate"},
@@ -130,7 +131,9 @@ def read_json(folder: str, name: str) -> Any:
         raise InputError(f"{path} cannot be read; expected a run's {name}: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no keys; expected a run's {name}")
-    if missing := KEYS[name] - {key for key, part in value.items() if key not in TREES or isinstance(part, dict)}:
+    if missing := RUN_FILE_KEYS[name] - {
+        key for key, part in value.items() if key not in TREES or isinstance(part, dict)
+    }:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; expected a run's {name}")
     return _config_of_today(value) if name == "config.json" else value
 

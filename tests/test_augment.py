@@ -1,4 +1,4 @@
-"""Crops, flips, resizing, normalisation and mixup against numpy."""
+"""Crops, flips, resizing, normalization and mixup against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -42,18 +42,23 @@ def test_the_central_view_is_the_image():
 
 @pytest.mark.parametrize(
     ("kind", "views"),
-    [("none", {augment.CENTER}), ("crop", set(range(0, 162, 2))), ("crop_flip", set(range(162)))],
+    [
+        ("none", {augment.CENTER}),
+        ("crop", set(range(0, 162, 2))),
+        ("crop_flip", set(range(162))),
+        ("randaugment", set(range(162))),
+    ],
 )
 def test_random_crops_cover_those_of_their_kind(kind, views):
     assert set(np.asarray(augment.random_crops(jax.random.key(0), 5000, kind)).tolist()) == views
 
 
 def test_an_unknown_kind_is_named_with_the_choices():
-    with pytest.raises(InputError, match=r"dataset\.augment is 'flip'; expected one of: crop, crop_flip, none"):
+    with pytest.raises(InputError, match=r"dataset\.augment is 'flip'; expected one of: crop, crop_flip, none, rand"):
         create(kinds=("flip",))
 
 
-def test_preparing_normalises_pixels_in_unit_range():
+def test_preparing_normalizes_pixels_in_unit_range():
     prepared = augment.prepare(IMAGES, size=32, mean=MEAN, std=STD)
     np.testing.assert_allclose(prepared, (IMAGES / 255.0 - MEAN) / STD, rtol=1e-6, atol=1e-6)
 
@@ -96,6 +101,13 @@ def test_the_crop_that_was_taken_is_reported():
     batch = one(jax.random.key(1), kinds=("crop_flip",))
     expected = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.crop), strict=True)])
     np.testing.assert_allclose(batch.images, (expected / 255.0 - MEAN) / STD, rtol=1e-5, atol=1e-5)
+
+
+def test_randaugment_follows_the_crop_and_flip(monkeypatch):
+    monkeypatch.setattr(augment, "randaugment", lambda rng, images: 255 - images)
+    batch = one(jax.random.key(1), kinds=("randaugment",))
+    cropped = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.crop), strict=True)])
+    np.testing.assert_allclose(batch.images, ((255 - cropped) / 255.0 - MEAN) / STD, rtol=1e-5, atol=1e-5)
 
 
 def test_augmentation_is_a_function_of_its_key():

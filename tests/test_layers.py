@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
     {"types", "errors", "registry"},
-    {"losses", "models", "methods", "augment", "gradcam", "metrics", "intervals"},
+    {"losses", "models", "methods", "augment", "randaugment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
     {
         "config",

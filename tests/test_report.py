@@ -23,7 +23,7 @@ def made(folder, to):
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     write_table(tmp_path / "runs")
-    (tmp_path / "runs" / "kd-0" / "gaze.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "runs" / "kd-0" / "saliency.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     page = made(tmp_path / "runs", tmp_path / "report")[0]
     assert 'src="data:image/png;base64,iVBORw0KGgo="' in page
     assert not re.search(r"<script|<link[^>]*href=\"(?!data:)|(src|href)=\"(?!data:|#)|url\((?!#)|@import", page)

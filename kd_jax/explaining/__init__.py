@@ -1,1 +1,1 @@
-"""Where networks look: their agreement over a test set, and a picture."""
+"""Saliency maps of finished runs: their agreement over a test set in numbers, and a picture."""

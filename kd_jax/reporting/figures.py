@@ -157,7 +157,7 @@ def _details(group: Group) -> dict[str, np.ndarray] | None:
     for run in group.runs:
         try:
             details = runs.read_json(run.folder, "test_details.json")
-            arrays = {key: np.array(details[key], float) for key in runs.KEYS["test_details.json"]}
+            arrays = {key: np.array(details[key], float) for key in runs.RUN_FILE_KEYS["test_details.json"]}
             total = {key: total.get(key, 0) + value for key, value in arrays.items()}
         except (InputError, TypeError, ValueError, OverflowError):
             return None

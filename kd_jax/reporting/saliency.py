@@ -1,4 +1,4 @@
-"""Where the networks look: what `python -m kd_jax.explain` left in the folders of runs, gaze.json and gaze.png."""
+"""Agreement of saliency maps in the report, from the files that `python -m kd_jax.explain` writes."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +11,19 @@ from kd_jax.reporting.groups import Group, baseline, by_data
 from kd_jax.reporting.page import Block, Folded, Image, Table, count
 from kd_jax.reporting.seeds import difference, means, spread
 
-PICTURES = 6
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+NUMBERS_FILES = ("saliency.json", "gaze.json")  # the current name, then the former one
+PICTURE_FILES = ("saliency.png", "gaze.png")
+MAX_PICTURES = 6
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 VARIANTS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
-MEASURES = {  # of gaze.json: (header, digits)
+MEASURES = {  # name in the file: (header, digits)
     "cosine": ("cosine", 3),
     "pearson": ("correlation", 3),
     "iou": ("IoU of the top 20%", 3),
-    "centre_distance": ("centre distance, pixels", 2),
+    "center_distance": ("center distance, pixels", 2),
 }
-RIGHT = {
+FORMER_NAMES = {"center_distance": "centre_distance"}  # of measures
+CORRECTNESS = {
     "both_right": "both right",
     "only_teacher_right": "only the teacher right",
     "only_student_right": "only the student right",
@@ -28,172 +31,192 @@ RIGHT = {
 }
 
 
-class Maps(NamedTuple):
-    """Whose agreement stands in one table."""
+class MapKind(NamedTuple):
+    """Which maps one table is about."""
 
     stage: int
     variant: str
     teacher: str  # its recipe
 
 
-class Look(NamedTuple):
-    """A run's maps beside a teacher's, as means over the test set."""
+class Agreement(NamedTuple):
+    """Means over the test set, of a run's maps compared with a teacher's."""
 
     teacher: str | None  # hash of its run
     teacher_name: str
     values: dict[str, float]  # by measure
-    by_right: dict[str, float]  # the correlation by who is right, where any image is so
+    by_correctness: dict[str, float]  # the correlation, of the cases that occur
 
 
-Looks = Mapping[str, Sequence[Look]]  # of a run, by its hash
+Agreements = Mapping[str, Sequence[Agreement]]  # by hash of the student's run
 
 
 def agreement(groups: Sequence[Group]) -> list[Block]:
     """A table for each test set, stage, variant and recipe of the teacher; every run counts once."""
-    found, left_out = _read(groups)
+    by_kind, left_out = _read(groups)
     blocks: list[Block] = []
     for data, members in by_data(groups).items():
-        for maps, looks in found.items():
-            shown = [(group, chosen) for group in members if (chosen := _chosen(group, looks))]
-            if shown:
-                teachers = dict.fromkeys(look.teacher_name for _, chosen in shown for _, look in chosen)
-                stage = "the last stage" if maps.stage == -1 else f"stage {maps.stage}"
-                rows = [_row(group, chosen) for group, chosen in shown]
-                compared = [
-                    _against(group, chosen, alone)
-                    for group, chosen in shown
-                    if (alone := _looked_at(baseline(group, members), looks))
-                ]
-                by_right = Table(("", *RIGHT.values()), [_by_right(group, chosen) for group, chosen in shown])
-                header = [header for header, _ in MEASURES.values()]
-                blocks += [
-                    f"{data}. {VARIANTS[maps.variant]} of {stage}, compared with {' and '.join(teachers)}:",
-                    Table(["", "seeds", "test accuracy, %", *header], rows),
-                ]
-                if compared:
-                    blocks += ["Differences to the same student alone:", Table(["", *header], compared)]
-                blocks.append(Folded("Correlation by who is right", [by_right]))
+        for kind, agreements in by_kind.items():
+            rows = [(group, chosen) for group in members if (chosen := _with_teacher(group, agreements))]
+            if rows:
+                blocks += _tables(data, kind, rows, members, agreements)
     if blocks:
         blocks.append(
-            "A map shows which places of an image speak for its true class. Every student's map is compared with the"
-            " teacher's, image by image, over the whole test set. Cosine and correlation are 1 where two maps are"
-            " equal. A correlation of 0 means that they have nothing in common. IoU is the overlap of the top 20% of"
-            " both maps, as a part of their union. Centre distance is that of their centres of mass, in pixels of the"
-            " image. Numbers are means and standard deviations over seeds. Differences are paired by seed, with a 95%"
-            " interval by Student's t. Where the whole interval is above 0, of the centre distance below 0, the student"
-            " looks more where the teacher looks than it does alone."
+            "A saliency map shows where a network sees evidence for an image's true class. Every student's map is"
+            " compared with the teacher's, image by image, over the whole test set. Cosine and correlation are 1 for"
+            " equal maps, and a correlation of 0 means that they have nothing in common. IoU is the intersection of the"
+            " top 20% of both maps, divided by their union. Center distance is that of their centers of mass, in pixels"
+            " of the image. Numbers are means and standard deviations over seeds. Differences are paired by seed, with"
+            " a 95% interval by Student's t. Where the whole interval is above 0, or below 0 for the center distance,"
+            " distillation brings the student's maps closer to the teacher's."
         )
     if left_out:
         blocks.append(
-            f"Left out: gaze.json in {', '.join(left_out)}. It is damaged, of an older version, or about runs that are"
-            " not in this report; python -m kd_jax.explain makes it again."
+            f"Left out: {', '.join(left_out)}. Such a file is damaged, of an older version, or about runs that are not"
+            " in this report; python -m kd_jax.explain writes a new one."
         )
     return blocks
 
 
 def pictures(groups: Sequence[Group]) -> list[Block]:
-    """The first PICTURES grids of images and maps."""
-    paths = [(run.folder, os.path.join(run.folder, "gaze.png")) for group in groups for run in group.runs]
-    there = [(folder, path) for folder, path in paths if os.path.lexists(path)]
+    """The first MAX_PICTURES grids of images and maps."""
+    found = [(run.folder, path) for group in groups for run in group.runs if (path := _existing(run, PICTURE_FILES))]
     blocks: list[Block] = []
-    for folder, path in there[:PICTURES]:
+    for folder, path in found[:MAX_PICTURES]:
         try:
             with open(path, "rb") as file:
                 png = file.read()
         except OSError:
             png = b""
-        if png.startswith(SIGNATURE):
+        if png.startswith(PNG_SIGNATURE):
             blocks.append(Image(png, folder))
         else:
-            blocks.append(f"{path} is no picture; python -m kd_jax.explain makes it again.")
-    if len(there) > PICTURES:
-        blocks.append(f"{count(len(there) - PICTURES, 'more picture')} in the folders of the runs: gaze.png.")
+            blocks.append(f"{path} is not a PNG image; python -m kd_jax.explain writes a new one.")
+    if len(found) > MAX_PICTURES:
+        more = count(len(found) - MAX_PICTURES, "more picture")
+        blocks.append(f"{more} in the folders of the runs: {PICTURE_FILES[0]}.")
     return blocks
 
 
-def _read(groups: Sequence[Group]) -> tuple[dict[Maps, dict[str, list[Look]]], list[str]]:
-    """The looks of the groups' runs, and the folders whose gaze.json says nothing about them."""
+def _existing(run: Run, names: Sequence[str]) -> str | None:
+    """The path of the first of these files that the run's folder has."""
+    paths = (os.path.join(run.folder, name) for name in names)
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def _read(groups: Sequence[Group]) -> tuple[dict[MapKind, dict[str, list[Agreement]]], list[str]]:
+    """The agreements of the groups' runs, and the files that hold none of them."""
     known = {run.result["config_hash"]: run for group in groups for run in group.runs}
-    found: dict[Maps, dict[str, list[Look]]] = {}
+    by_kind: dict[MapKind, dict[str, list[Agreement]]] = {}
     left_out = []
     for run in known.values():
-        if not os.path.lexists(os.path.join(run.folder, "gaze.json")):
+        path = _existing(run, NUMBERS_FILES)
+        if not path:
             continue
         try:
-            gaze = runs.read_json(run.folder, "gaze.json")
-            explained = known.get(gaze["students"][0]["config_hash"], run)
-            maps = Maps(gaze["stage"], gaze["variant"], explained.recipe["teacher"])
-            looks = {hashed: look for hashed, look in _looks(gaze) if hashed in known}
-            whole = is_number(maps.stage) and maps.variant in VARIANTS and looks
+            summary = runs.read_json(*os.path.split(path))
+            explained = known.get(summary["students"][0]["config_hash"], run)
+            kind = MapKind(summary["stage"], summary["variant"], explained.recipe["teacher"])
+            agreements = {digest: one for digest, one in _agreements(summary) if digest in known}
+            valid = is_number(kind.stage) and kind.variant in VARIANTS and agreements
         except (InputError, KeyError, IndexError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            left_out.append(run.folder)
+            valid = False
+        if not valid:
+            left_out.append(path)
             continue
-        for hashed, look in looks.items():
-            found.setdefault(maps, {}).setdefault(hashed, []).append(look)
-    return found, left_out
+        for digest, one in agreements.items():
+            by_kind.setdefault(kind, {}).setdefault(digest, []).append(one)
+    return by_kind, left_out
 
 
-def _looks(gaze: Mapping[str, Any]) -> Iterator[tuple[str, Look]]:
-    """(hash of a run, its look) of a gaze.json; raises KeyError, TypeError or AttributeError where it is another."""
-    teacher = gaze["teacher"]["config_hash"], str(gaze["teacher"]["name"])
-    for student in gaze["students"]:
-        own = student["agreement"]
-        values = {measure: _mean(own["all"][measure]) for measure in MEASURES}
-        by_right = {right: _mean(own[right]["pearson"]) for right in RIGHT if own[right]["images"]}
-        yield student["config_hash"], Look(*teacher, values, by_right)
+def _agreements(summary: Mapping[str, Any]) -> Iterator[tuple[str, Agreement]]:
+    """(hash of a student's run, its agreement); raises KeyError, TypeError or AttributeError for another form."""
+    teacher = summary["teacher"]["config_hash"], str(summary["teacher"]["name"])
+    for student in summary["students"]:
+        cases = student["agreement"]
+        values = {measure: _mean(cases["all"], measure) for measure in MEASURES}
+        by_correctness = {case: _mean(cases[case], "pearson") for case in CORRECTNESS if cases[case]["images"]}
+        yield student["config_hash"], Agreement(*teacher, values, by_correctness)
 
 
-def _mean(interval: Mapping[str, Any]) -> float:
+def _mean(measures: Mapping[str, Any], name: str) -> float:
+    interval = measures[name if name in measures else FORMER_NAMES.get(name, name)]
     if not is_number(interval["mean"]):
         raise TypeError
     return interval["mean"]
 
 
-def _chosen(group: Group, looks: Looks) -> list[tuple[Run, Look]]:
-    """A group's runs that were looked at, each beside its own teacher, or else beside the first other one."""
+def _with_teacher(group: Group, agreements: Agreements) -> list[tuple[Run, Agreement]]:
+    """A group's runs, each with the agreement with its own teacher, or else with the first other one."""
     return [
-        (run, next((look for look in own if look.teacher == run.teacher), own[0]))
-        for run, own in _looked_at(group, looks)
+        (run, next((one for one in of_run if one.teacher == run.teacher), of_run[0]))
+        for run, of_run in _explained(group, agreements)
     ]
 
 
-def _looked_at(group: Group | None, looks: Looks) -> list[tuple[Run, Sequence[Look]]]:
+def _explained(group: Group | None, agreements: Agreements) -> list[tuple[Run, Sequence[Agreement]]]:
+    """The runs of a group that have agreements."""
     members = group.runs if group else ()
-    return [(run, own) for run in members if (own := looks.get(run.result["config_hash"]))]
+    return [(run, of_run) for run in members if (of_run := agreements.get(run.result["config_hash"]))]
 
 
-def _row(group: Group, chosen: Sequence[tuple[Run, Look]]) -> list[str]:
+def _tables(
+    data: str,
+    kind: MapKind,
+    rows: Sequence[tuple[Group, Sequence[tuple[Run, Agreement]]]],
+    members: Sequence[Group],
+    agreements: Agreements,
+) -> list[Block]:
+    """The tables on one kind of maps: means, differences to the student alone, correlation by correctness."""
+    teachers = dict.fromkeys(one.teacher_name for _, chosen in rows for _, one in chosen)
+    stage = "the last stage" if kind.stage == -1 else f"stage {kind.stage}"
+    headers = [header for header, _ in MEASURES.values()]
+    compared = [
+        _difference_row(group, chosen, alone)
+        for group, chosen in rows
+        if (alone := _explained(baseline(group, members), agreements))
+    ]
+    by_correctness = [_correctness_row(group, chosen) for group, chosen in rows]
+    blocks: list[Block] = [
+        f"{data}. {VARIANTS[kind.variant]} of {stage}, compared with {' and '.join(teachers)}:",
+        Table(["", "seeds", "test accuracy, %", *headers], [_row(group, chosen) for group, chosen in rows]),
+    ]
+    if compared:
+        blocks += ["Differences to the same student alone:", Table(["", *headers], compared)]
+    folded = Folded("Correlation by who is right", [Table(("", *CORRECTNESS.values()), by_correctness)])
+    return [*blocks, folded]
+
+
+def _row(group: Group, chosen: Sequence[tuple[Run, Agreement]]) -> list[str]:
     accuracy = means((_seed(run), 100 * run.result["test"]["accuracy"]) for run, _ in chosen)
     cells = [group.label, str(len(accuracy)), spread(accuracy, 2)]
     for measure, (_, digits) in MEASURES.items():
-        cells.append(spread(means((_seed(run), look.values[measure]) for run, look in chosen), digits))
+        cells.append(spread(means((_seed(run), one.values[measure]) for run, one in chosen), digits))
     return cells
 
 
-def _against(
-    group: Group, chosen: Sequence[tuple[Run, Look]], alone: Sequence[tuple[Run, Sequence[Look]]]
+def _difference_row(
+    group: Group, chosen: Sequence[tuple[Run, Agreement]], alone: Sequence[tuple[Run, Sequence[Agreement]]]
 ) -> list[str]:
-    """A row of differences to the student alone, of looks beside the same teacher."""
+    """Differences to the student alone, of agreements with the same teacher."""
     pairs = []
-    for run, look in chosen:
-        for other, others in alone:
-            same = [one for one in others if one.teacher == look.teacher]
-            if _seed(other) == _seed(run) and same:
-                pairs.append((_seed(run), look, same[0]))
+    for run, distilled in chosen:
+        for other, candidates in alone:
+            same_teacher = [one for one in candidates if one.teacher == distilled.teacher]
+            if _seed(other) == _seed(run) and same_teacher:
+                pairs.append((_seed(run), distilled, same_teacher[0]))
     cells = [group.label]
     for measure, (_, digits) in MEASURES.items():
-        own = means((seed, look.values[measure]) for seed, look, _ in pairs)
-        theirs = means((seed, one.values[measure]) for seed, _, one in pairs)
-        cells.append(difference(own, theirs, digits))
+        with_teacher = means((seed, distilled.values[measure]) for seed, distilled, _ in pairs)
+        without = means((seed, one.values[measure]) for seed, _, one in pairs)
+        cells.append(difference(with_teacher, without, digits))
     return cells
 
 
-def _by_right(group: Group, chosen: Sequence[tuple[Run, Look]]) -> list[str]:
-    """A row of the correlation by who is right."""
+def _correctness_row(group: Group, chosen: Sequence[tuple[Run, Agreement]]) -> list[str]:
     correlations = (
-        means((_seed(run), look.by_right[right]) for run, look in chosen if right in look.by_right) for right in RIGHT
+        means((_seed(run), one.by_correctness[case]) for run, one in chosen if case in one.by_correctness)
+        for case in CORRECTNESS
     )
     return [group.label, *(spread(correlation, 3) for correlation in correlations)]
 

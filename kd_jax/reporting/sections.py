@@ -19,7 +19,7 @@ def sections(groups: Sequence[Group], left_out: Sequence[tuple[str, str]]) -> li
         Section("Calibration", [block for page in pages for block in figures.calibration(page)]),
         Section("Confusions", figures.confusions(groups, pages)),
         Section("Fidelity to the teacher", [block for page in pages for block in figures.fidelity(page)]),
-        Section("Where the networks look", [*saliency.agreement(groups), *saliency.pictures(groups)]),
+        Section("Saliency maps", [*saliency.agreement(groups), *saliency.pictures(groups)]),
         Section("What was run", tables.about(groups)),
         Section("Left out", [Table(("run", "why"), left_out, numbers=False)] if left_out else []),
     ]

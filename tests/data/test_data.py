@@ -145,7 +145,7 @@ def test_two_loads_are_equal():
     [
         ({"source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, memory, tfds"),
         ({"normalize": "no"}, "dataset.normalize is 'no'; expected one of: dataset, imagenet"),
-        ({"augment": "flip"}, "dataset.augment is 'flip'; expected one of: crop, crop_flip, none"),
+        ({"augment": "flip"}, "dataset.augment is 'flip'; expected one of: crop, crop_flip, none, rand"),
         ({"image_size": 0}, "dataset.image_size is 0; expected an integer of at least 1"),
         ({"image_size": 8.5}, "dataset.image_size is 8.5; expected an integer"),
         ({"train_images": -1}, "dataset.train_images is -1; expected an integer of at least 0"),

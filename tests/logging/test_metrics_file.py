@@ -142,16 +142,17 @@ def test_an_image_reaches_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
-    metrics_file.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
-    (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("gaze")
+    metrics_file.write_image(str(tmp_path), 5, "saliency", np.zeros((2, 3, 3), np.uint8))
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("saliency")
     width, height, png = tensor_util.make_ndarray(event.tensor_proto)
     assert (event.step, width, height, png[1:4]) == (5, b"3", b"2", b"PNG")
 
 
 def test_without_tensorflow_an_image_is_a_line_that_says_so(tmp_path, without_tensorflow, capsys):
-    metrics_file.write_image(str(tmp_path), 5, "gaze", np.zeros((2, 3, 3), np.uint8))
+    metrics_file.write_image(str(tmp_path), 5, "saliency", np.zeros((2, 3, 3), np.uint8))
     assert (
-        capsys.readouterr().out == "tensorflow is not installed: the image gaze goes to its file, not to TensorBoard\n"
+        capsys.readouterr().out
+        == "tensorflow is not installed: the image saliency goes to its file, not to TensorBoard\n"
     )
 
 

@@ -186,37 +186,37 @@ def mirrored(tmp_path, wandb):
 
 def test_an_image_reaches_the_run_of_its_folder(mirrored, wandb):
     fake = wandb()
-    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
+    wandb_run.add_image(mirrored, "saliency", "saliency.png", 12)
     (start,) = fake.started
     assert (start["project"], start["id"]) == ("later", "abc")
-    assert ([values for _, values in fake.logged], fake.finished) == ([{"gaze": ("gaze.png",)}], 1)
+    assert ([values for _, values in fake.logged], fake.finished) == ([{"saliency": ("saliency.png",)}], 1)
 
 
 @pytest.mark.parametrize(("starting", "step"), [(0, 13), (13, 13), (15, 15)], ids=["offline", "online", "again"])
 def test_an_image_stands_behind_the_last_step(mirrored, wandb, starting, step):
     fake = wandb()
     fake.starting_step = starting
-    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
+    wandb_run.add_image(mirrored, "saliency", "saliency.png", 12)
     assert [at for at, _ in fake.logged] == [step]
 
 
 def test_an_image_of_a_run_that_is_not_mirrored_stays_where_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    wandb_run.add_image(str(tmp_path), "gaze", "gaze.png", 12)
+    wandb_run.add_image(str(tmp_path), "saliency", "saliency.png", 12)
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("part", ["init", "log", "finish"])
 def test_an_image_that_wandb_fails_to_take_is_one_line(mirrored, wandb, capsys, part):
     wandb(fails=[part])
-    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
-    assert capsys.readouterr().out == f"gaze.png does not go to W&B: {part}: no connection\n"
+    wandb_run.add_image(mirrored, "saliency", "saliency.png", 12)
+    assert capsys.readouterr().out == f"saliency.png does not go to W&B: {part}: no connection\n"
 
 
 def test_an_image_without_a_login_is_one_line(mirrored, wandb, capsys):
     wandb(logged_in=False)
-    wandb_run.add_image(mirrored, "gaze", "gaze.png", 12)
-    assert capsys.readouterr().out.startswith("gaze.png does not go to W&B: log.wandb is 'later' and nobody is")
+    wandb_run.add_image(mirrored, "saliency", "saliency.png", 12)
+    assert capsys.readouterr().out.startswith("saliency.png does not go to W&B: log.wandb is 'later' and nobody is")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,6 @@ def test_a_map_of_zeros_is_at_distance_one():
 
 def test_maps_of_one_pixel_are_refused():
     with pytest.raises(
-        InputError, match="the maps of this stage are one pixel, which shows no place; expected an earl"
+        InputError, match="the maps of this stage have one pixel, which locates nothing; expected an earlier"
     ):
         losses.gradcam_alignment(jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1)))

@@ -1,4 +1,4 @@
-"""Where the networks look, in the report: gaze.json and gaze.png are made up here."""
+"""Agreement of saliency maps in the report, from files that are made up here."""
 
 import json
 import math
@@ -21,22 +21,22 @@ def hash_of(run):
     return runs.read_json(str(run), "config.json")["hash"]
 
 
-def student(run, pearson, iou=0.5, **by_right):
-    """What gaze.json says about a run, whose folder has moved since."""
-    values = {"cosine": pearson + 0.2, "pearson": pearson, "iou": iou, "centre_distance": 10 * pearson}
+def student(run, pearson, iou=0.5, **by_correctness):
+    """The entry of saliency.json for a run, whose folder has moved since."""
+    values = {"cosine": pearson + 0.2, "pearson": pearson, "iou": iou, "center_distance": 10 * pearson}
     whole = {measure: {"mean": mean, "low": mean, "high": mean} for measure, mean in values.items()}
     agreement = {"all": {"images": 300, **whole}}
-    for right in saliency.RIGHT:
-        mean = by_right.get(right, pearson)
+    for case in saliency.CORRECTNESS:
+        mean = by_correctness.get(case, pearson)
         empty = {"images": 0, **dict.fromkeys(values)}
-        agreement[right] = empty if mean is None else {"images": 75, **whole, "pearson": {"mean": mean}}
+        agreement[case] = empty if mean is None else {"images": 75, **whole, "pearson": {"mean": mean}}
     return {"workdir": "/moved", "name": "", "config_hash": hash_of(run), "agreement": agreement}
 
 
-def write_gaze(run, students, teacher=TEACHER, stage=-1, variant="gradcam", name="teacher, seed 0"):
-    about = {"workdir": "/moved", "name": name, "config_hash": teacher}
-    found = {"stage": stage, "variant": variant, "teacher": about, "students": students}
-    (run / "gaze.json").write_text(json.dumps(found))
+def write_summary(run, students, teacher=TEACHER, stage=-1, variant="gradcam", name="teacher, seed 0"):
+    taught_by = {"workdir": "/moved", "name": name, "config_hash": teacher}
+    summary = {"stage": stage, "variant": variant, "teacher": taught_by, "students": students}
+    (run / "saliency.json").write_text(json.dumps(summary))
 
 
 def write_pair(folder, seed, teacher_seed=0):
@@ -48,7 +48,7 @@ def write_pair(folder, seed, teacher_seed=0):
     return alone, kd, runs.digest(identity)
 
 
-def said(folder):
+def rows_and_text(folder):
     """The cells of the two tables by recipe, and all of the text."""
     blocks = saliency.agreement(groups(folder))
     cells = {}
@@ -64,8 +64,8 @@ def test_a_row_has_means_over_seeds_and_differences_paired_by_seed(tmp_path):
     for seed in range(3):
         student_run, kd, teacher = write_pair(tmp_path, seed)
         students = [student(kd, distilled[seed], 0.5), student(student_run, alone[seed], 0.25 + 0.0625 * seed)]
-        write_gaze(kd, students, teacher)
-    rows = said(tmp_path)[0]
+        write_summary(kd, students, teacher)
+    rows = rows_and_text(tmp_path)[0]
     assert rows["student"] == [
         "3",
         "37.50 ± 12.50",
@@ -87,43 +87,43 @@ def test_a_run_in_several_files_counts_once(tmp_path):
     """Of the file that is read first: recipes stand in the order of the table of results."""
     for seed in range(2):
         student_run, kd, teacher = write_pair(tmp_path, seed)
-        write_gaze(student_run, [student(kd, 0.5), student(student_run, 0.25)], teacher)
-        write_gaze(kd, [student(kd, 0.75), student(student_run, 0.75)], teacher)
-    rows = said(tmp_path)[0]
+        write_summary(student_run, [student(kd, 0.5), student(student_run, 0.25)], teacher)
+        write_summary(kd, [student(kd, 0.75), student(student_run, 0.75)], teacher)
+    rows = rows_and_text(tmp_path)[0]
     assert [rows["student"][0], rows["student"][3]] == ["2", "0.250 ± 0.000"]
     assert [rows["kd"][0], rows["kd"][3], rows["kd"][7]] == ["2", "0.500 ± 0.000", "+0.250 ± 0.000"]
 
 
 def test_runs_are_compared_beside_the_same_teacher(tmp_path):
-    """Each distilled student has a teacher of its own seed, and each student alone was looked at beside both."""
+    """Each distilled student has a teacher of its own seed, and each student alone has an agreement with both."""
     pairs = [write_pair(tmp_path, seed, teacher_seed=seed) for seed in range(2)]
     for seed, (_, kd, teacher) in enumerate(pairs):
         alone = [student(student_run, 0.25 if one == seed else 0.0) for one, (student_run, *_) in enumerate(pairs)]
         others = [student(other, 0.125) for _, other, _ in pairs if other != kd]
-        write_gaze(kd, [student(kd, 0.5), *alone, *others], teacher, name=f"teacher, seed {seed}")
-    rows, written = said(tmp_path)
+        write_summary(kd, [student(kd, 0.5), *alone, *others], teacher, name=f"teacher, seed {seed}")
+    rows, report = rows_and_text(tmp_path)
     assert rows["kd"][3] == "0.500 ± 0.000"
     assert rows["kd"][7] == "+0.250 ± 0.000"
-    assert "compared with teacher, seed 0 and teacher, seed 1:" in written
+    assert "compared with teacher, seed 0 and teacher, seed 1:" in report
 
 
 def test_without_a_seed_in_common_there_is_no_difference(tmp_path):
     student_run, kd = write_pair(tmp_path, 0)[0], write_pair(tmp_path, 1)[1]
-    write_gaze(kd, [student(kd, 0.5), student(student_run, 0.25)])
-    assert said(tmp_path)[0]["kd"][6:] == ["no seed in common"] * 4
+    write_summary(kd, [student(kd, 0.5), student(student_run, 0.25)])
+    assert rows_and_text(tmp_path)[0]["kd"][6:] == ["no seed in common"] * 4
 
 
-def test_where_the_student_alone_was_not_looked_at_there_is_no_difference(tmp_path):
+def test_without_the_student_alone_there_is_no_difference(tmp_path):
     _, kd, _ = write_pair(tmp_path, 0)
-    write_gaze(kd, [student(kd, 0.5)])
-    rows, _ = said(tmp_path)
+    write_summary(kd, [student(kd, 0.5)])
+    rows, _ = rows_and_text(tmp_path)
     assert (list(rows), rows["kd"][6:]) == (["kd"], [])
 
 
 def test_another_stage_is_another_table(tmp_path):
     alone, kd, _ = write_pair(tmp_path, 0)
-    write_gaze(kd, [student(kd, 0.5)])
-    write_gaze(alone, [student(kd, 0.25)], stage=2, variant="gradcam++")
+    write_summary(kd, [student(kd, 0.5)])
+    write_summary(alone, [student(kd, 0.25)], stage=2, variant="gradcam++")
     blocks = saliency.agreement(groups(tmp_path))
     heads = [block.partition(". ")[2] for block in blocks if isinstance(block, str)][:2]
     tables = [block for block in blocks if isinstance(block, Table)]
@@ -137,84 +137,109 @@ def test_correlation_stands_by_who_is_right(tmp_path):
     for seed, neither in ((0, None), (1, 0.25)):
         _, kd, teacher = write_pair(tmp_path, seed)
         right = {"both_right": 0.5 + seed / 4, "only_teacher_right": 0.25, "only_student_right": None}
-        write_gaze(kd, [student(kd, 0.5, **right, both_wrong=neither)], teacher)
+        write_summary(kd, [student(kd, 0.5, **right, both_wrong=neither)], teacher)
     (folded,) = (block for block in saliency.agreement(groups(tmp_path)) if isinstance(block, Folded))
     assert folded.blocks[0].rows == [["kd", f"0.625 ± {0.25 / math.sqrt(2):.3f}", "0.250 ± 0.000", "", "0.250"]]
 
 
-def older(found):
-    for one in (found["teacher"], *found["students"]):
-        del one["config_hash"]
+def without_hashes(summary):
+    for model in (summary["teacher"], *summary["students"]):
+        del model["config_hash"]
 
 
-def cut(*keys, value=None):
+def replace(*keys, value=None):
     """Puts a value where the keys lead."""
 
-    def change(found):
+    def change(summary):
         for key in keys[:-1]:
-            found = found[key]
-        found[keys[-1]] = value
+            summary = summary[key]
+        summary[keys[-1]] = value
 
     return change
 
 
 DAMAGE = {
-    "older": older,
-    "other runs": cut("students", 0, "config_hash", value="0" * 64),
-    "no students": cut("students", value=[]),
-    "students are text": cut("students", value="text"),
-    "a hash that is a list": cut("students", 0, "config_hash", value=[]),
-    "no teacher": cut("teacher"),
-    "no numbers": cut("students", 0, "agreement", "all", "cosine"),
-    "not a number": cut("students", 0, "agreement", "all", "iou", "mean", value=math.nan),
-    "no part": cut("students", 0, "agreement", "both_wrong"),
-    "a stage that is text": cut("stage", value="last"),
-    "a variant that is unknown": cut("variant", value="cam"),
-    "a variant that is a list": cut("variant", value=[]),
+    "older": without_hashes,
+    "other runs": replace("students", 0, "config_hash", value="0" * 64),
+    "no students": replace("students", value=[]),
+    "students are text": replace("students", value="text"),
+    "a hash that is a list": replace("students", 0, "config_hash", value=[]),
+    "no teacher": replace("teacher"),
+    "no numbers": replace("students", 0, "agreement", "all", "cosine"),
+    "not a number": replace("students", 0, "agreement", "all", "iou", "mean", value=math.nan),
+    "no part": replace("students", 0, "agreement", "both_wrong"),
+    "a stage that is text": replace("stage", value="last"),
+    "a variant that is unknown": replace("variant", value="cam"),
+    "a variant that is a list": replace("variant", value=[]),
 }
 
 
 def assert_left_out(folder, run):
     (line,) = saliency.agreement(groups(folder))
-    assert line.startswith(f"Left out: gaze.json in {run}. It is damaged, of an older version, or about runs that are")
-    assert line.endswith("python -m kd_jax.explain makes it again.")
+    assert line.startswith(f"Left out: {run}/saliency.json. Such a file is damaged, of an older version, or about runs")
+    assert line.endswith("python -m kd_jax.explain writes a new one.")
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_file_of_another_form_is_left_out_in_one_line(tmp_path, damage):
     _, kd, _ = write_pair(tmp_path, 0)
-    write_gaze(kd, [student(kd, 0.5)])
-    found = json.loads((kd / "gaze.json").read_text())
-    damage(found)
-    (kd / "gaze.json").write_text(json.dumps(found))
+    write_summary(kd, [student(kd, 0.5)])
+    summary = json.loads((kd / "saliency.json").read_text())
+    damage(summary)
+    (kd / "saliency.json").write_text(json.dumps(summary))
     assert_left_out(tmp_path, kd)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b'{"stage": -1'], ids=["empty", "bytes", "list", "cut"])
-def test_a_file_that_is_no_whole_json_is_left_out_in_one_line(tmp_path, content):
+def test_a_file_that_is_not_json_is_left_out_in_one_line(tmp_path, content):
     _, kd, _ = write_pair(tmp_path, 0)
-    (kd / "gaze.json").write_bytes(content)
+    (kd / "saliency.json").write_bytes(content)
     assert_left_out(tmp_path, kd)
 
 
 def test_a_folder_in_the_place_of_the_file_is_left_out_in_one_line(tmp_path):
     _, kd, _ = write_pair(tmp_path, 0)
-    (kd / "gaze.json").mkdir()
+    (kd / "saliency.json").mkdir()
     assert_left_out(tmp_path, kd)
+
+
+def test_a_file_with_the_former_names_is_read(tmp_path):
+    _, kd, _ = write_pair(tmp_path, 0)
+    write_summary(kd, [student(kd, 0.5)])
+    summary = json.loads((kd / "saliency.json").read_text())
+    measures = summary["students"][0]["agreement"]["all"]
+    measures["centre_distance"] = measures.pop("center_distance")
+    (kd / "gaze.json").write_text(json.dumps(summary))
+    (kd / "saliency.json").unlink()
+    assert rows_and_text(tmp_path)[0]["kd"][5] == "5.00"
+
+
+def test_a_file_with_the_current_name_is_read_first(tmp_path):
+    _, kd, _ = write_pair(tmp_path, 0)
+    write_summary(kd, [student(kd, 0.25)])
+    (kd / "saliency.json").rename(kd / "gaze.json")
+    write_summary(kd, [student(kd, 0.5)])
+    assert rows_and_text(tmp_path)[0]["kd"][3] == "0.500"
+
+
+def test_a_picture_with_the_former_name_is_shown(tmp_path):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "gaze.png").write_bytes(PNG)
+    assert saliency.pictures(groups(tmp_path)) == [Image(PNG, str(tmp_path / "one"))]
 
 
 def test_pictures_are_shown_and_what_is_too_much_is_counted(tmp_path):
     for seed in range(8):
         write_run(tmp_path / str(seed), seed=seed)
-        (tmp_path / str(seed) / "gaze.png").write_bytes(PNG)
+        (tmp_path / str(seed) / "saliency.png").write_bytes(PNG)
     *shown, more = saliency.pictures(groups(tmp_path))
     assert shown == [Image(PNG, str(tmp_path / str(seed))) for seed in range(6)]
-    assert more == "2 more pictures in the folders of the runs: gaze.png."
+    assert more == "2 more pictures in the folders of the runs: saliency.png."
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a"], ids=["empty", "another format"])
 def test_a_file_that_is_no_png_is_named_and_not_shown(tmp_path, content):
     write_run(tmp_path / "one")
-    (tmp_path / "one" / "gaze.png").write_bytes(content)
-    said = f"{tmp_path / 'one' / 'gaze.png'} is no picture; python -m kd_jax.explain makes it again."
-    assert saliency.pictures(groups(tmp_path)) == [said]
+    (tmp_path / "one" / "saliency.png").write_bytes(content)
+    message = f"{tmp_path / 'one' / 'saliency.png'} is not a PNG image; python -m kd_jax.explain writes a new one."
+    assert saliency.pictures(groups(tmp_path)) == [message]

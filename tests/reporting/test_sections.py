@@ -12,14 +12,14 @@ def test_a_section_with_nothing_to_say_is_left_out(tmp_path):
     assert titles == ["Results", "Learning curves", "Calibration", "Confusions", "What was run"]
 
 
-def test_numbers_and_pictures_of_where_networks_look_stand_in_one_section(tmp_path):
+def test_numbers_and_pictures_of_saliency_maps_stand_in_one_section(tmp_path):
     write_run(tmp_path / "one")
-    (tmp_path / "one" / "gaze.json").write_text("damaged")
-    (tmp_path / "one" / "gaze.png").write_bytes(saliency.SIGNATURE)
-    (looks,) = (one for one in sections(groups(tmp_path), []) if one.title == "Where the networks look")
-    said, picture = looks.blocks
-    assert "Left out: gaze.json" in said
-    assert picture.png == saliency.SIGNATURE
+    (tmp_path / "one" / "saliency.json").write_text("damaged")
+    (tmp_path / "one" / "saliency.png").write_bytes(saliency.PNG_SIGNATURE)
+    (section,) = (one for one in sections(groups(tmp_path), []) if one.title == "Saliency maps")
+    left_out, picture = section.blocks
+    assert "saliency.json. Such a file is damaged" in left_out
+    assert picture.png == saliency.PNG_SIGNATURE
 
 
 def test_runs_that_are_left_out_are_listed_even_where_nothing_else_is():
