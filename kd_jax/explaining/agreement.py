@@ -316,9 +316,10 @@ def _picture(
     roles = ["teacher", "student", *["compared with"] * (len(models) - 2)]
     titles = [f"{role}\n{grid.shortened(model.name, 22)}" for role, model in zip(roles, models, strict=True)]
     kind = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}[variant]
+    place = "last stage" if stage == -1 else f"stage {stage}"
     note = (
-        f"{kind} of the true class, {'last stage' if stage == -1 else f'stage {stage}'}; brighter is more, each map"
-        " scaled by itself.\nBelow: the predicted class, ✗ if wrong. #: position in the test set."
+        f"{kind} of the true class, {place}; brighter is more within a map.\n"
+        "Below: the predicted class, ✗ if wrong. #: position in the test set."
     )
     return grid.draw(
         {heading: len(group) for heading, group in chosen.items()}, ["image\nits class", *titles], rows, note
