@@ -86,7 +86,7 @@ def load_tree(folder: str, step: int) -> dict[str, Any]:
     path = os.path.join(os.path.abspath(folder), str(step))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def abstract(x):
+    def abstract(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
 
     with _named(path):

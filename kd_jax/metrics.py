@@ -1,71 +1,114 @@
 """Evaluation as masked sums, which add up over batches and are divided once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.types import Array
+
 BINS = 15  # of the calibration error
 
-Sums = dict[str, jax.Array]
+Sums = dict[str, Array]
 
 
-def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, teacher_logits: jax.Array | None = None) -> Sums:
+class Predictions(NamedTuple):
+    """What a batch was predicted to be."""
+
+    logits: Array  # [B, K]
+    labels: Array  # [B] int32
+    weight: Array  # [B], 1 for an image that counts and 0 for padding
+    teacher_logits: Array | None  # [B, K]
+
+    @property
+    def correct(self) -> Array:
+        return (self.logits.argmax(-1) == self.labels) * self.weight
+
+
+class Metric(NamedTuple):
+    """A number that every evaluation gives. By default the mean over the images of what is summed."""
+
+    sums: Callable[[Predictions], Array]  # over the images of a batch
+    title: str  # with its unit, for people
+    digits: int  # that people see
+    factor: float = 1.0  # what people see is so many times the value
+    needs_teacher: bool = False
+    value: Callable[[np.ndarray, float], float] = lambda total, images: float(total) / images  # (sums, images) ->
+
+
+def _top5(p: Predictions) -> Array:
+    top = jax.lax.top_k(p.logits, min(5, p.logits.shape[-1]))[1]
+    return ((top == p.labels[:, None]).any(-1) * p.weight).sum()
+
+
+def _nll(p: Predictions) -> Array:
+    log_p = jax.nn.log_softmax(p.logits)
+    return -(jnp.take_along_axis(log_p, p.labels[:, None], -1)[:, 0] * p.weight).sum()
+
+
+def _calibration(p: Predictions) -> Array:
+    """[3, BINS]: sums of confidence, of correct predictions and of images, by confidence."""
+    confidence = jnp.exp(jax.nn.log_softmax(p.logits).max(-1))
+    inside = jax.nn.one_hot(jnp.minimum(confidence * BINS, BINS - 1).astype(int), BINS, dtype=p.logits.dtype)
+    return jnp.stack([inside.T @ (confidence * p.weight), inside.T @ p.correct, inside.T @ p.weight])
+
+
+def _calibration_error(total: np.ndarray, images: float) -> float:
+    return float(np.abs(np.asarray(total[0]) - np.asarray(total[1])).sum()) / images
+
+
+def _agreement(p: Predictions) -> Array:
+    assert p.teacher_logits is not None
+    return ((p.logits.argmax(-1) == p.teacher_logits.argmax(-1)) * p.weight).sum()
+
+
+def _fidelity_kl(p: Predictions) -> Array:
+    assert p.teacher_logits is not None
+    log_p, log_q = jax.nn.log_softmax(p.logits), jax.nn.log_softmax(p.teacher_logits)
+    return ((jnp.exp(log_q) * (log_q - log_p)).sum(-1) * p.weight).sum()
+
+
+# accuracy, top5 (of all classes where there are fewer than five), agreement: fractions; nll and fidelity_kl (KL of the
+# student from its teacher, at temperature 1): nats; ece: expected calibration error over 15 equal bins (Guo et al.,
+# ICML 2017, equation 3), a fraction.
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(lambda p: p.correct.sum(), "accuracy, %", 2, 100),
+    "top5": Metric(_top5, "top-5, %", 2, 100),
+    "nll": Metric(_nll, "NLL", 3),
+    "ece": Metric(_calibration, "ECE, %", 2, 100, value=_calibration_error),
+    "agreement": Metric(_agreement, "agreement, %", 2, 100, needs_teacher=True),
+    "fidelity_kl": Metric(_fidelity_kl, "KL", 3, needs_teacher=True),
+}
+
+
+def sums(logits: Array, labels: Array, mask: Array, teacher_logits: Array | None = None) -> Sums:
     """Sums over the images of a batch that `mask` keeps.
 
     Args:
       logits: [B, K]. labels: [B] int32. mask: [B] bool, False for padding.
       teacher_logits: [B, K], or None where there is no teacher.
     Returns:
-      {name: [], [BINS] or [K, K]}; `summarize` turns their total into metrics, `details` into what a report draws.
+      {"images": [], "confusion": [K, K]} and the sums of each of `METRICS` that can be had; `summarize` turns their
+      total into metrics, `details` into what a report draws.
     """
-    weight = mask.astype(logits.dtype)
-    log_p = jax.nn.log_softmax(logits)
-    best = logits.argmax(-1)
-    top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-    confidence = jnp.exp(log_p.max(-1))
-    correct = (best == labels) * weight
-    inside = jax.nn.one_hot(jnp.minimum(confidence * BINS, BINS - 1).astype(int), BINS, dtype=logits.dtype)
-    result = {
-        "images": weight.sum(),
-        "correct": correct.sum(),
-        "correct5": ((top == labels[:, None]).any(-1) * weight).sum(),
-        "nll": -(jnp.take_along_axis(log_p, labels[:, None], -1)[:, 0] * weight).sum(),
-        "bin_confidence": inside.T @ (confidence * weight),
-        "bin_correct": inside.T @ correct,
-        "bin_count": inside.T @ weight,
-        "confusion": (jax.nn.one_hot(labels, logits.shape[-1]) * weight[:, None]).T
-        @ jax.nn.one_hot(best, logits.shape[-1]),
+    p = Predictions(logits, labels, mask.astype(logits.dtype), teacher_logits)
+    own = {
+        name: metric.sums(p)
+        for name, metric in METRICS.items()
+        if teacher_logits is not None or not metric.needs_teacher
     }
-    if teacher_logits is not None:
-        log_q = jax.nn.log_softmax(teacher_logits)
-        result["agree"] = ((best == teacher_logits.argmax(-1)) * weight).sum()
-        result["kl"] = ((jnp.exp(log_q) * (log_q - log_p)).sum(-1) * weight).sum()
-    return result
+    labels_by_class = jax.nn.one_hot(labels, logits.shape[-1]) * p.weight[:, None]
+    confusion = labels_by_class.T @ jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
+    return {"images": p.weight.sum(), "confusion": confusion, **own}
 
 
 def summarize(total: Mapping[str, np.ndarray]) -> dict[str, float | int | None]:
-    """Metrics of summed `sums`.
-
-    Returns:
-      accuracy, top5 (of all classes where there are fewer than five), agreement: fractions; nll and fidelity_kl
-      (KL of the student from its teacher, at temperature 1): nats; ece: expected calibration error over 15 equal bins
-      (Guo et al., ICML 2017, equation 3), a fraction; images: their number. The two that compare with a teacher are
-      None without one.
-    """
+    """Metrics of summed `sums`: those of `METRICS`, None where a teacher is missing, and the number of images."""
     images = float(total["images"])
-    gaps = np.abs(np.asarray(total["bin_confidence"]) - np.asarray(total["bin_correct"]))
-    has_teacher = "agree" in total
-    return {
-        "accuracy": float(total["correct"]) / images,
-        "top5": float(total["correct5"]) / images,
-        "nll": float(total["nll"]) / images,
-        "ece": float(gaps.sum()) / images,
-        "agreement": float(total["agree"]) / images if has_teacher else None,
-        "fidelity_kl": float(total["kl"]) / images if has_teacher else None,
-        "images": round(images),
-    }
+    values = {name: metric.value(total[name], images) if name in total else None for name, metric in METRICS.items()}
+    return {**values, "images": round(images)}
 
 
 def details(total: Mapping[str, np.ndarray]) -> dict[str, list]:
@@ -75,9 +118,10 @@ def details(total: Mapping[str, np.ndarray]) -> dict[str, list]:
       bin_confidence, bin_correct, bin_count: [BINS], sums over the images whose confidence lies in that equal part of
       [0, 1]; confusion: [K, K], the number of images by label and prediction.
     """
+    confidence, correct, count = total["ece"]
     return {
-        "bin_confidence": [float(x) for x in total["bin_confidence"]],
-        "bin_correct": [round(float(x)) for x in total["bin_correct"]],
-        "bin_count": [round(float(x)) for x in total["bin_count"]],
+        "bin_confidence": [float(x) for x in confidence],
+        "bin_correct": [round(float(x)) for x in correct],
+        "bin_count": [round(float(x)) for x in count],
         "confusion": [[round(float(x)) for x in row] for row in total["confusion"]],
     }

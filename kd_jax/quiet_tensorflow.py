@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 
@@ -17,7 +18,7 @@ def import_tensorflow() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _no_stderr():
+def _no_stderr() -> Iterator[None]:
     """TensorFlow's C++ writes to the descriptor before its own log level is read."""
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

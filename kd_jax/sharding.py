@@ -1,5 +1,7 @@
 """Data parallelism over all local devices: one mesh axis, batches split along it, everything else on every device."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -7,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = "data"
 
 
-def mesh(devices=None) -> Mesh:
+def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A one-axis mesh over the devices, by default all local ones.
 
     The axis is Auto: statistics and losses over a batch are then those of the global batch.

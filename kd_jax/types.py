@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import flax.struct
 import jax
 
+
+class _Unchecked:
+    """Stands for jaxtyping's types where that is not installed: shapes are documentation, which the tests check."""
+
+    def __getitem__(self, item: Any) -> Any:
+        return item[0]
+
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
 else:
     try:
         from jaxtyping import Float, Int, UInt8
-    except ModuleNotFoundError:  # shapes are documentation, which the tests check
-
-        class _Unchecked:
-            def __getitem__(self, item: Any) -> Any:
-                return item[0]
-
+    except ModuleNotFoundError:
         Float = Int = UInt8 = _Unchecked()
 
 Array = jax.Array

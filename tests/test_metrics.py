@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kd_jax import metrics
+from kd_jax.reporting import tables
 
 RNG = np.random.default_rng(0)
 LOGITS, TEACHER = (2 * RNG.normal(size=(2, 60, 7))).astype(np.float32)
@@ -96,3 +97,11 @@ def test_a_bin_sums_over_the_images_of_its_confidence(details, name):
     values = {"bin_count": np.ones(60), "bin_correct": right, "bin_confidence": confidence}[name]
     expected = np.bincount((confidence * 15).astype(int), values, minlength=15)
     assert details[name] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_a_metric_is_one_entry_and_a_column_of_the_report(monkeypatch):
+    confident = metrics.Metric(lambda p: ((jax.nn.softmax(p.logits).max(-1) > 0.5) * p.weight).sum(), "sure, %", 1, 100)
+    monkeypatch.setitem(metrics.METRICS, "sure", confident)
+    summary = metrics.summarize(metrics.sums(LOGITS, LABELS, EVERYTHING))
+    assert summary["sure"] == pytest.approx((probabilities(LOGITS).max(-1) > 0.5).mean())
+    assert tables.other_metrics()["sure"].title == "sure, %"

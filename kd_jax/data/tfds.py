@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -95,7 +96,7 @@ def _read(tfds: ModuleType, builder: Any, names: list[str], size: int, channels:
     counts = [int(builder.info.splits[name].num_examples) for name in names]
     labels = []
 
-    def shrunk():
+    def shrunk() -> Iterator[np.ndarray]:
         for name in names:
             # One file after another: the order of the examples is that on the disk.
             order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)

@@ -89,7 +89,7 @@ def _thinned(lines: list[str], most: int) -> list[str]:
     return [lines[index] for index in sorted(kept)]
 
 
-def _clu_writer(folder: str, instead: str):
+def _clu_writer(folder: str, instead: str) -> Any:
     try:
         import_tensorflow()
         from clu import metric_writers

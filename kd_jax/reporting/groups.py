@@ -64,7 +64,7 @@ def by_recipe(found: Sequence[Run]) -> list[Group]:
             groups.append(Group(label, tuple(members)))
     size = collections.Counter((group.runs[0].data, group.student) for group in groups)
 
-    def order(group: Group):
+    def order(group: Group) -> tuple[Any, ...]:
         family = (group.runs[0].data, group.student)
         return group.runs[0].data, -size[family], family, not group.alone, -statistics.fmean(group.by_seed().values())
 
@@ -77,7 +77,7 @@ def baseline(group: Group, groups: Sequence[Group]) -> Group | None:
     if group.alone or not alike:
         return None
 
-    def fitness(candidate: Group):
+    def fitness(candidate: Group) -> tuple[bool, int]:
         plain = all(key.startswith("method.cross_entropy") for key in candidate.recipe if key.startswith("method."))
         return plain, len(candidate.by_seed().keys() & group.by_seed().keys())
 

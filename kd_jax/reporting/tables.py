@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kd_jax.metrics import METRICS, Metric
 from kd_jax.reporting.finished import is_number
 from kd_jax.reporting.groups import Group, baseline, by_data, canonical, shown, unusual_values, usual_values
 from kd_jax.reporting.page import Block, Folded, Table
@@ -12,8 +13,8 @@ from kd_jax.reporting.seeds import difference, spread
 
 def results(groups: Sequence[Group]) -> list[Block]:
     """A table for each test set."""
-    header = ["", "test accuracy, %", "difference, points", "compared with", "seeds", "top-5, %", "NLL", "ECE, %"]
-    header += ["agreement, %", "KL", "teacher, %", "parameters", "seconds"]
+    header = ["", "test accuracy, %", "difference, points", "compared with", "seeds"]
+    header += [metric.title for metric in other_metrics().values()] + ["teacher, %", "parameters", "seconds"]
     blocks: list[Block] = []
     for data, members in by_data(groups).items():
         rows = [_result(group, baseline(group, members)) for group in members]
@@ -25,6 +26,11 @@ def results(groups: Sequence[Group]) -> list[Block]:
             " expected calibration error. Agreement and KL compare with the student's own teacher."
         )
     return blocks
+
+
+def other_metrics() -> dict[str, Metric]:
+    """All but the accuracy, which has columns of its own."""
+    return {name: metric for name, metric in METRICS.items() if name != "accuracy"}
 
 
 def about(groups: Sequence[Group]) -> list[Block]:
@@ -70,9 +76,9 @@ def _result(group: Group, alone: Group | None) -> list[str]:
     teachers = [run.result.get("teacher") for run in group.runs]
     taught = [t["accuracy"] for t in teachers if isinstance(t, dict) and is_number(t.get("accuracy"))]
 
-    def average(name: str, digits: int, factor: float = 1.0) -> str:
-        values = group.by_seed(name, factor)
-        return f"{statistics.fmean(values.values()):.{digits}f}" if values else ""
+    def average(name: str, metric: Metric) -> str:
+        values = group.by_seed(name, metric.factor)
+        return f"{statistics.fmean(values.values()):.{metric.digits}f}" if values else ""
 
     return [
         group.label,
@@ -80,11 +86,7 @@ def _result(group: Group, alone: Group | None) -> list[str]:
         difference(accuracy, alone.by_seed(factor=100), 2) if alone else "",
         alone.label if alone else "",
         str(len(accuracy)),
-        average("top5", 2, 100),
-        average("nll", 3),
-        average("ece", 2, 100),
-        average("agreement", 2, 100),
-        average("fidelity_kl", 3),
+        *(average(name, metric) for name, metric in other_metrics().items()),
         f"{100 * statistics.fmean(taught):.2f}" if taught else "",
         f"{group.runs[0].result['parameters']:,}",
         f"{statistics.fmean(run.result['seconds'] for run in group.runs):,.0f}",

@@ -1,0 +1,103 @@
+"""The shapes that losses and containers declare are those that they have."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from beartype import beartype
+
+from kd_jax import losses, steps, types
+from tests import tiny
+
+B, K = 6, 5
+RNG = np.random.default_rng(0)
+
+
+def array(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+LABELS = jnp.asarray(np.arange(B) % K, jnp.int32)
+# The arguments of each loss.
+ARGUMENTS = {
+    "cross_entropy": (array(B, K), jax.nn.one_hot(LABELS, K)),
+    "dkd": (array(B, K), array(B, K), LABELS),
+    "gradcam_alignment": (jnp.abs(array(B, 4, 4)), jnp.abs(array(B, 2, 2))),
+    "hint": (array(B, 2, 2, 3), array(B, 2, 2, 3)),
+    "kd": (array(B, K), array(B, K)),
+    "mlkd": (array(B, K), array(B, K)),
+    "nce": (jnp.abs(array(B)), jnp.abs(array(B, 7))),
+    "rkd_angle": (array(B, 3), array(B, 4)),
+    "rkd_distance": (array(B, 3), array(B, 4)),
+    "standardize": (array(B, K),),
+}
+OPTIONS = {"nce": {"num_examples": 10}}
+
+
+def checked(name):
+    function = jaxtyping.jaxtyped(typechecker=beartype)(getattr(losses, name))
+    return lambda *arguments: function(*arguments, **OPTIONS.get(name, {}))
+
+
+def test_every_loss_is_checked():
+    assert ARGUMENTS.keys() == set(losses.__all__)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_loss_takes_and_returns_what_it_declares(name):
+    checked(name)(*ARGUMENTS[name])
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_loss_declares_what_it_does_not_take(name):
+    first, *others = ARGUMENTS[name]
+    with pytest.raises(jaxtyping.TypeCheckError):
+        checked(name)(first.astype(jnp.int32), *others)
+
+
+def mismatches(container):
+    """The fields of a container, and of those inside it, whose arrays are not as declared."""
+    wrong = []
+    for name, hint in typing.get_type_hints(type(container)).items():
+        value = getattr(container, name)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            wrong += [f"{name}.{inner}" for inner in mismatches(value)]
+        elif value is not None and not isinstance(value, tuple):
+            options = [o for o in (typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)) if o]
+            if not any(isinstance(value, o) for o in options if o is not type(None)):
+                wrong.append(name)
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def context():
+    run = tiny.Run(tiny.METHODS["kd"])
+    common = {"components": run.experiment.components, "options": run.experiment.options}
+    raw = jax.tree.map(jnp.asarray, run.feed.example)
+    found, _ = steps.forward(
+        run.student, run.teacher, raw, rng=jax.random.key(0), step=0, train=True, train_labels=None, **common
+    )
+    return raw, found
+
+
+def test_the_containers_of_a_step_hold_what_they_declare(context):
+    raw, found = context
+    with jaxtyping.jaxtyped("context"):
+        assert mismatches(raw) == []
+    with jaxtyping.jaxtyped("context"):
+        assert mismatches(found.batch) + mismatches(found.student._replace(norms=())) == []
+
+
+def test_a_container_that_does_not_is_noticed(context):
+    _, found = context
+    with jaxtyping.jaxtyped("context"):
+        assert mismatches(found.batch._replace(labels=found.batch.targets)) == ["labels"]
+    with jaxtyping.jaxtyped("context"):
+        assert "embedding" in mismatches(found.student._replace(embedding=found.student.embedding[:3]))
+
+
+def test_without_jaxtyping_the_shapes_are_only_documentation():
+    assert types._Unchecked()[jax.Array, "B K"] is jax.Array
