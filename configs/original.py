@@ -16,9 +16,8 @@ what
 would make a number wrong: the choice of the checkpoint on the test set, and averages of the teacher that drift.
 """
 
-from ml_collections import ConfigDict
-
 from kd_jax.config import base, recipes
+from kd_jax.config.tree import ConfigDict
 from kd_jax.errors import choose
 
 CORRECTED = {

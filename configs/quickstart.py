@@ -11,9 +11,8 @@ Every row has the same student, recipe and number of steps:
 * kd, rkd (the default): the other training images beside them, without a label.
 """
 
-from ml_collections import ConfigDict
-
 from kd_jax.config import base
+from kd_jax.config.tree import ConfigDict
 from kd_jax.errors import choose
 
 METHODS = {

@@ -172,7 +172,13 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
     check_writable(folder)
     if not os.path.exists(os.path.join(folder, "config.json")):
         return
-    there = read_json(folder, "config.json")["identity"]
+    saved = read_json(folder, "config.json")
+    if saved["format"] == 1:
+        raise InputError(
+            f"the work directory {folder!r} holds a run of version 0.1, which can be evaluated, explained and reported"
+            " and not trained on; expected another --workdir"
+        )
+    there = saved["identity"]
     if changed := differences(there, own):
         raise InputError(
             f"the work directory {folder!r} holds a run of another config ({'; '.join(changed)});"

@@ -4,9 +4,7 @@ An experiment's file starts from `get_config()` and overrides a few keys. Values
 dictionaries, and lists (written as tuples where the command line should be able to replace them).
 """
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
-
+from kd_jax.config.tree import ConfigDict, placeholder
 from kd_jax.errors import choose
 
 

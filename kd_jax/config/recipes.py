@@ -11,9 +11,8 @@ What an experiment compares is trained by one recipe: SGD with momentum, a cosin
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from kd_jax.config import base
+from kd_jax.config.tree import ConfigDict
 from kd_jax.errors import InputError
 
 SCALES: dict[str, dict[str, Any]] = {
