@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import datetime
-import functools
 import os
 import platform
 import queue
@@ -80,12 +79,14 @@ def run(job: Job, runs_folder: str, cores: Sequence[int] = ()) -> Result | Failu
         log = f"{job.folder}.log"
         os.makedirs(os.path.dirname(log) or ".", exist_ok=True)
         with open(log, "w") as file:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 [sys.executable, *job.command, f"--runs={runs_folder}", f"--workdir={job.folder}"],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=functools.partial(os.sched_setaffinity, 0, cores) if cores else None,
-            ).returncode
+            )
+            if cores:  # not between fork and exec, where JAX's threads make Python code unsafe
+                os.sched_setaffinity(process.pid, cores)
+            code = process.wait()
         if code:
             with open(log) as file:
                 last = next((line.strip() for line in reversed(file.readlines()) if line.strip()), "no message")

@@ -6,7 +6,7 @@ import tempfile
 collect_ignore_glob = ["record_*.py", "*/record_*.py"]  # need what the tests do not
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes most of the time of networks this small, hence the lowest optimisation level.
+# Compiling takes most of the time of networks this small, hence the lowest optimization level.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 # XLA's threads, by default as many as cores: with two cores the two devices can wait for each other for ever.
 os.environ.setdefault("NPROC", "8")

@@ -116,7 +116,7 @@ def test_augmentation_is_a_function_of_its_key():
     assert not np.array_equal(first.images, other.images)
 
 
-def test_smoothed_targets_share_a_part_among_all_classes_and_stay_zero_without_a_label():
+def test_smoothed_targets_stay_zero_without_a_label():
     batch = one(jax.random.key(0), label_smoothing=0.2)
     expected = np.where((LABELS >= 0)[:, None], 0.8 * np.eye(4)[LABELS] + 0.05, 0)
     np.testing.assert_allclose(batch.targets, expected, rtol=1e-6)

@@ -54,10 +54,10 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 20), ("test", 6)):
-        for name, colour in (("cat", 40), ("dog", 200)):
+        for name, color in (("cat", 40), ("dog", 200)):
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
-                pixels = np.clip(rng.normal(colour, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(rng.normal(color, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
 

@@ -66,7 +66,7 @@ def test_the_faithful_rows_have_the_originals_schedules():
 
 
 @pytest.mark.parametrize("scale", recipes.SCALES)
-def test_the_faithful_rows_are_trained_for_the_originals_15_epochs_at_every_scale(scale):
+def test_the_faithful_rows_have_the_originals_15_epochs_at_every_scale(scale):
     config = original.get_config(f"kd,faithful,{scale}" if scale else "kd,faithful")
     for train in (config.train, config.teacher.config.train):
         assert (train.epochs, train.steps) == (15, 0)

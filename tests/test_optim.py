@@ -1,4 +1,4 @@
-"""Optimisers and schedules against recursions written out in float64 numpy."""
+"""Optimizers and schedules against recursions written out in float64 numpy."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax import augment, evaluation, experiment, runs, training
+from kd_jax import augment, evaluation, experiment, runs, training, weights
 from kd_jax.config.checks import plain
 from kd_jax.errors import InputError, Preempted, TrainingError
+from kd_jax.experiment import Experiment
 from kd_jax.logging import metrics_file
+from kd_jax.types import RawBatch
 from tests import tiny
 
 
@@ -112,9 +114,7 @@ def test_a_finished_run_is_not_trained_again(taught, capsys):
     assert "finished already: test accuracy" in capsys.readouterr().out
 
 
-def test_the_teachers_accuracy_is_printed_before_the_student_trains_and_the_teacher_is_not_trained_again(
-    taught, capsys
-):
+def test_the_teachers_accuracy_is_printed_and_it_is_not_trained_again(taught, capsys):
     folder, _, result = taught
     teacher = next((folder / "teachers").iterdir())
     before = (teacher / "result.json").stat().st_mtime_ns
@@ -296,3 +296,24 @@ def test_a_run_can_be_evaluated_when_its_teacher_is_gone(taught, tmp_path, kind)
     runs.write_json(str(tmp_path / "run" / "config.json"), saved)
     measured = evaluation.evaluate_run(str(tmp_path / "run"), runs_folder=str(tmp_path))
     assert measured == result["test"] | {"agreement": None, "fidelity_kl": None}
+
+
+def test_a_feed_that_streams_trains_as_one_whose_images_lie_on_the_device(tmp_path, monkeypatch):
+    _, config = train(tiny.config(), tmp_path, "resident"), tiny.config()
+    resident = Experiment.feed
+
+    def streaming(experiment):
+        """Batches that come from the host, one call's worth at a time."""
+        feed, split = resident(experiment), experiment.dataset.train
+
+        def calls(step):
+            for ids, end in feed.calls(step):
+                ids = np.asarray(ids)
+                yield RawBatch(split.images[ids], split.labels[ids], ids), end
+
+        return feed._replace(constants=(), calls=calls, fetch=lambda constants, row: row, labels=None)
+
+    monkeypatch.setattr(Experiment, "feed", streaming)
+    train(config, tmp_path, "streamed")
+    first, second = (weights.read_run(tmp_path / name) for name in ("resident", "streamed"))
+    assert tiny.largest_difference(first, second) < 1e-3  # another program, so another rounding

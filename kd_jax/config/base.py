@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     choose("the config's argument", arg, ("", "small", "smoke"))
     config = ConfigDict()
     config.name = "base"  # names the run's folder; not part of its identity
-    config.seed = 0  # of initialisation, data order, augmentation; never of the held-out split
+    config.seed = 0  # of initialization, data order, augmentation; never of the held-out split
     config.precision = (
         "float32"  # of the computation: "float32" or "bfloat16" ("float64", with JAX_ENABLE_X64=1, for checks)
     )

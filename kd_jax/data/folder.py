@@ -28,7 +28,7 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
         folders themselves, of which a fixed, class-balanced fifth is then the test set. Images may lie in folders
         within a class's folder. What is hidden, and what is no image by its name, is ignored.
       image_size: in pixels. Images that all share one square size of at most this are kept as they are. Otherwise each
-        is made upright and resized so that its shorter side has this size, and its centre square is kept.
+        is made upright and resized so that its shorter side has this size, and its center square is kept.
       skip_unreadable: leave out and count what cannot be decoded, instead of raising.
 
     Returns:

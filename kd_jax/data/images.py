@@ -21,10 +21,10 @@ def read_image(path: str | os.PathLike, size: int, channels: int) -> np.ndarray:
     Args:
       path: an image file of any size.
       size: the height and width of the data set's images, in pixels.
-      channels: 3 (RGB) or 1 (grey).
+      channels: 3 (RGB) or 1 (gray).
 
     Returns:
-      [size, size, channels] uint8: the centre square of the upright image, resized with antialiasing.
+      [size, size, channels] uint8: the center square of the upright image, resized with antialiasing.
 
     Raises:
       InputError: if the file is missing, damaged, or no image.
@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
 
 
 def decode(path: str | os.PathLike, size: int, channels: int) -> Image.Image:
-    """The upright image in a file, grey or RGB, with each side as in the file or at least `2 * size` pixels."""
+    """The upright image in a file, gray or RGB, with each side as in the file or at least `2 * size` pixels."""
     try:
         with Image.open(path) as image:
             image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size: much faster
@@ -54,7 +54,7 @@ def decode(path: str | os.PathLike, size: int, channels: int) -> Image.Image:
 
 
 def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
-    """The image's centre square, resized to [size, size, C] uint8."""
+    """The image's center square, resized to [size, size, C] uint8."""
     return _array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 
 

@@ -22,11 +22,11 @@ def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
     Args:
       name: as TFDS spells it, with a configuration or version where wanted: "cifar10", "imagenet_resized/32x32".
       image_size: in pixels. Images that all share one square size of at most this are kept as they are; otherwise each
-        is resized so that its shorter side has this size, and its centre square is kept.
+        is resized so that its shorter side has this size, and its center square is kept.
       data_dir: where the data lies or is put; "" for the default of TFDS.
 
     Returns:
-      Images [N, H, H, C], C is 1 for grey sets. The test set is the split `test`, else `validation`, else a fixed,
+      Images [N, H, H, C], C is 1 for gray sets. The test set is the split `test`, else `validation`, else a fixed,
       class-balanced fifth of `train`.
 
     Raises:

@@ -82,8 +82,8 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
     if "loss" in options:
         raise InputError(f"method.{term}.loss is now method.{term}.method; expected the new name")
     constructor = choose(f"method.{term}.method", options.pop("method", term), METHODS)
-    weight = options.pop("weight", 1.0)
-    if type(weight) not in (int, float) or not math.isfinite(weight):
+    weight = options.pop("weight", None)
+    if weight is not None and (type(weight) not in (int, float) or not math.isfinite(weight)):
         raise InputError(f"method.{term}.weight is {weight!r}; expected a finite number")
     warmup, epochs = options.pop("warmup_epochs", 0), options.pop("epochs", None)
     if type(warmup) not in (int, float) or not 0 <= warmup < math.inf:
@@ -97,7 +97,7 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
         check_kind(f"method.{term}.{option}", value, known[option])
     method = constructor(term, **options)
     method = method._replace(
-        weights={term: weight, **method.weights},
+        weights={term: 1.0, **method.weights, **({} if weight is None else {term: weight})},
         optimizers={term: {**method.optimizers.get(term, {}), **optimizer}},
     )
     if warmup or epochs is not None:

@@ -30,7 +30,7 @@ OPTIMIZER = {
 
 
 class Discriminator(nn.Module):
-    """A perceptron with leaky ReLU and no batch normalisation: a penalty on its gradient needs independent images."""
+    """A perceptron with leaky ReLU and no batch normalization: a penalty on its gradient needs independent images."""
 
     hidden: tuple[int, ...]
 
@@ -94,8 +94,8 @@ def adversarial(
       name: of the student's term.
       objective: "nonsaturating", with the R1 penalty, or "wasserstein", with the penalty on interpolates.
       on: what it reads of student and teacher (see `methods.tap`).
-      standardize: whether each row of that is standardised first.
-      condition: "embedding" shows it the teacher's standardised embedding of the same image too, "none" does not.
+      standardize: whether each row of that is standardized first.
+      condition: "embedding" shows it the teacher's standardized embedding of the same image too, "none" does not.
       hidden: widths of its layers.
       penalty: weight of the gradient penalty; None for the papers' (1 for R1, 10 on interpolates).
       matching: weight, within the student's term, of the squared distance between the discriminator's last hidden layer

@@ -1,6 +1,6 @@
-"""Plots as SVG text that stands in a page: readable on light and on dark, and told apart without colour.
+"""Plots as SVG text that stands in a page: readable on light and on dark, and told apart without color.
 
-Text and axes take the page's colour. Series have the colours of Okabe and Ito (2008), without black and yellow, which
+Text and axes take the page's color. Series have the colors of Okabe and Ito (2008), without black and yellow, which
 one of the two backgrounds hides, and each has a marker of its own.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STYLES = (  # (colour, marker)
+STYLES = (  # (color, marker)
     ("#888888", "o"),
     ("#D55E00", "s"),
     ("#0072B2", "^"),
@@ -23,7 +23,7 @@ STYLES = (  # (colour, marker)
     ("#56B4E9", "X"),
 )
 WIDTH, HEIGHT = 4.5, 3.1  # inches
-TEXT, GRID = "#010203", "#040506"  # stand for the page's colours, until the text of the SVG is made
+TEXT, GRID = "#010203", "#040506"  # stand for the page's colors, until the text of the SVG is made
 MARKS = 8  # about so many on a line
 _numbers = itertools.count()
 
@@ -45,11 +45,11 @@ def lines(title: str, x: str, y: str, series: Sequence[Series], *, diagonal: boo
         axes.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle=(0, (4, 4)))
         axes.set(xlim=(0, 1), ylim=(0, 1))
     for one in series:
-        colour, marker = STYLES[one.style]
+        color, marker = STYLES[one.style]
         every = max(1, len(one.x) // MARKS)
-        axes.plot(one.x, one.y, color=colour, marker=marker, markersize=5, linewidth=1.6, markevery=every)
+        axes.plot(one.x, one.y, color=color, marker=marker, markersize=5, linewidth=1.6, markevery=every)
         if one.low is not None and one.high is not None:
-            axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(one.x, one.low, one.high, color=color, alpha=0.18, linewidth=0)
     return _svg(figure, title)
 
 
@@ -57,8 +57,8 @@ def points(title: str, x: str, y: str, series: Sequence[Series]) -> str:
     """A cloud of points for each series."""
     figure, axes = _figure(title, x, y)
     for one in series:
-        colour, marker = STYLES[one.style]
-        axes.plot(one.x, one.y, color=colour, marker=marker, markersize=6, linestyle="none", alpha=0.85)
+        color, marker = STYLES[one.style]
+        axes.plot(one.x, one.y, color=color, marker=marker, markersize=6, linestyle="none", alpha=0.85)
     return _svg(figure, title)
 
 
@@ -90,13 +90,13 @@ def mark(style: int) -> str:
     """The line and the marker of a style, for a legend."""
     from matplotlib.markers import MarkerStyle
 
-    colour, marker = STYLES[style]
+    color, marker = STYLES[style]
     own = MarkerStyle(marker)
     shape: Any = own.get_path().transformed(own.get_transform()).to_polygons(closed_only=True)
     outline = "".join("M" + "L".join(f"{14 + 9 * x:.1f},{6 - 9 * y:.1f}" for x, y in part) + "Z" for part in shape)
     return (
         '<svg width="28" height="12" viewBox="0 0 28 12" aria-hidden="true">'
-        f'<path d="M0,6H28" stroke="{colour}" stroke-width="2"/><path d="{outline}" fill="{colour}"/></svg>'
+        f'<path d="M0,6H28" stroke="{color}" stroke-width="2"/><path d="{outline}" fill="{color}"/></svg>'
     )
 
 

@@ -36,8 +36,8 @@ def rows(split):
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """A folder of two classes of 20 images, each pixel one random colour."""
+def colors(tmp_path):
+    """A folder of two classes of 20 images, each pixel one random color."""
     random = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -97,13 +97,13 @@ def test_labels_are_kept_for_the_first_images_and_the_rest_have_none():
     assert set(some.train.labels[20:]) == {-1}
 
 
-def test_without_unlabelled_images_the_labelled_ones_are_the_same():
+def test_without_unlabeled_images_the_labeled_ones_are_the_same():
     both, alone = load(labeled=20), load(labeled=20, unlabeled=False)
     np.testing.assert_array_equal(alone.train.images, both.train.images[:20])
     np.testing.assert_array_equal(alone.train.labels, both.train.labels[:20])
 
 
-def test_unlabelled_false_keeps_all_images_where_all_are_labelled():
+def test_unlabeled_false_keeps_all_images_where_all_are_labeled():
     assert len(load(unlabeled=False).train.labels) == len(load().train.labels)
 
 
@@ -114,18 +114,18 @@ def test_mean_and_deviation_are_of_the_training_images():
     np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)), rtol=1e-6)
 
 
-def test_mean_counts_unlabelled_images_even_when_they_are_dropped():
+def test_mean_counts_unlabeled_images_even_when_they_are_dropped():
     np.testing.assert_array_equal(load(labeled=20, unlabeled=False).mean, load().mean)
 
 
-def test_a_constant_channel_has_a_deviation_that_can_be_divided_by(colours, tmp_path):
+def test_a_constant_channel_has_a_deviation_that_can_be_divided_by(colors, tmp_path):
     for path in tmp_path.rglob("*.png"):
         Image.new("RGB", (4, 4), (9, 9, 9)).save(path)
-    assert (load(source="folder", path=colours).std > 0).all()
+    assert (load(source="folder", path=colors).std > 0).all()
 
 
-def test_imagenet_statistics_are_the_published_ones(colours):
-    dataset = load(source="folder", path=colours, normalize="imagenet")
+def test_imagenet_statistics_are_the_published_ones(colors):
+    dataset = load(source="folder", path=colors, normalize="imagenet")
     np.testing.assert_allclose(dataset.mean, [0.485, 0.456, 0.406])
     np.testing.assert_allclose(dataset.std, [0.229, 0.224, 0.225])
 

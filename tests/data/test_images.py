@@ -23,7 +23,7 @@ def test_an_image_of_any_size_becomes_the_stored_size(tmp_path, shape, channels)
     assert read_image(tmp_path / "a.png", 8, channels).shape == (8, 8, channels)
 
 
-def test_the_centre_square_is_kept(tmp_path):
+def test_the_center_square_is_kept(tmp_path):
     pixels = np.zeros((4, 12, 3), np.uint8)
     pixels[:, 4:8] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")

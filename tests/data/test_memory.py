@@ -55,10 +55,9 @@ def test_the_command_line_cannot_name_arrays():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on arrays, with a teacher that reads them too."""
+    """A run on arrays."""
     folder = tmp_path_factory.mktemp("memory")
-    config = tiny.taught(**{"dataset.train_images": 0, "train.batch_size": 8, "train.steps": 2})
-    config["teacher"]["config"]["train"] |= {"batch_size": 8, "steps": 2}
+    config = tiny.config(**{"dataset.train_images": 0, "train.batch_size": 8, "train.steps": 2})
     data = ((IMAGES, LABELS), (IMAGES, LABELS))
     return folder, data, config, training.train(config, folder / "run", data=data, runs_folder=folder)
 

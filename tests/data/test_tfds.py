@@ -16,7 +16,7 @@ def tfds():
 
 @pytest.fixture(scope="module")
 def shades(tfds):
-    """Registers `kd_shades`: grey images whose pixels are 10 times the label plus their number, in splits by config."""
+    """Registers `kd_shades`: gray images whose pixels are 10 times the label plus their number, in splits by config."""
 
     class KdShades(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")

@@ -37,7 +37,7 @@ def test_the_gradient_of_the_alignment_is_that_of_finite_differences(similarity)
 
 
 def test_a_smaller_map_is_brought_to_the_size_of_the_larger():
-    # Twice as many pixels, linear between the centres: a quarter and three quarters of the neighbours.
+    # Twice as many pixels, linear between the centers: a quarter and three quarters of the neighbors.
     along = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
     small = MAPS[:, :2, :2]
     enlarged = along @ small @ along.T

@@ -55,7 +55,7 @@ def score(params, x):
 
 
 def seen(logits):
-    """What the discriminator reads: log-probabilities beside the teacher's standardised embedding."""
+    """What the discriminator reads: log-probabilities beside the teacher's standardized embedding."""
     return np.concatenate([log_softmax(logits), standardized(EMBEDDING)], -1)
 
 
@@ -179,7 +179,7 @@ def test_without_condition_the_embedding_is_not_read():
     np.testing.assert_allclose(apply(method, variables, student, teacher)["adversarial"], expected, rtol=1e-5)
 
 
-def test_its_inputs_are_standardised_on_request():
+def test_its_inputs_are_standardized_on_request():
     method, variables = build(on="logits", standardize=True)
     expected = softplus(-score(variables.params, np.concatenate([standardized(STUDENT), standardized(EMBEDDING)], -1)))
     np.testing.assert_allclose(apply(method, variables, outputs(STUDENT))["adversarial"], expected.mean(), rtol=1e-5)

@@ -104,7 +104,7 @@ def test_crds_gradients_are_those_of_finite_differences():
         assert_gradient(by_params["crd"][side]["kernel"], expected)
 
 
-def test_the_memory_moves_half_way_to_the_new_embeddings_and_stays_on_the_sphere():
+def test_the_memory_moves_half_way_and_stays_on_the_sphere():
     _, before, after, _ = crd()
     params = doubles(before.params["crd"])
     for side, new in anchors(params, STUDENT).items():

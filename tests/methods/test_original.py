@@ -117,7 +117,7 @@ def game():
 
 
 @pytest.mark.parametrize(("step", "students"), [(0, False), (20, False), (21, True), (199, True), (200, False)])
-def test_21_of_200_steps_have_the_discriminators_loss_and_the_others_the_students(game, step, students):
+def test_21_of_200_steps_have_the_discriminators_loss(game, step, students):
     variables, apply = game
     score, fake = Numpy(variables), log_softmax(TEN[0] / T)
     expected = -score(fake, False).mean() if students else (score(fake, True) - score(soft(TEN[1]), True)).mean()

@@ -10,7 +10,7 @@ from kd_jax.reporting import figures
 from tests.reporting.made_up import groups, row, text, write_run
 
 
-def test_the_curves_are_those_of_accuracy_and_of_every_term_in_training_and_validation(table):
+def test_the_curves_are_those_of_accuracy_and_of_every_term(table):
     (page,) = figures.pages(table)
     _, drawn = figures.curves(page)
     assert [re.search('aria-label="(.*?)"', svg)[1] for svg in drawn.svgs] == [

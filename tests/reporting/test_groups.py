@@ -40,7 +40,7 @@ def test_of_recipes_that_each_add_a_key_the_one_without_has_no_remark(tmp_path):
     assert {group.label for group in groups(tmp_path)} == expected
 
 
-def test_recipes_that_share_their_first_differences_still_have_names_of_their_own(tmp_path):
+def test_recipes_that_share_their_first_differences_have_other_names(tmp_path):
     for name, last in (("a", 1.0), ("b", 2.0), ("c", None)):
         terms = {f"more{i}": {"weight": 1.0} for i in range(3)} | {"other": {"weight": last}}
         write_run(tmp_path / name, "student", method=tiny.METHODS["cross_entropy"] | (terms if last else {}))

@@ -25,7 +25,7 @@ def test_any_title_is_text(svg):
     assert TITLE in [element.text for element in root.iter() if element.tag.endswith("text")]
 
 
-def test_text_and_axes_have_the_colours_of_the_page(svg):
+def test_text_and_axes_have_the_colors_of_the_page(svg):
     assert not re.search("#000000|#0102|#0405|#fff", svg)
     assert "currentColor" in svg
     assert "var(--line)" in svg
@@ -37,5 +37,5 @@ def test_two_plots_of_a_page_share_no_id():
     assert not first & second
 
 
-def test_each_style_has_a_colour_and_a_marker_of_its_own():
+def test_each_style_has_a_color_and_a_marker_of_its_own():
     assert [len(set(column)) for column in zip(*plots.STYLES, strict=True)] == [len(plots.STYLES)] * 2
