@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kd_jax import data
-from kd_jax.data import resident
+from kd_jax.data import memory, resident
 from kd_jax.errors import InputError
 
 CONFIG = {
@@ -183,3 +183,19 @@ def test_epoch_order_depends_on_seed_and_epoch_only():
 def test_importing_data_loads_neither_tensorflow_nor_scikit_learn():
     code = "import sys, kd_jax.data; assert not {'tensorflow', 'tensorflow_datasets', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_source_from_outside_is_read_by_its_name(monkeypatch):
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    images = np.arange(48 * 16, dtype=np.uint8).reshape(48, 4, 4)
+    read = []
+
+    def striped(section):
+        read.append(section["path"])
+        return memory.from_arrays((images, np.arange(48) % 3), class_names=["a", "b", "c"])
+
+    data.register("striped", striped)
+    dataset = load(source="striped", path="somewhere", image_size=4)
+    assert (dataset.class_names, read) == (("a", "b", "c"), ["somewhere"])
+    assert data.fingerprint(CONFIG | {"source": "striped", "path": "somewhere", "image_size": 4}) == dataset.fingerprint
+    assert read == ["somewhere"]  # once: a teacher and its student read the same images
