@@ -156,6 +156,9 @@ def _exit_code(call: Callable[[], None]) -> int:
         return _report(one_line(error), 143)
     except KeyboardInterrupt:
         return _report("interrupted; the same command starts again, a run from its last checkpoint", 130)
+    except BrokenPipeError:  # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+        return 0
     except Exception as error:
         if _disk_is_full(error):
             return _report("the disk is full; make room and start the same command again", 1)

@@ -12,14 +12,22 @@ import glob
 import json
 import os
 import re
+import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from kd_jax import cli
 from kd_jax.config import shipped
 from kd_jax.errors import InputError, choose
+
+try:
+    from ml_collections import config_flags
+except ModuleNotFoundError:
+    print(
+        "error: ml_collections is not installed; expected it for --config (pip install ml_collections)", file=sys.stderr
+    )
+    sys.exit(2)
 
 DEFAULT = "quickstart"
 CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")

@@ -87,3 +87,15 @@ def test_a_result_shows_itself_in_a_notebook(tmp_path):
     page = python(f"{SHORT}print(kd_jax.train(config, 'run')._repr_html_())", tmp_path).splitlines()[-1]
     assert page.startswith("<table><tr><th>test accuracy</th><td>")
     assert "<th>folder</th><td>run</td>" in page
+
+
+def test_the_command_line_there_says_what_it_lacks(light, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "kd_jax.main"],
+        cwd=tmp_path,
+        env=os.environ | light,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: ml_collections is not installed; expected it for --config")
