@@ -77,7 +77,7 @@ def _smooth(image: jax.Array) -> jax.Array:
     """The image [H, W, C] int32 smoothed by the filter (1 1 1; 1 5 1; 1 1 1) / 13, but for its border."""
     x = image.astype(jnp.int32)
     window = jnp.stack([jnp.roll(x, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)])
-    return x.at[1:-1, 1:-1].set(((window.sum(0) + 4 * x + 6) // 13)[1:-1, 1:-1])
+    return x.at[1:-1, 1:-1].set(((window.sum(0, dtype=jnp.int32) + 4 * x + 6) // 13)[1:-1, 1:-1])
 
 
 def _to_uint8(x: jax.Array) -> jax.Array:
