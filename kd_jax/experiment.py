@@ -248,9 +248,10 @@ def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, i
 def _check_views(config: Mapping[str, Any], method: Method) -> None:
     extra = config["dataset"]["extra_views"]
     if 1 + len(extra) != method.views:
+        count = method.views - 1
+        expected = f"the augmentation of {count} more, such as 'randaugment'" if count else "none, []"
         raise InputError(
-            f"dataset.extra_views is {extra}, and the method's terms compare {method.views} views of an image;"
-            f" expected the augmentation of {method.views - 1} more, such as 'randaugment'"
+            f"dataset.extra_views is {extra}; expected {expected}: the method's terms compare {method.views} view(s)"
         )
 
 

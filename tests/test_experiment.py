@@ -51,7 +51,10 @@ def test_every_option_can_be_trained_with(overrides):
         ({"train.epochs": 0}, "train.epochs is 0; expected at least 1"),
         ({"optimizer.warmup_epochs": float("inf")}, "optimizer.warmup_epochs is inf; expected at least 0"),
         ({"optimizer.milestones": ("a",)}, r"optimizer.milestones is \['a'\]; expected epochs above 0"),
-        ({"dataset.extra_views": ("crop",)}, r"dataset.extra_views is .*, and the method's terms compare 1 views"),
+        (
+            {"dataset.extra_views": ("crop",)},
+            r"dataset.extra_views is \['crop'\]; expected none, \[\]: the method's terms compare 1 view",
+        ),
         ({"precision": "float64"}, "precision is 'float64', which needs JAX_ENABLE_X64=1"),
         ({"dataset.image_size": 100_000}, "dataset.image_size is 100000; expected at most 4096"),
         ({"train.mixup": -0.1}, "train.mixup is -0.1; expected at least 0"),
@@ -75,6 +78,12 @@ def test_a_wrong_value_is_named_with_what_was_expected(overrides, said):
 def test_a_method_that_needs_a_teacher_is_refused_without_one():
     config = tiny.config() | {"method": {"kd": {"weight": 1.0}}}
     with pytest.raises(InputError, match=r"terms .kd. need a teacher; expected one of: config, .*run, weights"):
+        experiment.create(config)
+
+
+def test_a_method_that_compares_views_asks_for_their_augmentation():
+    config = tiny.taught() | {"method": {"mlkd": {"views": [0, 1]}}}
+    with pytest.raises(InputError, match=r"dataset.extra_views is \[\]; expected the augmentation of 1 more, such as"):
         experiment.create(config)
 
 
