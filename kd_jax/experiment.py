@@ -4,8 +4,6 @@ Nothing is written here, so that a refused run leaves nothing behind.
 """
 
 import functools
-import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, data, methods, models, networks, optim, registry, runs, sharding, steps, teachers, weights
+from kd_jax import augment, data, methods, networks, optim, runs, sharding, steps, teachers, weights
 from kd_jax.config.checks import check, plain
-from kd_jax.config.translate import FORMAT
 from kd_jax.data import resident
 from kd_jax.errors import InputError
+from kd_jax.identity import identify
 from kd_jax.logging import wandb_run
 from kd_jax.steps import Components, StepOptions
 from kd_jax.types import Feed, Hyper, Method, Network, Split, Teacher, Variables
@@ -149,25 +147,6 @@ def create(
     )
 
 
-def identify(
-    config: Mapping[str, Any], *, fingerprint: str | None = None, pretrained: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """The identity of the run that a config describes (see `kd_jax.runs`), without reading images or weights.
-
-    Args:
-      config: a complete, plain tree.
-      fingerprint: of the data set; None to take it from the data.
-      pretrained: {a value of model.pretrained: its fingerprint}, for weights that do not exist yet.
-    """
-    known = fingerprint or data.fingerprint(config["dataset"])
-    nested = functools.partial(identify, fingerprint=known, pretrained=pretrained)
-    identity = runs.identity(config, known, teachers.identify(config["teacher"], nested))
-    if source := config["model"]["pretrained"]:
-        own = (pretrained or {}).get(source) or weights.fingerprint(source)
-        identity["model"] = {**identity["model"], "pretrained": own}
-    return identity
-
-
 def create_hyper(components: Components) -> Hyper:
     """The traced scalars as the components declare them."""
     optimizer, method = components.optimizer, components.method
@@ -195,40 +174,6 @@ def trace(components: Components, options: StepOptions, hyper: Hyper, train: Spl
     rows = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
     train_steps = functools.partial(steps.train_steps, fetch=fetch, **common)
     jax.eval_shape(train_steps, state, teacher_variables, split, rows, hyper, split.labels)
-
-
-def config_json(experiment: Experiment) -> dict[str, Any]:
-    """What a run's config.json holds: enough to repeat the run, and to classify another image."""
-    config, dataset = experiment.config, experiment.dataset
-    used: list[tuple[Mapping[str, Any], str]]
-    used = [(methods.METHODS, options.get("method", term)) for term, options in config["method"].items()]
-    used += [(models.NETWORKS, config["model"]["name"]), (data.SOURCES, config["dataset"]["source"])]
-    used += [(teachers.KINDS, config["teacher"]["kind"])]
-    return {
-        "format": FORMAT,
-        "config": config,
-        "identity": experiment.identity,
-        "hash": experiment.digest,
-        "teacher_hash": experiment.teacher.config_hash if experiment.teacher else None,
-        "imports": registry.files_of(used),
-        "data": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "class_names": list(dataset.class_names),
-            "mean": [float(x) for x in dataset.mean],
-            "std": [float(x) for x in dataset.std],
-            "image_shape": list(dataset.train.images.shape[1:]),
-            "train_images": len(dataset.train.labels),
-            "labeled": int((dataset.train.labels >= 0).sum()),
-            "skipped": dataset.skipped,
-        },
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results depend on."""
-    packages = ("jax", "flax", "optax", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:

@@ -200,15 +200,15 @@ def job(module: ModuleType, row: str, number: int, changes: Sequence[str]) -> Jo
 
 def _key(tree: Mapping[str, Any]) -> str:
     """The digest of a run's identity: of all that affects its result, the content of data and weights included."""
-    from kd_jax import experiment
+    from kd_jax import identity
     from kd_jax.config.checks import plain
 
     pretrained = {}
     for role in ("student", "teacher") if PRETRAIN_ON.value else ():
         own = plain(config.experiment("pretrain").get_config(_pretrain_arg(role)))
         own["dataset"]["path"] = PRETRAIN_ON.value
-        pretrained[_pretrained(role)] = runs.digest(experiment.identify(own))
-    return runs.digest(experiment.identify(plain(tree), pretrained=pretrained))
+        pretrained[_pretrained(role)] = runs.digest(identity.identify(own))
+    return runs.digest(identity.identify(plain(tree), pretrained=pretrained))
 
 
 def _parse(text: str) -> Any:

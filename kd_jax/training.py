@@ -18,7 +18,8 @@ from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import Source, memory
 from kd_jax.errors import Preempted, TrainingError
 from kd_jax.evaluation import Evaluator
-from kd_jax.experiment import Experiment, config_json, create, versions
+from kd_jax.experiment import Experiment, create
+from kd_jax.identity import config_json, versions
 from kd_jax.logging import metrics_file
 from kd_jax.logging.progress import Progress
 from kd_jax.types import Batch, MethodVariables, Network, Outputs, TrainState, Variables, student_logits

@@ -22,6 +22,7 @@ LAYERS = (
         "runs",
         "weights",
         "networks",
+        "identity",
         "loaded",
         "quiet_tensorflow",
         "experiment",
