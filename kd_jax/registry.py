@@ -4,13 +4,18 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from kd_jax.errors import InputError, one_line
 
 PACKAGE = Path(__file__).parent
+INSTALLED = tuple({os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")})
+NO_FILE = ""  # the path of what a notebook or the prompt registered
 
 _files: dict[str, str] = {}  # real path of a file that registered something -> SHA-256 of it then
 _origins: dict[tuple[int, str], str] = {}  # (table, name) -> the file that added it
@@ -24,21 +29,40 @@ class Imported(BaseException):
 def add(table: MutableMapping[str, Any], name: str, value: Any) -> None:
     """Adds an entry to a table of the library, or replaces it, and remembers the file that does so."""
     table[name] = value
-    _origins.pop((id(table), name), None)
-    for frame in inspect.stack()[1:]:
-        path = os.path.realpath(frame.filename)
-        if Path(path).is_relative_to(PACKAGE):
-            continue
-        if os.path.isfile(path) and path.endswith(".py"):
-            _files[path] = digest(path)
-            _origins[id(table), name] = path
-        return
+    path = _registering_file()
+    _origins[id(table), name] = path
+    if path != NO_FILE:
+        _files[path] = digest(path)
+
+
+def _registering_file() -> str:
+    """The file that registers again when it is imported again.
+
+    That is the one whose own lines, outside of any function, call what registers. Where these belong to something that
+    is installed, as a test runner is, it is the file that calls this library.
+    """
+    outside = (frame for frame in inspect.stack(0) if not Path(frame.filename).resolve().is_relative_to(PACKAGE))
+    caller = next(outside)
+    frames = [caller, *outside]
+    for frame in frames:
+        if frame.function == "<module>" and (frame is caller or not _is_installed(frame.filename)):
+            return _real_path(frame)
+    return _real_path(caller)
+
+
+def _is_installed(filename: str) -> bool:
+    return filename.startswith("<frozen") or any(Path(filename).resolve().is_relative_to(at) for at in INSTALLED)
+
+
+def _real_path(frame: inspect.FrameInfo) -> str:
+    path = os.path.realpath(frame.frame.f_globals.get("__file__") or frame.filename)
+    return path if os.path.isfile(path) and path.endswith(".py") else NO_FILE
 
 
 def files_of(used: Iterable[tuple[Mapping[str, Any], str]]) -> list[dict[str, str]]:
     """The files that added some entries, given as (table, name), each with the hash that it had then."""
     paths = dict.fromkeys(_origins[id(table), name] for table, name in used if (id(table), name) in _origins)
-    return [{"path": path, "sha256": _files[path]} for path in paths]
+    return [{"path": path, "sha256": _files.get(path, "")} for path in paths]
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -48,7 +72,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def import_file(path: str | os.PathLike[str]) -> None:
-    """Runs a Python file for what it registers. A call of `kd_jax.train` in it ends it there.
+    """Runs a Python file for what it registers. A call of `kd_jax.train` in it ends it there, and `sys.exit` too.
 
     Raises:
       InputError: where it is missing, or raises.
@@ -59,13 +83,12 @@ def import_file(path: str | os.PathLike[str]) -> None:
         return
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist; expected the Python file that registers, see --import")
-    spec = importlib.util.spec_from_file_location(f"kd_jax_import_{len(_files)}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    _importing = True
+    module, _importing = _module(path), True
     try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except Imported:
+        assert module.__spec__ is not None
+        assert module.__spec__.loader is not None
+        module.__spec__.loader.exec_module(module)
+    except (Imported, SystemExit):
         pass
     except Exception as error:
         raise InputError(f"{path} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
@@ -73,14 +96,36 @@ def import_file(path: str | os.PathLike[str]) -> None:
         _importing = False
 
 
+def _module(path: str) -> ModuleType:
+    """The module of a file, not yet run, which finds the files beside it as a script does, and its package."""
+    folder, name = Path(path).parent, f"kd_jax_import_{len(sys.modules)}"
+    if (folder / "__init__.py").is_file():
+        name = Path(path).stem
+        while (folder / "__init__.py").is_file():
+            folder, name = folder.parent, f"{folder.name}.{name}"
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for the types that they name
+    return sys.modules[name]
+
+
 def import_again(saved: Sequence[Mapping[str, str]]) -> None:
     """Runs the files that a run remembers, and says where one has changed since.
 
     Raises:
-      InputError: where one is missing.
+      InputError: where one is missing, or registers nothing.
     """
     for entry in saved:
         path = entry["path"]
+        if path == NO_FILE:
+            if not _files and NO_FILE not in _origins.values():
+                raise InputError(
+                    "the run needs what a notebook or the prompt registered; expected --import=FILE, with a Python"
+                    " file that registers the same"
+                )
+            continue
         if os.path.realpath(path) in _files:
             continue
         if not os.path.isfile(path):
@@ -88,8 +133,13 @@ def import_again(saved: Sequence[Mapping[str, str]]) -> None:
                 continue
             raise InputError(f"the run needs {path}, which does not exist; expected it there, or --import=FILE")
         if digest(path) != entry["sha256"]:
-            print(f"{path} has changed since the run was made")
+            print(f"{path} has changed since the run was made", file=sys.stderr)
         import_file(path)
+        if os.path.realpath(path) not in _files:
+            raise InputError(
+                f"the run needs {path}, which registers nothing when it is imported; expected that it registers"
+                " outside of `if __name__ == '__main__'`, and before it calls kd_jax.train or sys.exit"
+            )
 
 
 def end_import() -> None:

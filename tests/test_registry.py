@@ -99,8 +99,8 @@ def test_a_file_that_changed_is_used_and_a_line_says_so(made, copy):
     path = copy / "run" / "config.json"
     path.write_text(path.read_text().replace(str(made / "own.py"), str(copy / "own.py")))
     status, out, err = call(copy, "-m", "kd_jax.evaluate", "--workdir=run")
-    assert status == 0, err
-    assert out.startswith(f"{copy / 'own.py'} has changed since the run was made\n")
+    assert (status, err) == (0, f"{copy / 'own.py'} has changed since the run was made\n")
+    assert json.loads(out)["accuracy"] == accuracy(copy)
 
 
 def test_a_file_that_raises_is_named(tmp_path):
@@ -112,3 +112,93 @@ def test_a_file_that_raises_is_named(tmp_path):
 def test_a_file_that_is_missing_is_named():
     with pytest.raises(InputError, match=r"/nowhere.py does not exist; expected the Python file that registers"):
         registry.import_file("/nowhere.py")
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A process that has imported nothing yet."""
+    for name in ("_files", "_origins"):
+        monkeypatch.setattr(registry, name, {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
+    yield
+    for name in {*sys.modules} - before:
+        if name.startswith("kd_jax_"):
+            del sys.modules[name]
+
+
+def write(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+ADDS = "from kd_jax import registry\ntable = {}\n"
+
+
+def again(path, sha256=""):
+    registry.import_again([{"path": str(path), "sha256": sha256 or registry.digest(path)}])
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_finds_the_files_beside_it(tmp_path):
+    write(tmp_path / "kd_jax_beside.py", "value = 1\n")
+    path = write(tmp_path / "own.py", ADDS + "import kd_jax_beside\nregistry.add(table, 'own', kd_jax_beside.value)\n")
+    again(path)
+    assert [*registry._origins.values()] == [str(path)]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_of_a_package_finds_its_package(tmp_path):
+    write(tmp_path / "kd_jax_own" / "__init__.py", "")
+    write(tmp_path / "kd_jax_own" / "beside.py", "value = 1\n")
+    text = ADDS + "from .beside import value\nregistry.add(table, 'own', value)\n"
+    path = write(tmp_path / "kd_jax_own" / "own.py", text)
+    again(path)
+    assert [*registry._origins.values()] == [str(path)]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_file_that_calls_a_function_that_registers_is_remembered(tmp_path):
+    write(tmp_path / "kd_jax_beside.py", ADDS + "def setup():\n    registry.add(table, 'own', 1)\n")
+    path = write(tmp_path / "own.py", "import kd_jax_beside\nkd_jax_beside.setup()\n")
+    again(path)
+    assert [*registry._origins.values()] == [str(path)]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_annotations_may_be_strings_in_a_module_of_ones_own(tmp_path):
+    text = "from __future__ import annotations\n" + ADDS
+    text += "import flax.linen as nn\nclass Own(nn.Module):\n    width: int = 1\nregistry.add(table, 'own', Own)\n"
+    path = write(tmp_path / "own.py", text)
+    again(path)
+    assert [*registry._origins.values()] == [str(path)]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_may_end_itself(tmp_path):
+    path = write(tmp_path / "own.py", ADDS + "registry.add(table, 'own', 1)\nraise SystemExit(0)\n")
+    again(path)
+    assert [*registry._origins.values()] == [str(path)]
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("first", ["import kd_jax\nkd_jax.train({})\n", "raise SystemExit(0)\n"])
+def test_a_file_that_registers_too_late_is_named(first, tmp_path):
+    path = write(tmp_path / "own.py", first + ADDS + "registry.add(table, 'own', 1)\n")
+    with pytest.raises(InputError, match=r"own.py, which registers nothing when it is imported"):
+        again(path)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_no_file_registered_needs_one():
+    with pytest.raises(InputError, match="registered; expected --import=FILE"):
+        registry.import_again([{"path": registry.NO_FILE, "sha256": ""}])
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_no_file_registered_is_there_in_the_same_process():
+    table = {}
+    exec("registry.add(table, 'own', 1)", {"registry": registry, "table": table})
+    registry.import_again(registry.files_of([(table, "own")]))
+    assert registry.files_of([(table, "own")]) == [{"path": registry.NO_FILE, "sha256": ""}]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data.split import Source, with_test
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, one_line
 from kd_jax.types import Split
 
 Arrays = tuple[Any, Any]  # images [N, H, W, C] or [N, H, W] uint8; labels [N], integers from 0
@@ -31,29 +31,40 @@ def from_arrays(train: Arrays, test: Arrays | None = None, class_names: Sequence
     splits = [_split(name, part) for name, part in (("train", train), ("test", test)) if part is not None]
     if len({split.images.shape[1:] for split in splits}) > 1:
         raise InputError(f"the test images are {splits[1].images.shape[1:]}; expected {splits[0].images.shape[1:]}")
-    classes = 1 + max(int(split.labels.max()) for split in splits)
-    names = tuple(map(str, range(classes) if class_names is None else class_names))
-    if not 2 <= classes <= len(names) or len(set(names)) < len(names):
+    present, everywhere = np.unique(splits[0].labels), np.unique(np.concatenate([split.labels for split in splits]))
+    names = tuple(map(str, range(len(present)) if class_names is None else class_names))
+    if len(set(names)) < max(len(names), 2) or everywhere[-1] >= len(names) or len(present) < len(names):
         raise InputError(
-            f"class_names has {len(set(names))} names and the labels go to {classes - 1}; expected one each"
+            f"class_names has {len(set(names))} names, and the train labels are {len(present)} different ones, with"
+            f" the test labels from {everywhere[0]} to {everywhere[-1]}; expected at least two classes, numbered from"
+            " 0, with a name and a training image each"
         )
     digest = hashlib.sha256()
     for split in splits:
         digest.update(repr(split.images.shape).encode() + split.images.tobytes() + split.labels.astype("<i4").tobytes())
     both = (splits[0], splits[1]) if test is not None else with_test(splits[0])
+    if not len(both[1].labels):
+        raise InputError("no class has 3 images, of which one could be for the test; expected more, or test images")
     return Source(*both, names, digest.hexdigest(), skipped=0, name="arrays")
 
 
 def _split(name: str, arrays: Arrays) -> Split:
-    images, labels = (np.asarray(array) for array in arrays)
+    if not isinstance(arrays, tuple | list) or len(arrays) != 2:
+        raise InputError(f"the {name} data is a {type(arrays).__name__}; expected a pair, (images, labels)")
+    try:
+        images, labels = (np.asarray(array) for array in arrays)
+    except ValueError as error:
+        raise InputError(f"the {name} data is no pair of arrays: {one_line(error)}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise InputError(
             f"the {name} images are {images.dtype} {list(images.shape)}; expected uint8 [N, H, W] or [N, H, W, 1 or 3]"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1] or not len(labels):
+    if not images.size:
+        raise InputError(f"the {name} images are {list(images.shape)}; expected at least one pixel")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise InputError(
             f"the {name} labels are {labels.dtype} {list(labels.shape)}; expected integers, one for each image"
         )
-    if labels.min() < 0:
-        raise InputError(f"the {name} labels go down to {labels.min()}; expected integers from 0")
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise InputError(f"the {name} labels go from {labels.min()} to {labels.max()}; expected integers from 0")
     return Split(images if images.ndim == 4 else images[..., None], labels.astype(np.int32))
