@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import evaluation, gradcam, loaded, runs, sharding, steps
+from kd_jax import evaluation, gradcam, loaded, methods, runs, sharding, steps
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
 from kd_jax.explaining import grid
@@ -104,9 +104,10 @@ def explain(
 
 def _check_runs(folders: Sequence[str]) -> None:
     """Raises InputError unless all are finished runs on the same data, and the first has a teacher."""
-    saved = {folder: runs.read_json(folder, "config.json") for folder in folders}
+    saved = {folder: runs.read_config(folder) for folder in folders}
     for folder in folders:
         runs.read_json(folder, "result.json")
+        methods.check_student_predicts(saved[folder]["config"]["method"], folder)
     first, *others = folders
     if saved[first]["config"]["teacher"]["kind"] == "none":
         raise InputError(f"the run in {first} has no teacher; expected a distilled one, and others as --against")

@@ -15,7 +15,7 @@ from kd_jax.methods.base import Constructor, combine, from_loss, from_module, ta
 from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.saliency import gradcam_alignment
-from kd_jax.types import Array, Method
+from kd_jax.types import Array, Method, student_logits
 
 __all__ = ["METHODS", "combine", "create", "from_loss", "from_module", "register", "tap"]
 
@@ -108,6 +108,15 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
             trains=lambda step: {**own(step), term: own(step).get(term, True) & is_open(step)},
         )
     return method
+
+
+def check_student_predicts(section: Mapping[str, Any], folder: str) -> None:
+    """Raises InputError where a run predicts by more than its student, whose own logits then were never trained."""
+    if create(section).predict is not student_logits:
+        raise InputError(
+            f"the run in {folder} predicts by its method's own head ({', '.join(section)}), and its student's was never"
+            " trained; expected a run whose student predicts"
+        )
 
 
 def _schedule(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import networks, runs, weights
+from kd_jax import methods, networks, runs, weights
 from kd_jax.data import CHOICE
 from kd_jax.errors import InputError, first_few
 from kd_jax.teachers.network import network_teacher
@@ -48,7 +48,7 @@ def finished(setting: "Setting") -> Teacher:
     folder, dataset = setting.config["teacher"]["path"], setting.dataset
     if not folder:
         raise InputError("teacher.path is empty; expected the folder of a finished run")
-    saved = runs.read_json(folder, "config.json")
+    saved = runs.read_config(folder)
     if not runs.has_result(folder):
         raise InputError(f"teacher.path is {folder!r}, a run without result.json; expected a finished run")
     class_names = tuple(saved["data"]["class_names"])
@@ -84,6 +84,7 @@ def section_of_finished(section: Mapping[str, Any], teacher_hash: str | None, ru
 
 
 def _teacher(setting: "Setting", folder: str, network: Network, config: Mapping[str, Any]) -> Teacher:
+    methods.check_student_predicts(config["method"], folder)
     size, channels = setting.config["dataset"]["image_size"], setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
 

@@ -80,6 +80,22 @@ def test_a_teacher_that_is_weights_and_no_run_has_no_hash(folder, tmp_path):
     assert (teacher["name"], teacher["config_hash"]) == ("teacher.safetensors", None)
 
 
+def test_a_run_whose_student_does_not_predict_is_neither_explained_nor_a_teacher(folder, tmp_path):
+    run = str(shutil.copytree(folder / "kd", tmp_path / "simkd"))
+    saved = json.loads((tmp_path / "simkd" / "config.json").read_text())
+    saved["config"]["method"] = {"simkd": {}}
+    (tmp_path / "simkd" / "config.json").write_text(json.dumps(saved))
+    expected = r"simkd predicts by its method's own head \(simkd\)"
+    with pytest.raises(InputError, match=expected):
+        agreement.explain(run, to=str(tmp_path / "explained"), runs_folder=str(folder / "runs"))
+    with pytest.raises(InputError, match=expected):
+        agreement.explain(str(folder / "kd"), [run], to=str(tmp_path / "explained"), runs_folder=str(folder / "runs"))
+    config = tiny.config(method=tiny.METHODS["kd"])
+    config["teacher"] |= {"kind": "run", "path": run}
+    with pytest.raises(InputError, match=expected):
+        create(config)
+
+
 def test_models_of_one_name_are_named_by_their_folders(folder, summary):
     (teacher,) = (path.name for path in (folder / "runs" / "teachers").iterdir())
     names = [model["name"] for model in (summary["teacher"], *summary["students"])]
