@@ -14,11 +14,12 @@ from typing import Any
 from kd_jax.errors import InputError, one_line
 
 PACKAGE = Path(__file__).parent
-INSTALLED = tuple({os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")})
+STDLIB = os.path.realpath(sysconfig.get_path("stdlib"))
 NO_FILE = ""  # the path of what a notebook or the prompt registered
 
 _files: dict[str, str] = {}  # real path of a file that registered something -> SHA-256 of it then
 _origins: dict[tuple[int, str], str] = {}  # (table, name) -> the file that added it
+_given: set[str] = set()  # files that were named to be imported
 _importing = False
 
 
@@ -43,15 +44,18 @@ def _registering_file() -> str:
     """
     outside = (frame for frame in inspect.stack(0) if not Path(frame.filename).resolve().is_relative_to(PACKAGE))
     caller = next(outside)
-    frames = [caller, *outside]
-    for frame in frames:
-        if frame.function == "<module>" and (frame is caller or not _is_installed(frame.filename)):
-            return _real_path(frame)
-    return _real_path(caller)
+    if _is_top_level(caller):
+        return _real_path(caller)
+    paths = (_real_path(frame) for frame in outside if _is_top_level(frame))
+    return next((path for path in paths if path != NO_FILE and not _is_installed(path)), _real_path(caller))
 
 
-def _is_installed(filename: str) -> bool:
-    return filename.startswith("<frozen") or any(Path(filename).resolve().is_relative_to(at) for at in INSTALLED)
+def _is_top_level(frame: inspect.FrameInfo) -> bool:
+    return frame.frame.f_locals is frame.frame.f_globals  # a cell of a notebook is not called <module>
+
+
+def _is_installed(path: str) -> bool:
+    return bool({"site-packages", "dist-packages"} & {*Path(path).parts}) or Path(path).is_relative_to(STDLIB)
 
 
 def _real_path(frame: inspect.FrameInfo) -> str:
@@ -77,12 +81,17 @@ def import_file(path: str | os.PathLike[str]) -> None:
     Raises:
       InputError: where it is missing, or raises.
     """
-    global _importing
     path = os.path.realpath(path)
-    if path in _files:
-        return
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist; expected the Python file that registers, see --import")
+    _given.add(path)
+    _run(path)
+
+
+def _run(path: str) -> None:
+    global _importing
+    if path in _files:
+        return
     module, _importing = _module(path), True
     try:
         assert module.__spec__ is not None
@@ -131,10 +140,13 @@ def import_again(saved: Sequence[Mapping[str, str]]) -> None:
         if not os.path.isfile(path):
             if entry["sha256"] in _files.values():  # it was imported from another place
                 continue
+            if _given:
+                print(f"{path} does not exist; {', '.join(sorted(_given))} is used, which differs", file=sys.stderr)
+                continue
             raise InputError(f"the run needs {path}, which does not exist; expected it there, or --import=FILE")
         if digest(path) != entry["sha256"]:
             print(f"{path} has changed since the run was made", file=sys.stderr)
-        import_file(path)
+        _run(os.path.realpath(path))
         if os.path.realpath(path) not in _files:
             raise InputError(
                 f"the run needs {path}, which registers nothing when it is imported; expected that it registers"

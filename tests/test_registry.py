@@ -119,6 +119,7 @@ def fresh(monkeypatch):
     """A process that has imported nothing yet."""
     for name in ("_files", "_origins"):
         monkeypatch.setattr(registry, name, {})
+    monkeypatch.setattr(registry, "_given", set())
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = {*sys.modules}
     yield
@@ -202,3 +203,18 @@ def test_what_no_file_registered_is_there_in_the_same_process():
     exec("registry.add(table, 'own', 1)", {"registry": registry, "table": table})
     registry.import_again(registry.files_of([(table, "own")]))
     assert registry.files_of([(table, "own")]) == [{"path": registry.NO_FILE, "sha256": ""}]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_that_moved_and_changed_is_used_where_it_is_named(tmp_path, capsys):
+    path = write(tmp_path / "own.py", ADDS + "registry.add(table, 'own', 1)\n")
+    registry.import_file(path)
+    again("/gone/own.py", sha256="of what it was")
+    assert capsys.readouterr().err == f"/gone/own.py does not exist; {path} is used, which differs\n"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_cell_of_a_notebook_is_no_file_whatever_runs_it():
+    cell = compile("registry.add(table, 'own', 1)", "/tmp/ipykernel_1/1.py", "exec").replace(co_name="<cell line: 1>")
+    exec(cell, names := {"registry": registry, "table": {}})
+    assert registry.files_of([(names["table"], "own")]) == [{"path": registry.NO_FILE, "sha256": ""}]
