@@ -37,6 +37,12 @@ def check_kind(what: str, value: Any, default: Any) -> None:
             raise InputError(f"{what} is {value!r}; expected {expected}")
 
 
+def check_callable(what: str, value: Any) -> None:
+    """Raises InputError where a program gives something that cannot be called, or an instance for its class."""
+    if not callable(value):
+        raise InputError(f"{what} is {value!r}; expected a function, or a class")
+
+
 def one_line(error: BaseException, length: int | None = None) -> str:
     """What an error says, on one line and cut to `length` characters; its type where it says nothing."""
     text = getattr(error, "strerror", None) or (error.args[0] if isinstance(error, KeyError) and error.args else error)

@@ -76,6 +76,8 @@ def gradcam_and_outputs(
     """Computes the maps of `gradcam`, and returns with them the network's outputs of the same forward pass."""
     choose("variant", variant, VARIANTS)
     stages = jax.eval_shape(lambda: network.apply(variables, images, train=False)[0]).features
+    if not stages:
+        raise InputError("the network reports no feature maps; expected one that does")
     if not (isinstance(stage, int | np.integer) and -len(stages) <= stage < len(stages)):
         raise InputError(
             f"stage is {stage}; expected 0 (the stem) to {len(stages) - 1}, or {-len(stages)} to -1 (the last)"

@@ -63,10 +63,15 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One "key is A there, B here" for every key that two identities do not share."""
     a, b = ({key: repr(value) for key, value in flat(tree).items()} for tree in (there, here))
     return [
-        f"{key} is {a.get(key, 'absent')} there, {b.get(key, 'absent')} here"
+        f"{_named(key)} is {a.get(key, 'absent')} there, {b.get(key, 'absent')} here"
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key)
     ]
+
+
+def _named(key: str) -> str:
+    """A key of an identity, for people: two of them hold a fingerprint in a path's place."""
+    return f"the fingerprint of {key}" if key.endswith(("dataset.path", "model.pretrained")) else key
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:

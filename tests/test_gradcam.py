@@ -228,6 +228,13 @@ def test_an_unknown_stage_is_refused_with_those_there_are(stage):
         gradcam.gradcam(network, variables, images, labels, stage=stage)
 
 
+def test_a_network_without_maps_is_refused():
+    network, variables, images, labels = small()
+    mute = network._replace(apply=lambda *a, **options: (network.apply(*a, **options)[0]._replace(features=()), None))
+    with pytest.raises(InputError, match="the network reports no feature maps; expected one that does"):
+        gradcam.gradcam(mute, variables, images, labels)
+
+
 def test_an_unknown_variant_is_refused_with_those_there_are():
     network, variables, images, labels = small()
     with pytest.raises(InputError, match=r"variant is 'gradcam\+'; expected one of: gradcam, gradcam\+\+"):

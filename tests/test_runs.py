@@ -59,6 +59,13 @@ def test_differences_name_the_key_and_both_values():
     assert runs.differences({"a": 2}, {"a": {"b": 1}}) == ["a is 2 there, absent here", "a.b is absent there, 1 here"]
 
 
+@pytest.mark.parametrize("key", ["dataset.path", "model.pretrained"])
+def test_a_fingerprint_is_not_called_a_path(key):
+    section, name = key.split(".")
+    there, here = ({section: {name: content}} for content in ("a1", "b2"))
+    assert runs.differences(there, here) == [f"the fingerprint of {key} is 'a1' there, 'b2' here"]
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "result.json"
     runs.write_json(str(path), {"a": 1})

@@ -10,7 +10,7 @@ import numpy as np
 from kd_jax import augment, registry
 from kd_jax.data import digits
 from kd_jax.data.split import Source, select, stratified_split
-from kd_jax.errors import InputError, choose
+from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.types import Split
 
 __all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "load", "register"]
@@ -73,6 +73,7 @@ def register(name: str, read: Callable[[Section], Source], fingerprint: Callable
       read: takes the section `dataset` of a config (its `path` and `name` are free for you) and returns a `Source`.
       fingerprint: `Source.fingerprint` from the section, where it is had without reading all images.
     """
+    check_callable(f"the reader of source {name!r}", read)
     registry.add(SOURCES, name, Kind(read, fingerprint))
 
 

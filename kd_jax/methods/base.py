@@ -8,9 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax import losses
-from kd_jax.errors import InputError, choose
+from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.losses import masks
 from kd_jax.models.layers import at_least_float32
 from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, View, student_logits
@@ -78,11 +79,14 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
       constructor(name, *, on, standardize, views, **options) -> Method with one term of that name. With several
       `views` (numbers, the first augmentation being 0) the term is the sum over them.
     """
-    parameters = inspect.signature(function).parameters.values()
-    sides = [_side(p.name) for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "where"]
-    takes_where = any(p.name == "where" for p in parameters)
+    check_callable("a loss", function)
+    parameters = inspect.signature(function).parameters
+    sides = [_side(p.name) for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    options = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "where"]
+    takes_where = "where" in parameters
     labeled_only = bool({"targets", "labels"} & set(sides))
+    if takes_where and not labeled_only and parameters["where"].default is inspect.Parameter.empty:
+        raise InputError("a loss has the parameter 'where' (which images are labeled); expected targets or labels too")
     default = on
 
     def construct(
@@ -106,6 +110,7 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
             where = batch.labels >= 0 if labeled_only else None
             told = {"where": where} if takes_where and labeled_only else {}
             loss = function(*(values[name] for name in sides), **chosen, **told)
+            loss = _checked(loss, len(batch.labels))
             return masks.mean(masks.keep(where, loss) if loss.ndim else loss, where)
 
         def init(rng: Array, context: Context) -> MethodVariables:
@@ -119,6 +124,15 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
 
     own = {name: p for name, p in inspect.signature(construct).parameters.items() if p.kind is not p.VAR_KEYWORD}
     return _with_signature(construct, [*own.values(), *options])
+
+
+def _checked(loss: Any, count: int | None = None) -> Array:
+    """A loss [], or with a count of images [B]; raises InputError for anything else."""
+    is_number = isinstance(loss, int | float | np.ndarray | jax.Array)
+    if not is_number or jnp.shape(loss) not in ((), (count,)):
+        what = f"{loss.dtype} {list(loss.shape)}" if hasattr(loss, "shape") else repr(loss)
+        raise InputError(f"the loss is {what}; expected []" + (f", or [{count}], one for each image" if count else ""))
+    return jnp.asarray(loss)
 
 
 def _side(name: str) -> str:
@@ -223,7 +237,7 @@ def combine(methods: Mapping[str, Method]) -> Method:
         for i, (name, method) in enumerate(methods.items()):
             rng = None if context.rng is None else jax.random.fold_in(context.rng, i)
             new, state[name] = _run(name, method.apply, of_term(variables, name), dataclasses.replace(context, rng=rng))
-            terms |= new
+            terms |= {part: _run(part, _checked, loss) for part, loss in new.items()}
         return terms, state
 
     def trains(step: Array | int) -> Mapping[str, Any]:

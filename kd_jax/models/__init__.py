@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from kd_jax import registry
-from kd_jax.errors import InputError, check_kind, choose
+from kd_jax.errors import InputError, check_callable, check_kind, choose
 from kd_jax.models import cifar_resnet, resnet
 from kd_jax.models.linen import TorchKey, from_linen
 from kd_jax.models.taps import Taps
@@ -53,6 +53,10 @@ def register(
     >>> create("softmax", num_classes=10).head
     ('classifier',)
     """
+
+    if isinstance(build, nn.Module):
+        raise InputError(f"the network {name!r} is an instance of {type(build).__name__}; expected the class itself")
+    check_callable(f"the network {name!r}", build)
 
     @functools.wraps(build, updated=())
     def network(**options: Any) -> Network:

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from kd_jax.errors import choose
+from kd_jax.errors import InputError, choose
 from kd_jax.models.layers import at_least_float32
 from kd_jax.types import Array, Network, Outputs, Variables
 
@@ -31,10 +31,13 @@ def from_linen(module: nn.Module, *, head: tuple[str, ...] = (), torch_key: Torc
         return {key: value for key, value in options.items() if key in parameters}
 
     def init(rng: Array, images: Array) -> Variables:
-        variables = module.init(rng, images, **accepted(train=False))
+        variables = dict(module.init(rng, images, **accepted(train=False)))
+        params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
+        if variables:
+            raise InputError(f"the network has the collection {min(variables)!r}; expected 'params' and 'batch_stats'")
         for name in head:
-            choose("a module of the network's head", name, variables["params"])
-        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+            choose("a module of the network's head", name, params)
+        return {"params": params, "batch_stats": batch_stats}
 
     def apply(
         variables: Variables,

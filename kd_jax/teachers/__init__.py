@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from kd_jax import registry, runs, weights
 from kd_jax.data import Dataset
-from kd_jax.errors import choose
+from kd_jax.errors import check_callable, choose
 from kd_jax.teachers import file, run
 from kd_jax.types import Teacher
 
@@ -52,6 +52,8 @@ def register(
       identify: from the section `teacher` of a config to what of the teacher affects its student's result (the hash of
         its file, say), by which runs are told apart.
     """
+    check_callable(f"the builder of teacher {name!r}", build)
+    check_callable(f"the identity of teacher {name!r}", identify)
     registry.add(KINDS, name, Kind(build, lambda section, _: identify(section)))
 
 

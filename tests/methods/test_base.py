@@ -91,6 +91,37 @@ def test_a_parameter_of_another_name_is_refused():
         base.from_loss(lambda logits: logits)
 
 
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda student: student, r"the loss is float32 \[6, 5\]; expected \[\], or \[6\], one for each image"),
+        (lambda student: student[:3, 0], r"the loss is float32 \[3\]; expected"),
+        (lambda student: None, r"the loss is None; expected"),
+    ],
+)
+def test_a_loss_of_another_shape_is_refused(function, said):
+    with pytest.raises(InputError, match=f"method.term: {said}"):
+        apply(base.combine({"term": base.from_loss(function)("term")}))
+
+
+def test_a_modules_loss_is_one_number():
+    class PerImage(nn.Module):
+        def __call__(self, context):
+            return context.student.logits[:, 0]
+
+    with pytest.raises(InputError, match=r"method.term: the loss is float32 \[6\]; expected \[\]$"):
+        apply(base.combine({"term": base.from_module(PerImage)("term")}))
+
+
+def test_a_loss_may_be_a_constant():
+    assert apply(base.from_loss(lambda student: 0.5)("term"))["term"] == 0.5
+
+
+def test_where_without_labels_has_no_meaning():
+    with pytest.raises(InputError, match=r"a loss has the parameter 'where' .*; expected targets or labels too"):
+        base.from_loss(lambda student, *, where: student[:, 0])
+
+
 def test_a_loss_that_takes_where_is_told_who_has_a_label():
     told = []
     method = base.from_loss(lambda student, labels, *, where=None: told.append(where) or student[:, 0])("term")

@@ -1,5 +1,6 @@
 """Methods by name: their weights and schedules, their options, a method of one's own."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +81,9 @@ def test_labels_need_no_teacher():
         ({"kd": {"weight": "1"}}, "method.kd.weight is '1'; expected a finite number"),
         ({"kd": {"weight": True}}, "method.kd.weight is True; expected a finite number"),
         ({"kd": {"weight": float("nan")}}, "method.kd.weight is nan; expected a finite number"),
+        ({"kd": None}, r"method.kd is None; expected its options, as in \{'weight': 1.0\}, or \{\}"),
+        ({"kd": 1.0}, r"method.kd is 1.0; expected its options"),
+        ({"kd": {"optimzer": {}}}, "expected one of: .*; did you mean 'optimizer'"),
     ],
 )
 def test_a_wrong_term_is_named_with_the_choices(terms, said):
@@ -100,9 +104,32 @@ def test_a_registered_loss_is_a_term_with_its_own_options(monkeypatch):
     np.testing.assert_allclose(terms["difference"], 2 * np.abs(STUDENT - TEACHER).mean(), rtol=1e-5)
 
 
+def test_an_option_without_a_default_is_required(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "own", methods.from_loss(lambda student, *, scale: scale * student[:, 0]))
+    with pytest.raises(InputError, match=r"method.own.scale is missing; expected a value, as it has no default"):
+        methods.create({"own": {}})
+
+
+@pytest.mark.parametrize(
+    ("constructor", "said"),
+    [
+        (None, "the constructor of method 'own' is None; expected a function"),
+        (
+            lambda student, teacher: student,
+            r"first parameter is not `name`; expected from_loss\(function\), from_module",
+        ),
+        (nn.Dense, r"Dense.*, whose first parameter is not `name`"),
+    ],
+)
+def test_what_makes_no_method_is_not_registered(constructor, said):
+    with pytest.raises(InputError, match=said):
+        methods.register("own", constructor)
+    assert "own" not in methods.METHODS
+
+
 def test_a_registered_losses_unknown_option_is_named_with_the_choices(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "difference", methods.from_loss(lambda student, teacher, *, scale=1.0: scale))
-    with pytest.raises(InputError, match=r"is 'size'; expected one of: epochs, method, on, scale"):
+    with pytest.raises(InputError, match=r"is 'size'; expected one of: epochs, method, on, optimizer, scale"):
         methods.create({"difference": {"size": 2.0}})
 
 

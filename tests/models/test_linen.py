@@ -58,3 +58,26 @@ def test_a_head_that_is_no_module_is_refused_with_the_near_name():
     network = from_linen(Logits(), head=("clasifier",))
     with pytest.raises(InputError, match="'clasifier'; expected one of: classifier; did you mean 'classifier'"):
         network.init(jax.random.key(0), IMAGES)
+
+
+class Brightness(nn.Module):
+    """Without parameters; it may keep a memory."""
+
+    remembers: bool = False
+
+    @nn.compact
+    def __call__(self, images):
+        if self.remembers:
+            self.variable("memory", "mean", jnp.zeros, ())
+        return images.mean((1, 2))
+
+
+def test_a_module_without_parameters_is_a_network():
+    assert from_linen(Brightness()).init(jax.random.key(0), IMAGES) == {"params": {}, "batch_stats": {}}
+
+
+def test_a_collection_that_a_step_does_not_carry_is_refused():
+    with pytest.raises(
+        InputError, match="the network has the collection 'memory'; expected 'params' and 'batch_stats'"
+    ):
+        from_linen(Brightness(remembers=True)).init(jax.random.key(0), IMAGES)

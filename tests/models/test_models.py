@@ -185,6 +185,18 @@ def test_a_registered_function_may_return_a_module_or_a_network(register):
     assert [models.create(name, 5).head for name in ("module", "network")] == [("classifier",), ("Dense_0",)]
 
 
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (None, "the network 'own' is None; expected a function, or a class"),
+        (Plain(5, 3), "the network 'own' is an instance of Plain; expected the class itself"),
+    ],
+)
+def test_what_builds_no_network_is_not_registered(register, build, said):
+    with pytest.raises(InputError, match=said):
+        register("own", build)
+
+
 def test_a_name_that_is_registered_again_is_replaced(register):
     register("resnet8", Plain)
     assert shapes_of(models.create("resnet8", 5, channels=7))["Dense_0"]["kernel"].shape == (3, 7)
