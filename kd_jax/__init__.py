@@ -6,6 +6,8 @@
     kd_jax.teachers    teachers by kind
     kd_jax.train       trains as a config says, its teacher first, and returns the result
     kd_jax.load        loads a finished run, to classify images with
+    kd_jax.evaluate_run, kd_jax.explain_run
+                       measure a finished run, and draw where it looks, as the commands do
 
 Nothing is imported before it is used: `import kd_jax` takes no time, and `kd_jax.losses` no more than JAX.
 """
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kd_jax import augment, gradcam, losses, methods, metrics, models, teachers
     from kd_jax.errors import InputError, Preempted, TrainingError
+    from kd_jax.evaluation import evaluate_run
+    from kd_jax.explaining.agreement import explain_run
     from kd_jax.loaded import LoadedRun, load
     from kd_jax.models import create as create_model
     from kd_jax.training import Result, train
@@ -64,6 +68,8 @@ _NAMES = {
     "LoadedRun": ("kd_jax.loaded", "LoadedRun"),
     "Result": ("kd_jax.training", "Result"),
     "create_model": ("kd_jax.models", "create"),
+    "evaluate_run": ("kd_jax.evaluation", "evaluate_run"),
+    "explain_run": ("kd_jax.explaining.agreement", "explain_run"),
     "load": ("kd_jax.loaded", "load"),
     "train": ("kd_jax.training", "train"),
 }
@@ -71,6 +77,8 @@ _NAMES = {
 __all__ = [
     "augment",
     "create_model",
+    "evaluate_run",
+    "explain_run",
     "gradcam",
     "load",
     "losses",
@@ -79,7 +87,7 @@ __all__ = [
     "models",
     "teachers",
     "train",
-    *sorted({*_NAMES} - {"create_model", "load", "train"}),
+    *sorted({*_NAMES} - {"create_model", "evaluate_run", "explain_run", "load", "train"}),
 ]
 
 

@@ -1,12 +1,14 @@
 """Evaluation of a state, and of a run that has finished."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from kd_jax import data, experiment, metrics, runs, sharding, steps, teachers, weights
+from kd_jax import experiment, metrics, runs, sharding, steps, teachers, weights
+from kd_jax.data import memory
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
 from kd_jax.types import Array, MethodVariables, Split, TrainState, Variables
@@ -60,25 +62,30 @@ class Restored(NamedTuple):
 
 
 def restore(
-    folder: str, *, path: str | None = None, source: data.Source | None = None, runs_folder: str = "runs"
+    folder: str | os.PathLike[str],
+    *,
+    path: str | None = None,
+    data: memory.Data | None = None,
+    runs_folder: str | os.PathLike[str] = "runs",
 ) -> Restored:
     """Restores a finished run for evaluation.
 
     Args:
       folder: of the run.
       path: where the data lies now; None for where it lay.
-      source: the images, where a program has them.
+      data: of a run on arrays, as `kd_jax.train` took it.
       runs_folder: where the runs of teachers lie.
     Raises:
       InputError: when the folder holds no finished run, or the data is not what it was trained on.
     """
+    folder, runs_folder = os.fspath(folder), os.fspath(runs_folder)
     saved = runs.read_config(folder)
     variables, method = weights.read_run(folder)
     config = saved["config"]
     config["model"]["pretrained"] = ""  # where training started from need not exist any more
     config["dataset"]["path"] = path or config["dataset"]["path"]
     config["teacher"] = teachers.finished(config["teacher"], saved["teacher_hash"], runs_folder)
-    restored = experiment.create(config, source=source, runs_folder=runs_folder, training=False)
+    restored = experiment.create(config, source=memory.source_of(data), runs_folder=runs_folder, training=False)
     if restored.dataset.fingerprint != saved["data"]["fingerprint"]:
         raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see --path")
     teacher_variables = restored.teacher.load()[0] if restored.teacher else {}
@@ -86,11 +93,15 @@ def restore(
 
 
 def evaluate_run(
-    folder: str, *, path: str | None = None, source: data.Source | None = None, runs_folder: str = "runs"
+    folder: str | os.PathLike[str],
+    *,
+    path: str | None = None,
+    data: memory.Data | None = None,
+    runs_folder: str | os.PathLike[str] = "runs",
 ) -> dict[str, Any]:
     """Metrics of a finished run on its test set; those that compare with a teacher need the teacher's run.
 
     See `restore` for the arguments and errors.
     """
-    run = restore(folder, path=path, source=source, runs_folder=runs_folder)
+    run = restore(folder, path=path, data=data, runs_folder=runs_folder)
     return Evaluator(run.experiment, run.teacher_variables)(run.variables, run.method, run.experiment.dataset.test)

@@ -18,7 +18,7 @@ from kd_jax.errors import InputError
 from kd_jax.identity import identify
 from kd_jax.logging import wandb_run
 from kd_jax.steps import Components, StepOptions
-from kd_jax.types import Feed, Hyper, Method, Network, Split, Teacher, Variables
+from kd_jax.types import Feed, Hyper, Method, Network, Split, Teacher, TrainState, Variables
 
 
 class Experiment(NamedTuple):
@@ -63,6 +63,10 @@ class Experiment(NamedTuple):
     def place(self, tree: Any) -> Any:
         """Puts arrays on every device."""
         return jax.device_put(tree, sharding.replicated(self.mesh))
+
+    def state_shapes(self) -> TrainState:
+        """The shapes of the state before the first step."""
+        return _state_shapes(self.components, self.options, self.dataset.train)
 
     def feed(self) -> Feed:
         """The training data, on the devices."""
@@ -130,6 +134,7 @@ def create(
     hyper = create_hyper(components)
     if training:
         trace(components, options, hyper, dataset.train, config["train"]["batch_size"])
+        _check_effect(config["method"], components, options, dataset.train, total)
     # On a CPU, convolutions inside a loop are many times slower than the same step called from Python.
     per_call = config["train"]["steps_per_call"] or (1 if jax.default_backend() == "cpu" else 50)
     return Experiment(
@@ -160,20 +165,41 @@ def create_hyper(components: Components) -> Hyper:
 def trace(components: Components, options: StepOptions, hyper: Hyper, train: Split, batch_size: int) -> None:
     """Traces initialization and a step, so that an error in them is seen before a teacher is trained or a file made."""
 
-    def shape(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-    split = jax.tree.map(shape, train)
+    state, split = _state_shapes(components, options, train), _shapes(train)
     teacher_variables = components.teacher.shapes if components.teacher else {}
-    common: dict[str, Any] = {"components": components, "options": options}
-    example = jax.tree.map(shape, resident.example(train))
-    state = jax.eval_shape(
-        functools.partial(steps.init_state, **common), np.uint32(0), teacher_variables, example, split.labels
-    )
     fetch = functools.partial(steps.gather, batch_sharding=options.batch_sharding)
     rows = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
-    train_steps = functools.partial(steps.train_steps, fetch=fetch, **common)
+    train_steps = functools.partial(steps.train_steps, fetch=fetch, components=components, options=options)
     jax.eval_shape(train_steps, state, teacher_variables, split, rows, hyper, split.labels)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _state_shapes(components: Components, options: StepOptions, train: Split) -> TrainState:
+    teacher_variables = components.teacher.shapes if components.teacher else {}
+    init = functools.partial(steps.init_state, components=components, options=options)
+    example = _shapes(resident.example(train))
+    return jax.eval_shape(init, np.uint32(0), teacher_variables, example, _shapes(train.labels))
+
+
+def _check_effect(
+    terms: Mapping[str, Any], components: Components, options: StepOptions, train: Split, total: int
+) -> None:
+    """Raises InputError for options of terms that would do nothing in this run."""
+    for term, chosen in terms.items():
+        first = (chosen.get("epochs") or (0,))[0]
+        if first * options.steps_per_epoch >= total:
+            raise InputError(
+                f"method.{term}.epochs is {chosen['epochs']}, and the run ends after"
+                f" {total / options.steps_per_epoch:g} epochs; expected a term that counts in it"
+            )
+    if any("optimizer" in chosen for chosen in terms.values()):
+        params = _state_shapes(components, options, train).params
+        for term, chosen in terms.items():
+            if chosen.get("optimizer") and not jax.tree.leaves(params[term]):
+                raise InputError(f"method.{term}.optimizer is {chosen['optimizer']}, and the term trains no parameters")
 
 
 def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:
@@ -249,6 +275,8 @@ def _pretrained(model: Mapping[str, Any], components: Components, dataset: data.
     student = components.student
     shapes = jax.eval_shape(student.init, jax.random.key(0), jax.eval_shape(components.prepare, images))
     loaded = weights.load(source, shapes, student)
-    head = "its head included" if loaded.head else "the head has a different shape and is reinitialized"
+    head = (
+        "its head included" if loaded.head else "its head is of another shape or was not trained, and is reinitialized"
+    )
     print(f"{model['name']} starts from weights of {source}; {head}", flush=True)
     return loaded.variables

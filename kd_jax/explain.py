@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("--against is empty; expected the folder of a finished run")
     from kd_jax.explaining import agreement
 
-    agreement.explain(
+    agreement.explain_run(
         cli.WORKDIR.value,
         against,
         to=cli.TO.value,

@@ -11,12 +11,12 @@ from kd_jax.types import Array, Network, Variables
 class LoadedRun(NamedTuple):
     """A network with what it takes to use it."""
 
-    network: Network
+    network: Network  # as the run predicts, see `networks.predicting`
     variables: Variables
     preprocess: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> what `network.apply` reads
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (h, w, C) of the images that it was trained on
-    logits: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> [B, K], of the run's prediction; jit it
+    logits: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> [B, K]; jit it
 
 
 def load(folder: str | os.PathLike[str]) -> LoadedRun:
@@ -29,12 +29,12 @@ def load(folder: str | os.PathLike[str]) -> LoadedRun:
     saved = runs.read_config(folder)
     config, described = saved["config"], saved["data"]
     class_names = tuple(described["class_names"])
-    network = networks.create(config, len(class_names))
-    variables, method_variables = weights.read_run(folder)
+    method = methods.create(config["method"])
+    network = networks.predicting(networks.create(config, len(class_names)), method)
+    variables = networks.predicting_variables(method, *weights.read_run(folder))
     preprocess = networks.preprocessor(config, described["mean"], described["std"])
-    predict = methods.create(config["method"]).predict
 
     def logits(images: Array) -> Array:
-        return predict(method_variables, network.apply(variables, preprocess(images), train=False)[0])
+        return network.apply(variables, preprocess(images), train=False)[0].logits
 
     return LoadedRun(network, variables, preprocess, class_names, tuple(described["image_shape"]), logits)

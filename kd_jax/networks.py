@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax import augment, models
 from kd_jax.errors import InputError, choose
-from kd_jax.types import Array, Network
+from kd_jax.types import Array, Method, MethodVariables, Network, Outputs, Variables, student_logits
 
 # float64 is for checks of numbers, and needs JAX_ENABLE_X64.
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -31,6 +31,30 @@ def create(config: Mapping[str, Any], num_classes: int) -> Network:
         frozen_backbone=model["freeze"] == "backbone_and_norms",
         **{key: value for key, value in model.items() if key not in NOT_OPTIONS},
     )
+
+
+def predicting(network: Network, method: Method) -> Network:
+    """The network as a run of the method predicts; `predicting_variables` are its variables.
+
+    Where the method replaces the prediction, the logits are the method's, and there is no linear head that makes them.
+    """
+    if method.predict is student_logits:
+        return network
+
+    def init(rng: Array, images: Array) -> Variables:
+        raise InputError(f"{network.name} predicts by its method's head; expected the variables of its run")
+
+    def apply(variables: Variables, images: Array, **options: Any) -> tuple[Outputs, Any]:
+        own = {name: tree for name, tree in variables.items() if name != "method"}
+        outputs, batch_stats = network.apply(own, images, **options)
+        return outputs._replace(logits=method.predict(variables["method"], outputs), head=None), batch_stats
+
+    return Network(init, apply, name=network.name)
+
+
+def predicting_variables(method: Method, variables: Variables, method_variables: MethodVariables) -> Variables:
+    """The variables of `predicting`, made of the student's and the method's."""
+    return variables if method.predict is student_logits else {**variables, "method": method_variables}
 
 
 def preprocessor(config: Mapping[str, Any], mean: Any, std: Any) -> Callable[[Array], Array]:

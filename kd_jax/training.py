@@ -15,7 +15,7 @@ import numpy as np
 
 from kd_jax import evaluation, metrics, registry, runs, steps
 from kd_jax.checkpoint import Checkpoints
-from kd_jax.data import Source, memory
+from kd_jax.data import memory
 from kd_jax.errors import Preempted, TrainingError
 from kd_jax.evaluation import Evaluator
 from kd_jax.experiment import Experiment, create
@@ -51,7 +51,7 @@ def train(
     config: Mapping[str, Any],
     workdir: str | os.PathLike[str] | None = None,
     *,
-    data: Source | tuple[memory.Arrays, memory.Arrays] | None = None,
+    data: memory.Data | None = None,
     runs_folder: str | os.PathLike[str] = "runs",
 ) -> Result:
     """Trains as a config says, its teacher first when that is missing, and writes `result.json`.
@@ -68,8 +68,7 @@ def train(
       TrainingError: the loss is not finite. Preempted: SIGTERM came, and the state is saved.
     """
     registry.end_import()
-    source = data if data is None or isinstance(data, Source) else memory.from_arrays(*data)
-    experiment = create(config, source=source, runs_folder=os.fspath(runs_folder))
+    experiment = create(config, source=memory.source_of(data), runs_folder=os.fspath(runs_folder))
     folder = workdir or default_folder(experiment, os.fspath(runs_folder))
     return run(experiment, os.fspath(folder))
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import runs
+from kd_jax import methods, runs
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.steps import method_variables
-from kd_jax.types import MethodVariables, Network, Variables
+from kd_jax.types import MethodVariables, Network, Variables, student_logits
 
 PathLike = str | os.PathLike[str]
 
@@ -41,19 +41,26 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
       network: of the variables. For a file or a hub id it needs PyTorch names.
       strict: refuse a source with another head, instead of leaving the head out.
     Returns:
-      All variables, or only those of the backbone where the source has a head of another shape or kind, or none.
+      All variables, or only those of the backbone where the source has a head of another shape or kind, or none, or is
+      a run that predicts by its method and so never trained it.
     Raises:
       InputError: when the source cannot be read, or is not of this network.
     """
     source = os.fspath(source)
+    trained = True
     if os.path.isdir(source):
         network = network._replace(torch_key=_run_key)
         state_dict = torch_names.to_state_dict(read_run(source)[0], network)
+        trained = methods.create(runs.read_config(source)["config"]["method"]).predict is student_logits
     else:
         state_dict = torch_names.without_prefix(read(source))
     names = torch_names.keys(variables, network)
     flat = flatten_dict(dict(variables))
     head = {path for path in flat if path[1] in network.head}
+    if not trained:
+        if strict:
+            raise InputError(f"the run in {source} predicts by its method's head; expected teacher.kind 'run'")
+        state_dict = {key: array for key, array in state_dict.items() if key not in {names[path] for path in head}}
     shapes = {key: np.shape(array) for key, array in state_dict.items()}
     if strict or all(shapes.get(names[path]) == torch_names.torch_shape(path, flat[path].shape) for path in head):
         return Loaded(torch_names.match(state_dict, variables, network), head=True)

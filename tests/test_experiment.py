@@ -126,6 +126,25 @@ def test_a_loss_that_does_not_fit_the_networks_is_refused(term, said):
         experiment.create(tiny.taught() | {"method": {"term": term}})
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            {"optimizer": {"momentum": 0.5}},
+            "method.kd.optimizer is {'momentum': 0.5}, and the term trains no parameters",
+        ),
+        (
+            {"epochs": [3, None]},
+            r"method.kd.epochs is \[3, None\], and the run ends after 3 epochs; expected a term that",
+        ),
+    ],
+    ids=["optimizer", "epochs"],
+)
+def test_an_option_that_would_do_nothing_is_refused(option, said):
+    with pytest.raises(InputError, match=said):
+        experiment.create(tiny.taught() | {"method": {"kd": option}})
+
+
 def test_a_mistake_in_a_loss_shows_before_anything_is_trained(monkeypatch):
     def broken(student, teacher):
         return student @ teacher

@@ -37,7 +37,7 @@ def test_an_old_run_evaluates_to_what_it_recorded(old, name):
 
 
 def test_an_old_run_is_explained(old, tmp_path):
-    summary = agreement.explain(str(old / NAMES[0]), to=str(tmp_path), runs_folder=str(old))
+    summary = agreement.explain_run(str(old / NAMES[0]), to=str(tmp_path), runs_folder=str(old))
     recorded = json.loads((old / NAMES[0] / "gaze.json").read_text())
     got, expected = (x["students"][0]["agreement"]["all"]["cosine"]["mean"] for x in (summary, recorded))
     assert got == pytest.approx(expected, rel=1e-3)

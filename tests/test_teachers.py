@@ -1,11 +1,13 @@
 """Teachers: functions of (variables, batch, rng, train), whatever their kind."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import models, teachers
+from kd_jax import experiment, models, teachers
 from kd_jax.errors import InputError
 from kd_jax.teachers.network import network_teacher
 from kd_jax.types import Outputs, Teacher
@@ -54,6 +56,18 @@ def test_in_evaluation_a_teacher_in_train_mode_is_in_inference_mode(network):
     np.testing.assert_array_equal(own.logits, says(*network, mode="eval").logits)
 
 
+def test_a_trained_teacher_computes_in_its_students_precision():
+    made = experiment.create(tiny.taught(precision="bfloat16"))
+    images = jnp.zeros((4, 8, 8, 1), jnp.bfloat16)
+    said = jax.eval_shape(
+        functools.partial(made.teacher.apply, train=False),
+        made.teacher.shapes,
+        batch([0] * 4)._replace(images=images),
+        jax.random.key(0),
+    )
+    assert said.features[-1].dtype == jnp.bfloat16
+
+
 def test_an_unknown_mode_or_kind_is_refused_with_the_choices():
     with pytest.raises(InputError, match=r"teacher.mode is 'eva'; expected one of: eval, train; did you mean 'eval'"):
         tiny.create(tiny.METHODS["kd"], **{"teacher.mode": "eva"})
@@ -77,6 +91,11 @@ def registered(monkeypatch):
     monkeypatch.setattr(teachers, "KINDS", dict(teachers.KINDS))
     teachers.register("labels", _labels_only, lambda section: {"labels": 5.0})
     return {"teacher.kind": "labels"}
+
+
+def test_a_kind_that_cannot_be_built_is_not_registered():
+    with pytest.raises(InputError, match="the builder of teacher 'own' is None; expected a function"):
+        teachers.register("own", None, lambda section: {})
 
 
 def test_a_teacher_that_reports_logits_alone_teaches_by_them(registered):

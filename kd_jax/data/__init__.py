@@ -52,8 +52,8 @@ def _tfds(section: Section) -> Source:
 
 def _memory(section: Section) -> Source:
     raise InputError(
-        "dataset.source is 'memory', whose arrays only a program has: kd_jax.train(config, data=...); expected another"
-        f" source: {', '.join(sorted(set(SOURCES) - {'memory'}))}"
+        "dataset.source is 'memory', whose arrays only a program has; expected kd_jax.train, kd_jax.evaluate_run or"
+        f" kd_jax.explain_run with data=..., or another source: {', '.join(sorted(set(SOURCES) - {'memory'}))}"
     )
 
 

@@ -11,6 +11,7 @@ from kd_jax.errors import InputError, one_line
 from kd_jax.types import Split
 
 Arrays = tuple[Any, Any]  # images [N, H, W, C] or [N, H, W] uint8; labels [N], integers from 0
+Data = Source | tuple[Arrays, Arrays]  # to train and to test on
 
 
 def from_arrays(train: Arrays, test: Arrays | None = None, class_names: Sequence[str] | None = None) -> Source:
@@ -46,6 +47,18 @@ def from_arrays(train: Arrays, test: Arrays | None = None, class_names: Sequence
     if not len(both[1].labels):
         raise InputError("no class has 3 images, of which one could be for the test; expected more, or test images")
     return Source(*both, names, digest.hexdigest(), skipped=0, name="arrays")
+
+
+def source_of(data: Data | None) -> Source | None:
+    """The data set that a program gives; None for none. Raises InputError for anything else."""
+    if data is None or isinstance(data, Source):
+        return data
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise InputError(
+            f"data is a {type(data).__name__}; expected ((images, labels), (images, labels)) to train and to test on,"
+            " or a Source, see kd_jax.data.memory.from_arrays"
+        )
+    return from_arrays(*data)
 
 
 def _split(name: str, arrays: Arrays) -> Split:

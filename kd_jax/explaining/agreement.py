@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import evaluation, gradcam, loaded, methods, runs, sharding, steps
+from kd_jax import evaluation, gradcam, loaded, networks, runs, sharding, steps
+from kd_jax.data import memory
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
 from kd_jax.explaining import grid
@@ -47,13 +48,14 @@ class Measurements(NamedTuple):
     disagreement: np.ndarray  # [N], see `measure`
 
 
-def explain(
-    run: str,
-    against: Sequence[str] = (),
+def explain_run(
+    run: str | os.PathLike[str],
+    against: Sequence[str | os.PathLike[str]] = (),
     *,
-    to: str | None = None,
+    to: str | os.PathLike[str] | None = None,
     path: str | None = None,
-    runs_folder: str = "runs",
+    data: memory.Data | None = None,
+    runs_folder: str | os.PathLike[str] = "runs",
     stage: int = -1,
     variant: str = "gradcam",
     num_images: int = 15,
@@ -66,8 +68,7 @@ def explain(
       run: the folder of a finished run with a teacher.
       against: folders of finished runs on the same data.
       to: the folder to write into; `run` if None.
-      path: where the data is now; None if it has not moved.
-      runs_folder: the folder that holds the runs of teachers.
+      path, data, runs_folder: see `evaluation.restore`.
       stage, variant: see `kd_jax.gradcam.gradcam`.
       num_images: how many images the picture shows.
     Returns:
@@ -76,28 +77,37 @@ def explain(
       InputError: if a folder holds no finished run, there is no teacher, the runs' data differ, a network lacks the
         stage, or `to` cannot be written. Nothing is written in that case.
     """
-    runs.check_writable(to or run, "--to:" if to else "the work directory", OUTPUT_FILES)
-    to = to or run
-    _check_runs([run, *against])
-    experiment, student_variables, _, teacher_variables = evaluation.restore(run, path=path, runs_folder=runs_folder)
+    run, others = os.fspath(run), [os.fspath(other) for other in against]
+    folder = os.fspath(to or run)
+    runs.check_writable(folder, "--to:" if to else "the work directory", OUTPUT_FILES)
+    _check_runs([run, *others])
+    experiment, student_variables, method_variables, teacher_variables = evaluation.restore(
+        run, path=path, data=data, runs_folder=runs_folder
+    )
+    method = experiment.components.method
     if not experiment.teacher:
         expected = experiment.config["teacher"]["path"]
         raise InputError(f"the teacher of {run} has no finished run in {expected}; expected it there, see --runs")
     models = _with_distinct_names(
         _teacher(experiment, teacher_variables),
-        _model_of_run(run, experiment.components.student, student_variables, experiment.components.prepare),
-        *(_other_student(folder, experiment) for folder in against),
+        _model_of_run(
+            run,
+            networks.predicting(experiment.components.student, method),
+            networks.predicting_variables(method, student_variables, method_variables),
+            experiment.components.prepare,
+        ),
+        *(_other_student(other, experiment) for other in others),
     )
     measurements = measure(experiment, models, stage=stage, variant=variant)
     summary = {"stage": stage, "variant": variant, **summarize(measurements, models)}
     picture = _picture(experiment, models, measurements, stage=stage, variant=variant, num_images=num_images)
     content = json.dumps(summary, indent=1).encode(), grid.png(picture)
-    runs.write_files(to, dict(zip(OUTPUT_FILES, content, strict=True)))
+    runs.write_files(folder, dict(zip(OUTPUT_FILES, content, strict=True)))
     _print_summary(summary)
-    numbers, image = (os.path.join(to, name) for name in OUTPUT_FILES)
+    numbers, image = (os.path.join(folder, name) for name in OUTPUT_FILES)
     print(f"wrote {numbers} and {image}")
     result = runs.read_json(run, "result.json")
-    metrics_file.write_image(to, result["checkpoint"], "saliency", picture)
+    metrics_file.write_image(folder, result["checkpoint"], "saliency", picture)
     wandb_run.add_image(run, "saliency", image, result["steps"])
     return summary
 
@@ -107,7 +117,6 @@ def _check_runs(folders: Sequence[str]) -> None:
     saved = {folder: runs.read_config(folder) for folder in folders}
     for folder in folders:
         runs.read_json(folder, "result.json")
-        methods.check_student_predicts(saved[folder]["config"]["method"], folder)
     first, *others = folders
     if saved[first]["config"]["teacher"]["kind"] == "none":
         raise InputError(f"the run in {first} has no teacher; expected a distilled one, and others as --against")

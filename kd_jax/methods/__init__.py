@@ -8,14 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from kd_jax import losses, registry
-from kd_jax.errors import InputError, check_kind, choose
+from kd_jax.errors import InputError, check_callable, check_kind, choose
 from kd_jax.methods import original
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import Constructor, combine, from_loss, from_module, tap
 from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.saliency import gradcam_alignment
-from kd_jax.types import Array, Method, student_logits
+from kd_jax.types import Array, Method
 
 __all__ = ["METHODS", "combine", "create", "from_loss", "from_module", "register", "tap"]
 
@@ -39,12 +39,17 @@ METHODS: dict[str, Constructor] = {
 }
 
 
+OPTIONS = ("method", "weight", "warmup_epochs", "epochs", "optimizer")  # of every term; the others are the method's
+
+
 def register(name: str, constructor: Constructor) -> None:
     """Adds a method of your own, which configs then know by `name`, or replaces it.
 
     Args:
       name: of the method.
-      constructor: (term, **options) -> Method; `from_loss(function)` and `from_module(module)` make one.
+      constructor: (name, **options) -> Method; `from_loss(function)` and `from_module(module)` make one.
+    Raises:
+      InputError: for anything else.
 
     >>> import jax.numpy as jnp
     >>> def squared_error(student, teacher, *, scale=1.0):
@@ -54,6 +59,12 @@ def register(name: str, constructor: Constructor) -> None:
     >>> method.needs_teacher, method.weights
     (True, {'squared_error': 0.5})
     """
+    check_callable(f"the constructor of method {name!r}", constructor)
+    if next(iter(inspect.signature(constructor).parameters), None) != "name":
+        raise InputError(
+            f"the constructor of method {name!r} is {constructor!r}, whose first parameter is not `name`; expected"
+            " from_loss(function), from_module(module), or a function (name, **options) -> Method"
+        )
     registry.add(METHODS, name, constructor)
 
 
@@ -78,6 +89,8 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
 
 
 def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> Method:
+    if not isinstance(given, Mapping):
+        raise InputError(f"method.{term} is {given!r}; expected its options, as in {{'weight': 1.0}}, or {{}}")
     options = dict(given)
     if "loss" in options:
         raise InputError(f"method.{term}.loss is now method.{term}.method; expected the new name")
@@ -93,8 +106,11 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
         raise InputError(f"method.{term}.optimizer is {optimizer!r}; expected keys of the section `optimizer`")
     known = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name != "name"}
     for option, value in options.items():
-        choose(f"an option of method.{term}", option, ["method", "weight", "warmup_epochs", "epochs", *known])
+        choose(f"an option of method.{term}", option, [*OPTIONS, *known])
         check_kind(f"method.{term}.{option}", value, known[option])
+    for option, default in known.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise InputError(f"method.{term}.{option} is missing; expected a value, as it has no default")
     method = constructor(term, **options)
     method = method._replace(
         weights={term: 1.0, **method.weights, **({} if weight is None else {term: weight})},
@@ -108,15 +124,6 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
             trains=lambda step: {**own(step), term: own(step).get(term, True) & is_open(step)},
         )
     return method
-
-
-def check_student_predicts(section: Mapping[str, Any], folder: str) -> None:
-    """Raises InputError where a run predicts by more than its student, whose own logits then were never trained."""
-    if create(section).predict is not student_logits:
-        raise InputError(
-            f"the run in {folder} predicts by its method's own head ({', '.join(section)}), and its student's was never"
-            " trained; expected a run whose student predicts"
-        )
 
 
 def _schedule(

@@ -1,18 +1,18 @@
 """A teacher that is a run: one that has finished, or one that is trained when it is missing."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import methods, networks, runs, weights
+from kd_jax import methods, networks, runs, steps, weights
 from kd_jax.data import CHOICE
 from kd_jax.errors import InputError, first_few
 from kd_jax.teachers.network import network_teacher
-from kd_jax.types import Network, Teacher, Variables
+from kd_jax.types import MethodVariables, Teacher, Variables, student_logits
 
 if TYPE_CHECKING:
     from kd_jax.teachers import Setting
@@ -37,8 +37,13 @@ def from_config(setting: "Setting") -> Teacher:
         experiment = setting.create_experiment(section["config"])
     except InputError as error:
         raise InputError(f"in the teacher's config, {error}") from error
-    config, folder = experiment.config, folder_of(experiment.digest, setting.runs_folder)
-    return _teacher(setting, folder, experiment.components.student, config)._replace(
+    folder = folder_of(experiment.digest, setting.runs_folder)
+
+    def method_shapes() -> MethodVariables:
+        state = experiment.state_shapes()
+        return steps.method_variables(state.params, state.stats)
+
+    return _teacher(setting, folder, experiment.config, method_shapes)._replace(
         config_hash=experiment.digest, untrained=experiment
     )
 
@@ -66,8 +71,8 @@ def finished(setting: "Setting") -> Teacher:
                 f"the teacher {folder!r} reads images of {what} {there}; expected the student's {here}"
                 " (see dataset.image_size and dataset.normalize)"
             )
-    network = networks.create({**saved["config"], "precision": setting.config["precision"]}, len(class_names))
-    return _teacher(setting, folder, network, saved["config"])._replace(config_hash=saved["hash"])
+    teacher = _teacher(setting, folder, saved["config"], lambda: jax.eval_shape(lambda: weights.read_run(folder)[1]))
+    return teacher._replace(config_hash=saved["hash"])
 
 
 def folder_of(digest: str, runs_folder: str) -> str:
@@ -83,18 +88,27 @@ def section_of_finished(section: Mapping[str, Any], teacher_hash: str | None, ru
     return {**section, "path": path, "kind": "run" if runs.has_result(path) else "none"}
 
 
-def _teacher(setting: "Setting", folder: str, network: Network, config: Mapping[str, Any]) -> Teacher:
-    methods.check_student_predicts(config["method"], folder)
+def _teacher(
+    setting: "Setting", folder: str, config: Mapping[str, Any], method_shapes: Callable[[], MethodVariables]
+) -> Teacher:
+    """The run in a folder as a teacher: it predicts as the run does, in the student's precision."""
+    method = methods.create(config["method"])
+    network = networks.create({**config, "precision": setting.config["precision"]}, len(setting.dataset.class_names))
     size, channels = setting.config["dataset"]["image_size"], setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
 
     def load() -> tuple[Variables, dict[str, Any] | None]:
-        return weights.read_run(folder)[0], runs.read_json(folder, "result.json")
+        variables = networks.predicting_variables(method, *weights.read_run(folder))
+        return variables, runs.read_json(folder, "result.json")
 
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+    if method.predict is not student_logits:
+        shapes = networks.predicting_variables(method, shapes, method_shapes())
+    network = networks.predicting(network, method)
     return Teacher(
         apply=network_teacher(network, setting.config["teacher"]["mode"]),
         load=load,
-        shapes=jax.eval_shape(network.init, jax.random.key(0), image),
+        shapes=shapes,
         name=f"{config['name']}, seed {config['seed']}",
         source=folder,
         network=network,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kd_jax import evaluation, experiment, training
+import kd_jax
+from kd_jax import experiment, training
 from kd_jax.data import memory
 from kd_jax.errors import InputError
 from tests import tiny
@@ -59,8 +60,16 @@ def test_arrays_that_do_not_fit_are_refused(train, options, said):
         memory.from_arrays(train, **options)
 
 
+@pytest.mark.parametrize(("data", "kind"), [(5, "int"), ((IMAGES, LABELS, LABELS), "tuple")])
+def test_data_that_is_no_pair_is_refused(data, kind):
+    with pytest.raises(InputError, match=rf"data is a {kind}; expected \(\(images, labels\), \(images, labels\)\)"):
+        memory.source_of(data)
+
+
 def test_the_command_line_cannot_name_arrays():
-    with pytest.raises(InputError, match=r"dataset.source is 'memory', whose arrays only a program has"):
+    with pytest.raises(
+        InputError, match=r"'memory', whose arrays only a program has; expected kd_jax\.train, kd_jax\.e"
+    ):
         experiment.create(tiny.config(**{"dataset.source": "memory"}))
 
 
@@ -81,15 +90,14 @@ def test_a_run_on_arrays_says_what_it_reached(run):
 
 def test_it_is_evaluated_on_the_same_arrays(run):
     folder, data, _, result = run
-    source = memory.from_arrays(*data)
-    measured = evaluation.evaluate_run(str(folder / "run"), source=source, runs_folder=str(folder))
+    measured = kd_jax.evaluate_run(folder / "run", data=data, runs_folder=folder)
     assert measured == result.result["test"]
 
 
 def test_it_is_not_evaluated_on_others(run):
     folder, _, _, _ = run
     with pytest.raises(InputError, match=r"the data is not what .* was trained on"):
-        evaluation.evaluate_run(str(folder / "run"), source=memory.from_arrays((IMAGES ^ 1, LABELS)))
+        kd_jax.evaluate_run(folder / "run", data=memory.from_arrays((IMAGES ^ 1, LABELS)))
 
 
 def test_the_same_call_again_returns_the_finished_run(run, capsys):

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 def explained(folder):
     """The folder with the files for `kd` against its teacher."""
     kd, teacher, to = (str(folder / name) for name in ("kd", "teacher", "explained"))
-    agreement.explain(kd, [teacher], to=to, runs_folder=str(folder / "runs"), stage=2, num_images=12)
+    agreement.explain_run(kd, [teacher], to=to, runs_folder=str(folder / "runs"), stage=2, num_images=12)
     return folder / "explained"
 
 
@@ -76,24 +76,8 @@ def test_a_teacher_that_is_weights_and_no_run_has_no_hash(folder, tmp_path):
     config = tiny.config(method=tiny.METHODS["kd"], **{"train.steps": 1})
     config["teacher"] |= {"kind": "weights", "path": file, "config": tiny.config(**{"model.width": 1 / 4})}
     training.train(config, run)
-    teacher = agreement.explain(run, stage=2, num_images=1)["teacher"]
+    teacher = agreement.explain_run(run, stage=2, num_images=1)["teacher"]
     assert (teacher["name"], teacher["config_hash"]) == ("teacher.safetensors", None)
-
-
-def test_a_run_whose_student_does_not_predict_is_neither_explained_nor_a_teacher(folder, tmp_path):
-    run = str(shutil.copytree(folder / "kd", tmp_path / "simkd"))
-    saved = json.loads((tmp_path / "simkd" / "config.json").read_text())
-    saved["config"]["method"] = {"simkd": {}}
-    (tmp_path / "simkd" / "config.json").write_text(json.dumps(saved))
-    expected = r"simkd predicts by its method's own head \(simkd\)"
-    with pytest.raises(InputError, match=expected):
-        agreement.explain(run, to=str(tmp_path / "explained"), runs_folder=str(folder / "runs"))
-    with pytest.raises(InputError, match=expected):
-        agreement.explain(str(folder / "kd"), [run], to=str(tmp_path / "explained"), runs_folder=str(folder / "runs"))
-    config = tiny.config(method=tiny.METHODS["kd"])
-    config["teacher"] |= {"kind": "run", "path": run}
-    with pytest.raises(InputError, match=expected):
-        create(config)
 
 
 def test_models_of_one_name_are_named_by_their_folders(folder, summary):
@@ -285,7 +269,7 @@ def refused(folder, run, against=(), **options):
     """The message of the error; nothing is written."""
     options = {"runs_folder": str(folder / "runs"), "to": str(folder / "none")} | options
     with pytest.raises(InputError) as error:
-        agreement.explain(str(run), [str(other) for other in against], **options)
+        agreement.explain_run(str(run), [str(other) for other in against], **options)
     assert not (folder / "none").exists()
     return str(error.value)
 
@@ -361,7 +345,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(folder, tmp_path, name):
 def test_a_compared_run_sees_images_normalized_as_in_its_training(folder, tmp_path):
     run = copy(folder, "teacher", tmp_path / "run")
     change(run, std=[0.2], mean=[0.9])
-    summary = agreement.explain(
+    summary = agreement.explain_run(
         str(folder / "kd"), [str(run)], to=str(tmp_path), runs_folder=str(folder / "runs"), num_images=1
     )
     network, variables = kd_jax.load(run)[:2]
@@ -375,7 +359,7 @@ def test_a_compared_run_sees_images_normalized_as_in_its_training(folder, tmp_pa
 def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(agreement.wandb_run, "add_image", lambda *arguments: calls.append(arguments))
-    agreement.explain(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), num_images=1)
+    agreement.explain_run(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), num_images=1)
     assert calls == [(str(folder / "kd"), "saliency", str(tmp_path / "saliency.png"), 12)]
 
 

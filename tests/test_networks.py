@@ -1,0 +1,91 @@
+"""A run whose method predicts in its student's place: wherever its network is used, it predicts as the run does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kd_jax
+from kd_jax import experiment, gradcam, runs, steps, training, weights
+from kd_jax.errors import InputError
+from kd_jax.explaining import agreement
+from tests import tiny
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+LABELS = jnp.arange(6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """SimKD's run `simkd`, its teacher's in `runs`."""
+    folder = tmp_path_factory.mktemp("simkd")
+    training.train(simkd(), folder / "simkd", runs_folder=folder / "runs")
+    return folder
+
+
+def simkd() -> dict:
+    return tiny.taught(**{"train.steps": 6}) | {"method": {"simkd": {}}}
+
+
+def logits_of_the_run(folder):
+    """As a training step predicts, from the files of the run."""
+    run = experiment.create(simkd(), runs_folder=str(folder / "runs"))
+    variables, method = weights.read_run(folder / "simkd")
+    outputs, _ = run.components.student.apply(variables, run.components.prepare(IMAGES), train=False)
+    return run.components.method.predict(method, outputs)
+
+
+def test_its_loaded_network_reports_the_runs_logits(folder):
+    loaded = kd_jax.load(folder / "simkd")
+    outputs, _ = loaded.network.apply(loaded.variables, loaded.preprocess(IMAGES), train=False)
+    np.testing.assert_allclose(outputs.logits, logits_of_the_run(folder), rtol=1e-5)
+    assert outputs.head is None
+
+
+def test_its_maps_are_those_of_the_runs_logits(folder):
+    network, variables, preprocess, *_ = kd_jax.load(folder / "simkd")
+    maps = jax.jit(lambda v: gradcam.gradcam(network, v, preprocess(IMAGES), LABELS, stage=-2))
+    own = maps(variables)
+    assert own.any()
+    (head,) = kd_jax.create_model("resnet8", 10).head
+    without = {**variables["params"], head: jax.tree.map(jnp.zeros_like, variables["params"][head])}
+    np.testing.assert_array_equal(maps({**variables, "params": without}), own)
+
+
+def test_such_a_network_is_not_initialized_by_itself(folder):
+    with pytest.raises(InputError, match="resnet8 predicts by its method's head; expected the variables of its run"):
+        kd_jax.load(folder / "simkd").network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+
+def test_it_is_explained_as_it_predicts(folder, tmp_path):
+    run, to = folder / "simkd", tmp_path / "explained"
+    summary = agreement.explain_run(run, [run], to=to, runs_folder=folder / "runs", stage=2, num_images=1)
+    expected = runs.read_json(str(run), "result.json")["test"]["accuracy"]
+    assert [student["accuracy"] for student in summary["students"]] == pytest.approx([expected] * 2)
+
+
+@pytest.mark.parametrize("kind", ["run", "config"])
+def test_it_teaches_as_it_predicts(folder, kind, tmp_path):
+    config = tiny.config(method=tiny.METHODS["kd"])
+    config["teacher"] |= {"kind": kind, "path": str(folder / "simkd"), "config": simkd()}
+    made = experiment.create(config, runs_folder=str(folder / "runs" if kind == "run" else tmp_path))
+    teacher, run = made.teacher, kd_jax.load(folder / "simkd")
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (teacher.shapes, dict(run.variables)))
+    assert shapes[0] == shapes[1]
+    batch = made.components.augment(jax.random.key(0), steps.RawBatch(IMAGES, LABELS, LABELS))[0]
+    batch = batch._replace(images=run.preprocess(IMAGES))
+    said = teacher.apply(run.variables, batch, rng=jax.random.key(0), train=True)
+    np.testing.assert_allclose(said.logits, logits_of_the_run(folder), rtol=1e-5)
+
+
+def test_a_run_that_starts_from_it_has_a_new_head(folder, capsys):
+    made = experiment.create(tiny.config(**{"model.pretrained": str(folder / "simkd")}))
+    assert "was not trained, and is reinitialized" in capsys.readouterr().out
+    (head,) = made.components.student.head
+    assert {"conv1", head} & {*made.pretrained["params"]} == {"conv1"}
+
+
+def test_its_students_head_is_not_taken_for_a_teachers(folder):
+    run, network = str(folder / "simkd"), kd_jax.create_model("resnet8", 10, width=1 / 8)
+    with pytest.raises(InputError, match=r"simkd predicts by its method's head; expected .*run"):
+        weights.load(run, weights.read_run(run)[0], network, strict=True)
