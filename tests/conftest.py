@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 collect_ignore_glob = ["record_*.py", "*/record_*.py"]  # need what the tests do not
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,3 +15,11 @@ os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "kd_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="session")
+def no_tensorflow(tmp_path_factory):
+    """A folder for PYTHONPATH, by which a process finds no TensorFlow: importing it takes longer than most tests."""
+    folder = tmp_path_factory.mktemp("no_tensorflow")
+    (folder / "tensorflow.py").write_text("raise ModuleNotFoundError('no', name='tensorflow')")
+    return str(folder)

@@ -14,6 +14,9 @@ IMAGES = RNG.integers(1, 256, (6, 32, 32, 3), dtype=np.uint8)
 MEAN, STD = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.25, 0.3], np.float32)
 
 
+prepare, take_crops = jax.jit(augment.prepare, static_argnames="size"), jax.jit(augment.take_crops)
+
+
 def view(image, number):
     """The crop and flip of a 32x32 image that a view number stands for, from an image padded by 4 zeros."""
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
@@ -24,7 +27,7 @@ def view(image, number):
 
 def test_every_view_is_its_crop_and_flip():
     views = np.arange(augment.CROPS)
-    taken = augment.take_crops(np.broadcast_to(IMAGES[:1], (162, 32, 32, 3)), views)
+    taken = take_crops(np.broadcast_to(IMAGES[:1], (162, 32, 32, 3)), views)
     np.testing.assert_array_equal(taken, np.stack([view(IMAGES[0], number) for number in views]))
 
 
@@ -33,11 +36,11 @@ def test_the_border_is_an_eighth_of_each_side():
     padded = np.pad(image, ((8, 8), (4, 4), (0, 0)))
     views = np.array([0, 18 * 3 + 2 * 5, 160])
     expected = [padded[top : top + 64, left : left + 32] for top, left in [(0, 0), (6, 5), (16, 8)]]
-    np.testing.assert_array_equal(augment.take_crops(np.stack([image] * 3), views), expected)
+    np.testing.assert_array_equal(take_crops(np.stack([image] * 3), views), expected)
 
 
 def test_the_central_view_is_the_image():
-    np.testing.assert_array_equal(augment.take_crops(IMAGES, np.full(6, augment.CENTER)), IMAGES)
+    np.testing.assert_array_equal(take_crops(IMAGES, np.full(6, augment.CENTER)), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,8 @@ def test_the_central_view_is_the_image():
     ],
 )
 def test_random_crops_cover_those_of_their_kind(kind, views):
-    assert set(np.asarray(augment.random_crops(jax.random.key(0), 5000, kind)).tolist()) == views
+    drawn = jax.jit(augment.random_crops, static_argnums=(1, 2))(jax.random.key(0), 5000, kind)
+    assert set(np.asarray(drawn).tolist()) == views
 
 
 def test_an_unknown_kind_is_named_with_the_choices():
@@ -59,13 +63,13 @@ def test_an_unknown_kind_is_named_with_the_choices():
 
 
 def test_preparing_normalizes_pixels_in_unit_range():
-    prepared = augment.prepare(IMAGES, size=32, mean=MEAN, std=STD)
+    prepared = prepare(IMAGES, size=32, mean=MEAN, std=STD)
     np.testing.assert_allclose(prepared, (IMAGES / 255.0 - MEAN) / STD, rtol=1e-6, atol=1e-6)
 
 
 def test_resizing_keeps_a_linear_ramp_linear():
     ramp = np.broadcast_to(np.arange(0, 160, 5, dtype=np.uint8)[:, None, None], (32, 32, 1))[None]
-    resized = augment.prepare(ramp, size=64, mean=np.zeros(1), std=np.full(1, 1 / 255))
+    resized = prepare(ramp, size=64, mean=np.zeros(1), std=np.full(1, 1 / 255))
     assert resized.shape == (1, 64, 64, 1)
     # Pixel i of 64 lies at (i + 0.5) / 2 - 0.5 of 32.
     expected = 5 * ((np.arange(64) + 0.5) / 2 - 0.5)
@@ -81,11 +85,15 @@ LABELS, INDEX = np.array([0, 1, 2, 3, -1, 0], np.int32), np.arange(6, dtype=np.i
 
 def one(rng, **options):
     """The batch of the first view."""
-    return create(**options)(rng, RawBatch(IMAGES, LABELS, INDEX))[0]
+    return views(rng, **options)[0]
+
+
+def views(rng, **options):
+    return jax.jit(create(**options))(rng, RawBatch(IMAGES, LABELS, INDEX))
 
 
 def test_a_further_view_is_another_crop_of_the_same_images():
-    first, second = create(kinds=("crop", "crop"))(jax.random.key(0), RawBatch(IMAGES, LABELS, INDEX))
+    first, second = views(jax.random.key(0), kinds=("crop", "crop"))
     assert not np.array_equal(first.crop, second.crop)
     np.testing.assert_array_equal(first.ids, second.ids)
     alone = one(jax.random.key(0), kinds=("crop",))
@@ -93,8 +101,8 @@ def test_a_further_view_is_another_crop_of_the_same_images():
 
 
 def test_mixup_mixes_every_view_with_the_same_partners():
-    views = create(kinds=("none", "none"), mixup=0.5)(jax.random.key(0), RawBatch(IMAGES, LABELS, INDEX))
-    np.testing.assert_array_equal(views[0].images, views[1].images)
+    first, second = views(jax.random.key(0), kinds=("none", "none"), mixup=0.5)
+    np.testing.assert_array_equal(first.images, second.images)
 
 
 def test_the_crop_that_was_taken_is_reported():
@@ -131,8 +139,11 @@ def test_bfloat16_images_keep_float32_targets():
 def mixed():
     """A mixed batch, its share and the order of the partners. Image i has its light at pixel i, so both can be seen."""
     targets = np.eye(4)[LABELS] * (LABELS >= 0)[:, None]
-    batch = Batch(jnp.eye(6).reshape(6, 1, 6, 1), *map(jnp.asarray, (LABELS, targets.astype(np.float32), INDEX, INDEX)))
-    after = augment.mix(jax.random.key(3), batch, 0.8)
+    batch = Batch(
+        np.eye(6, dtype=np.float32).reshape(6, 1, 6, 1),
+        *map(jnp.asarray, (LABELS, targets.astype(np.float32), INDEX, INDEX)),
+    )
+    after = jax.jit(augment.mix, static_argnums=2)(jax.random.key(3), batch, 0.8)
     lights = np.asarray(after.images, np.float64).reshape(6, 6)
     others = lights * (1 - np.eye(6))
     order = np.where(others.any(-1), others.argmax(-1), np.arange(6))

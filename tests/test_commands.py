@@ -188,10 +188,9 @@ def test_training_prints_where_it_lies_and_what_it_reached(trained):
     assert re.search(r"step 16/16  epoch 8  loss \S+ \(cross_entropy \S+\)  \S+ images/s  0s left", err)
 
 
-def test_training_goes_on_without_tensorflow_and_one_line_says_so(tmp_path):
-    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError('no', name='tensorflow')")
+def test_training_goes_on_without_tensorflow_and_one_line_says_so(tmp_path, no_tensorflow):
     arguments = [*TINY, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}"]
-    status, out, err = call("kd_jax.main", *arguments, PYTHONPATH=str(tmp_path))
+    status, out, err = call("kd_jax.main", *arguments, PYTHONPATH=no_tensorflow)
     assert status == 0, err
     assert len([line for line in out.splitlines() if line.startswith("tensorflow is not installed")]) == 1
     assert runs.read_json(str(tmp_path / "run"), "result.json")["steps"] == 4
@@ -212,8 +211,9 @@ def test_evaluate_finds_data_that_has_moved(trained, images, tmp_path):
     assert (status, json.loads(out)["images"]) == (0, 12)
 
 
-def test_a_run_on_two_devices_can_be_evaluated_on_one(tmp_path):
-    two = {"XLA_FLAGS": f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+def test_a_run_on_two_devices_can_be_evaluated_on_one(tmp_path, no_tensorflow):
+    flags = f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    two = {"XLA_FLAGS": flags, "PYTHONPATH": no_tensorflow}
     status, _, err = call("kd_jax.main", *TINY, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}", **two)
     assert status == 0, err
     result = runs.read_json(str(tmp_path / "run"), "result.json")
@@ -285,27 +285,27 @@ def test_report_writes_where_it_is_told_to(trained, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "report.md"}
 
 
-def test_unreadable_images_can_be_skipped_and_are_counted(broken, tmp_path):
+def test_unreadable_images_can_be_skipped_and_are_counted(broken, tmp_path, no_tensorflow):
     folder = broken(lambda folder: cut(folder / "train" / "cat" / "3.png"))
     data = ["--config.dataset.source=folder", f"--config.dataset.path={folder}", "--config.dataset.train_images=0"]
     own = ["--config.dataset.skip_unreadable=true", "--config.train.batch_size=4", "--config.dataset.holdout=0."]
-    status, _, err = call("kd_jax.main", *TINY, *data, *own, "--config.train.steps=2", f"--workdir={tmp_path / 'run'}")
+    steps = ["--config.train.steps=2", f"--workdir={tmp_path / 'run'}"]
+    status, _, err = call("kd_jax.main", *TINY, *data, *own, *steps, PYTHONPATH=no_tensorflow)
     assert status == 0, err
     assert runs.read_json(str(tmp_path / "run"), "config.json")["data"]["skipped"] == 1
 
 
-def test_a_loss_that_is_not_finite_is_one_line_and_status_1(tmp_path):
-    status, _, err = call(
-        "kd_jax.main", *TINY, "--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path / 'run'}"
-    )
+def test_a_loss_that_is_not_finite_is_one_line_and_status_1(tmp_path, no_tensorflow):
+    own = ["--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path / 'run'}"]
+    status, _, err = call("kd_jax.main", *TINY, *own, PYTHONPATH=no_tensorflow)
     assert status == 1
     assert re.search("^error: .*loss.* is not finite by step .*", err.splitlines()[-1])
     assert "Traceback" not in err
 
 
-def test_a_terminated_run_saves_its_state_and_exits_with_143(tmp_path):
+def test_a_terminated_run_saves_its_state_and_exits_with_143(tmp_path, no_tensorflow):
     arguments = [*TINY, "--config.train.epochs=2000", f"--workdir={tmp_path / 'run'}"]
-    process = start("kd_jax.main", *arguments)
+    process = start("kd_jax.main", *arguments, PYTHONPATH=no_tensorflow)
     _wait_for(lambda: len(metrics_file.read(str(tmp_path / "run"))) > 3, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
@@ -314,17 +314,17 @@ def test_a_terminated_run_saves_its_state_and_exits_with_143(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / str(stopped)).is_dir()
 
 
-def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tmp_path):
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tmp_path, no_tensorflow):
     def arguments(name):
         return [*TINY, "--config.train.epochs=20", f"--workdir={tmp_path / name}"]
 
     for lines in (4, 30):
-        process = start("kd_jax.main", *arguments("killed"))
+        process = start("kd_jax.main", *arguments("killed"), PYTHONPATH=no_tensorflow)
         _wait_for(lambda n=lines: len(metrics_file.read(str(tmp_path / "killed"))) > n, process)
         process.kill()
         process.communicate()
     for name in ("killed", "whole"):
-        status, _, err = call("kd_jax.main", *arguments(name))
+        status, _, err = call("kd_jax.main", *arguments(name), PYTHONPATH=no_tensorflow)
         assert status == 0, err
     killed, whole = (weights.read_run(str(tmp_path / name)) for name in ("killed", "whole"))
     assert tiny.identical(killed, whole)

@@ -91,13 +91,17 @@ def test_every_command_of_the_methods_page_makes_a_method():
     assert len(commands) > 8
 
 
-def test_the_code_of_adding_runs(tmp_path):
+def test_the_code_of_adding_runs(tmp_path, no_tensorflow):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), re.DOTALL)
     (tmp_path / "adding.py").write_text("\n".join(blocks))
     done = subprocess.run(
         [sys.executable, "adding.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([no_tensorflow, str(ROOT)]),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        },
         capture_output=True,
         text=True,
     )

@@ -83,8 +83,8 @@ def test_training_there_writes_the_metrics_file_alone_and_says_so(light, tmp_pat
     assert not list((tmp_path / "run").glob("events*"))
 
 
-def test_a_result_shows_itself_in_a_notebook(tmp_path):
-    page = python(f"{SHORT}print(kd_jax.train(config, 'run')._repr_html_())", tmp_path).splitlines()[-1]
+def test_a_result_shows_itself_in_a_notebook(light, tmp_path):
+    page = python(f"{SHORT}print(kd_jax.train(config, 'run')._repr_html_())", tmp_path, **light).splitlines()[-1]
     assert page.startswith("<table><tr><th>test accuracy</th><td>")
     assert "<th>folder</th><td>run</td>" in page
 

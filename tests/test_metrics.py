@@ -13,6 +13,10 @@ LABELS = RNG.integers(0, 7, 60).astype(np.int32)
 EVERYTHING = np.ones(60, bool)
 
 
+def sums(*arguments):
+    return jax.device_get(jax.jit(metrics.sums)(*arguments))
+
+
 def probabilities(logits):
     exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
@@ -30,7 +34,7 @@ def expected_calibration_error(p, labels, bins=15):
 
 @pytest.fixture(scope="module")
 def summary():
-    return metrics.summarize(jax.device_get(jax.jit(metrics.sums)(LOGITS, LABELS, EVERYTHING, TEACHER)))
+    return metrics.summarize(sums(LOGITS, LABELS, EVERYTHING, TEACHER))
 
 
 def reference(name):
@@ -52,37 +56,37 @@ def test_the_metric_is_its_definition(summary, name):
 
 
 def test_sums_of_two_batches_are_those_of_the_whole(summary):
-    parts = [jax.jit(metrics.sums)(LOGITS[i], LABELS[i], EVERYTHING[i], TEACHER[i]) for i in np.split(np.arange(60), 2)]
+    parts = [sums(LOGITS[i], LABELS[i], EVERYTHING[i], TEACHER[i]) for i in np.split(np.arange(60), 2)]
     total = jax.tree.map(lambda a, b: np.asarray(a) + np.asarray(b), *parts)
     assert metrics.summarize(total) == pytest.approx(summary, rel=1e-5)
 
 
 def test_padding_does_not_count(summary):
     order = np.arange(80) % 60
-    padded = jax.jit(metrics.sums)(LOGITS[order], LABELS[order], np.arange(80) < 60, TEACHER[order])
-    assert metrics.summarize(jax.device_get(padded)) == pytest.approx(summary, rel=1e-5)
+    padded = sums(LOGITS[order], LABELS[order], np.arange(80) < 60, TEACHER[order])
+    assert metrics.summarize(padded) == pytest.approx(summary, rel=1e-5)
 
 
 def test_without_a_teacher_the_comparisons_are_none():
-    summary = metrics.summarize(metrics.sums(LOGITS, LABELS, EVERYTHING))
+    summary = metrics.summarize(sums(LOGITS, LABELS, EVERYTHING))
     assert (summary["agreement"], summary["fidelity_kl"]) == (None, None)
 
 
 def test_with_fewer_than_five_classes_every_image_is_among_the_first_five():
     labels = LABELS % 3
-    assert metrics.summarize(metrics.sums(LOGITS[:, :3], labels, EVERYTHING))["top5"] == 1.0
+    assert metrics.summarize(sums(LOGITS[:, :3], labels, EVERYTHING))["top5"] == 1.0
 
 
 def test_a_certain_prediction_falls_into_the_last_bin():
     logits = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
-    summary = metrics.summarize(metrics.sums(logits, np.array([0, 1]), np.ones(2, bool)))
+    summary = metrics.summarize(sums(logits, np.array([0, 1]), np.ones(2, bool)))
     assert summary["ece"] == pytest.approx(0.5)
 
 
 @pytest.fixture(scope="module")
 def details():
     order = np.arange(80) % 60  # twenty of padding
-    return metrics.details(jax.jit(metrics.sums)(LOGITS[order], LABELS[order], np.arange(80) < 60))
+    return metrics.details(sums(LOGITS[order], LABELS[order], np.arange(80) < 60))
 
 
 def test_the_confusion_matrix_counts_labels_by_row_and_predictions_by_column(details):
@@ -102,6 +106,7 @@ def test_a_bin_sums_over_the_images_of_its_confidence(details, name):
 def test_a_metric_is_one_entry_and_a_column_of_the_report(monkeypatch):
     confident = metrics.Metric(lambda p: ((jax.nn.softmax(p.logits).max(-1) > 0.5) * p.weight).sum(), "sure, %", 1, 100)
     monkeypatch.setitem(metrics.METRICS, "sure", confident)
-    summary = metrics.summarize(metrics.sums(LOGITS, LABELS, EVERYTHING))
+    totals = jax.jit(lambda *arrays: metrics.sums(*arrays))(LOGITS, LABELS, EVERYTHING)
+    summary = metrics.summarize(jax.device_get(totals))
     assert summary["sure"] == pytest.approx((probabilities(LOGITS).max(-1) > 0.5).mean())
     assert tables.other_metrics()["sure"].title == "sure, %"

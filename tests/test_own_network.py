@@ -45,7 +45,7 @@ def config(**options):
 
 def initial(num_classes):
     network = models.create("own", num_classes)
-    return network, network.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
+    return network, jax.jit(network.init)(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
 
 
 def test_it_can_be_trained():

@@ -28,11 +28,12 @@ print("trained")
 """
 
 
-def call(folder, *arguments):
+def call(folder, *arguments, path=""):
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([path, str(ROOT)]), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
     )
@@ -40,11 +41,11 @@ def call(folder, *arguments):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, no_tensorflow):
     """A run whose method a file registered that also trains."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "own.py").write_text(OWN)
-    status, _, err = call(folder, "own.py")
+    status, _, err = call(folder, "own.py", path=no_tensorflow)
     assert status == 0, err
     return folder
 

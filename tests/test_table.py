@@ -156,7 +156,8 @@ def test_a_change_that_does_not_fit_is_refused(settings, change):
         table.main([change])
 
 
-def test_a_run_is_a_process_whose_last_line_says_why_it_failed(settings):
+def test_a_run_is_a_process_whose_last_line_says_why_it_failed(settings, monkeypatch, no_tensorflow):
+    monkeypatch.setenv("PYTHONPATH", no_tensorflow)
     job = table.job(ORIGINAL, "student", 0, ["dataset.image_size=8", "train.steps=2"])
     assert jobs.run(job, str(settings / "runs"))["steps"] == 2
     other = job._replace(command=(*job.command, "--config.model.width=0.0"), folder=str(settings / "runs" / "b"))

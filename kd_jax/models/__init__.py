@@ -89,8 +89,8 @@ def create(
     >>> import jax
     >>> network = create("resnet8", num_classes=10, width=0.25)
     >>> images = jax.numpy.zeros((2, 16, 16, 3))
-    >>> variables = network.init(jax.random.key(0), images)
-    >>> outputs, _ = network.apply(variables, images, train=False)
+    >>> variables = jax.jit(network.init)(jax.random.key(0), images)
+    >>> outputs = jax.jit(lambda v, x: network.apply(v, x, train=False)[0])(variables, images)
     >>> outputs.logits.shape, outputs.embedding.shape, len(outputs.features)
     ((2, 10), (2, 16), 4)
     """

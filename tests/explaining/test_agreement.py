@@ -90,7 +90,7 @@ def test_models_of_one_name_are_named_by_their_folders(folder, summary):
 def test_agreement_is_the_mean_over_the_test_set(folder, summary, name):
     teacher = maps_of(folder / "teacher")
     pixel = 8 / 4 if name == "center_distance" else 1  # of the images in a pixel of the maps
-    expected = pixel * gradcam.AGREEMENT[name](maps_of(folder / "kd"), teacher).mean()
+    expected = pixel * jax.jit(gradcam.AGREEMENT[name])(maps_of(folder / "kd"), teacher).mean()
     assert summary["students"][0]["agreement"]["all"][name]["mean"] == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -1,5 +1,6 @@
 """Which images the grid shows, what its cells hold, and the picture."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_too_many_classes_are_thinned_evenly():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_overlay_is_brighter_where_the_map_is_larger(channels):
     maps = jnp.array([[[0.0, 1.0, 2.0, 5.0]]])
-    pixels = grid.overlay(jnp.full((1, 1, 4, channels), 0.5), maps)
+    pixels = jax.jit(grid.overlay)(jnp.full((1, 1, 4, channels), 0.5), maps)
     assert pixels.shape == (1, 1, 4, 3)
     assert (np.diff(np.asarray(pixels).sum(-1)) > 0).all()
     assert 0 <= pixels.min() <= pixels.max() <= 1

@@ -1,12 +1,12 @@
 """Contrastive losses against float64 numpy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import losses
-from tests.methods.numeric import assert_gradient, slope
+import kd_jax.losses
+from tests.methods.numeric import assert_gradient, grad, jitted, slope
 
+losses = jitted(kd_jax.losses)
 POSITIVE, NEGATIVES = (np.random.default_rng(0).exponential(0.1, size=size) for size in (4, (4, 7)))
 N = 50
 
@@ -25,7 +25,7 @@ def test_nce_is_the_official_codes():
 
 
 def test_its_gradients_are_those_of_finite_differences():
-    gradients = jax.grad(lambda p, n: losses.nce(p, n, num_examples=N).sum(), (0, 1))(
+    gradients = grad(lambda p, n: losses.nce(p, n, num_examples=N).sum(), (0, 1))(
         jnp.float32(POSITIVE), jnp.float32(NEGATIVES)
     )
     assert_gradient(gradients[0], slope(lambda p: nce(p, NEGATIVES).sum(), POSITIVE))

@@ -1,14 +1,14 @@
 """Losses of feature maps against float64 numpy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import losses
+import kd_jax.losses
 from kd_jax.errors import InputError
-from tests.methods.numeric import assert_gradient, slope
+from tests.methods.numeric import assert_gradient, grad, jitted, slope
 
+losses = jitted(kd_jax.losses)
 STUDENT, TEACHER = np.random.default_rng(0).normal(size=(2, 3, 2, 2, 4))
 
 
@@ -21,7 +21,7 @@ def test_a_hint_is_the_mean_squared_error_of_each_images_maps():
 
 
 def test_its_gradient_is_that_of_finite_differences():
-    gradient = jax.grad(lambda x: losses.hint(x, TEACHER).sum())(jnp.float32(STUDENT))
+    gradient = grad(lambda x: losses.hint(x, TEACHER).sum())(jnp.float32(STUDENT))
     assert_gradient(gradient, slope(lambda x: hint(x, TEACHER).sum(), STUDENT))
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.extend import core
 
 from kd_jax.losses import relations
-from tests.methods.numeric import STUDENT, assert_gradient, huber, slope
+from tests.methods.numeric import STUDENT, assert_gradient, huber, slope, value_and_grad
 
 TEACHER = np.random.default_rng(2).normal(size=(6, 7))  # another width than the student's
 
@@ -129,7 +129,7 @@ def equations(jaxpr):
 def program(loss, batch, width):
     """The equations of a loss and its gradient."""
     x = jax.ShapeDtypeStruct((batch, width), jnp.float32)
-    return list(equations(jax.make_jaxpr(jax.value_and_grad(loss))(x, x).jaxpr))
+    return list(equations(jax.make_jaxpr(value_and_grad(loss))(x, x).jaxpr))
 
 
 def largest(equations):

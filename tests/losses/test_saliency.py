@@ -1,14 +1,14 @@
 """The alignment of Grad-CAM maps, against float64 numpy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import losses
+import kd_jax.losses
 from kd_jax.errors import InputError
-from tests.methods.numeric import assert_gradient, slope
+from tests.methods.numeric import assert_gradient, grad, jitted, slope
 
+losses = jitted(kd_jax.losses)
 MAPS, OTHERS = np.random.default_rng(0).exponential(size=(2, 6, 4, 4))
 FORMULAS = {
     "cosine": lambda a, b: (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()),
@@ -33,7 +33,7 @@ def test_the_gradient_of_the_alignment_is_that_of_finite_differences(similarity)
         return losses.gradcam_alignment(student, jnp.asarray(OTHERS), similarity=similarity).sum()
 
     expected = slope(lambda x: distances(similarity, x, OTHERS).sum(), MAPS)
-    assert_gradient(jax.grad(loss)(jnp.asarray(MAPS)), expected)
+    assert_gradient(grad(loss)(jnp.asarray(MAPS)), expected)
 
 
 def test_a_smaller_map_is_brought_to_the_size_of_the_larger():

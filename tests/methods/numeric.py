@@ -1,4 +1,10 @@
-"""Float64 numpy beside JAX: finite differences, the formulas' small pieces, outputs to feed to a method."""
+"""Float64 numpy beside JAX: finite differences, the formulas' small pieces, outputs to feed to a method.
+
+What runs in JAX is compiled whole: eagerly every operation would be a program of its own.
+"""
+
+import inspect
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +14,26 @@ from kd_jax.types import Batch, Context, Head, Networks, Norm, Outputs, View
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(scale=2.0, size=(2, 6, 5))
+
+
+def jitted(module):
+    """The functions of a module, each under `jit`; options are static."""
+
+    def jit(function):
+        options = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        return jax.jit(function, static_argnames=[name for name in options if name != "where"])
+
+    names = getattr(module, "__all__", None) or vars(module)
+    functions = {name: getattr(module, name) for name in names}
+    return types.SimpleNamespace(**{name: jit(f) for name, f in functions.items() if inspect.isfunction(f)})
+
+
+def grad(function, argnums=0):
+    return jax.jit(jax.grad(function, argnums))
+
+
+def value_and_grad(function, argnums=0):
+    return jax.jit(jax.value_and_grad(function, argnums))
 
 
 def slope(function, x, step=1e-6):
@@ -68,6 +94,11 @@ def outputs(logits, embedding=None) -> Outputs:
     """
     embedding = jnp.asarray(logits if embedding is None else embedding)
     embedding, logits = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (embedding, jnp.asarray(logits)))
+    return _outputs(logits, embedding)
+
+
+@jax.jit
+def _outputs(logits, embedding):
     head = Head(jnp.ones((embedding.shape[1], logits.shape[1])), jnp.zeros(logits.shape[1]))
     maps = tuple(
         embedding[:, None, None, :] * (1 + jnp.arange(float(size * size)).reshape(size, size, 1)) for size in (4, 2, 2)
@@ -80,9 +111,9 @@ def batch(labels, num_classes=5) -> Batch:
     """A batch of which a method may read the labels (-1 for none) and the targets."""
     labels = np.asarray(labels, np.int32)
     targets = np.eye(num_classes, dtype=np.float32)[labels] * (labels >= 0)[:, None]
-    ids = jnp.arange(len(labels), dtype=jnp.int32)
-    images = jnp.zeros((len(labels), 1, 1, 1))
-    return Batch(images, jnp.asarray(labels), jnp.asarray(targets, jnp.float32), ids, ids)
+    ids = np.arange(len(labels), dtype=np.int32)
+    images = np.zeros((len(labels), 1, 1, 1), np.float32)
+    return Batch(*(jnp.asarray(x) for x in (images, labels, targets, ids, ids)))
 
 
 def context(student, teacher=None, labels=None, *, views=1, networks: Networks | None = None, **fields) -> Context:
@@ -100,6 +131,9 @@ def context(student, teacher=None, labels=None, *, views=1, networks: Networks |
 
 def terms(method, *arguments, variables=None, **fields) -> dict:
     """The terms of a method for `context(*arguments, **fields)`, with its initial variables unless others are given."""
-    seen = context(*arguments, views=method.views, **fields)
-    variables = method.init(jax.random.key(0), seen) if variables is None else variables
-    return method.apply(variables, seen)[0]
+
+    def run(variables):
+        seen = context(*arguments, views=method.views, **fields)
+        return method.apply(method.init(jax.random.key(0), seen) if variables is None else variables, seen)[0]
+
+    return jax.jit(run)(variables)

@@ -13,6 +13,7 @@ from tests.methods.numeric import (
     TEACHER,
     assert_gradient,
     context,
+    grad,
     log_softmax,
     outputs,
     slope,
@@ -29,7 +30,11 @@ each = pytest.mark.parametrize("objective", OBJECTIVES)
 def build(**options):
     """A method of one adversarial term and its variables."""
     method = methods.create({"adversarial": {"hidden": [8, 6]} | options})
-    return method, method.init(jax.random.key(0), context(outputs(STUDENT), outputs(TEACHER, EMBEDDING)))
+    return method, initial(method, outputs(STUDENT), outputs(TEACHER, EMBEDDING))
+
+
+def initial(method, *arguments):
+    return jax.jit(lambda: method.init(jax.random.key(0), context(*arguments)))()
 
 
 def apply(method, variables, student, teacher=None):
@@ -101,9 +106,7 @@ def test_the_students_term_is_the_papers(objective, matching):
 @each
 def test_the_students_gradient_is_that_of_finite_differences(objective):
     method, variables = build(objective=objective)
-    gradient = jax.grad(lambda x: apply(method, variables, outputs(x))["adversarial"])(
-        jnp.asarray(STUDENT, jnp.float32)
-    )
+    gradient = grad(lambda x: apply(method, variables, outputs(x))["adversarial"])(jnp.asarray(STUDENT, jnp.float32))
     assert_gradient(gradient, slope(lambda x: student_term(objective, variables.params, x), STUDENT))
 
 
@@ -154,7 +157,7 @@ def test_each_term_moves_one_side_only(objective, matching):
     def both(params, student):
         return apply(method, MethodVariables(params, variables.state), outputs(student))
 
-    sides = jax.jacobian(both, (0, 1))(variables.params, jnp.asarray(STUDENT, jnp.float32))
+    sides = jax.jit(jax.jacobian(both, (0, 1)))(variables.params, jnp.asarray(STUDENT, jnp.float32))
     moved = {name: [any(np.any(x) for x in jax.tree.leaves(side)) for side in both] for name, both in sides.items()}
     assert moved == {"adversarial": [False, True], "adversarial/discriminator": [True, False]}
 
@@ -174,7 +177,7 @@ def test_turns_say_who_moves(step, who):
 def test_without_condition_the_embedding_is_not_read():
     method = methods.create({"adversarial": {"hidden": [8, 6], "condition": "none"}})
     student, teacher = (outputs(x)._replace(embedding=None) for x in (STUDENT, TEACHER))
-    variables = method.init(jax.random.key(0), context(student, teacher))
+    variables = initial(method, student, teacher)
     expected = softplus(-score(variables.params, log_softmax(STUDENT))).mean()
     np.testing.assert_allclose(apply(method, variables, student, teacher)["adversarial"], expected, rtol=1e-5)
 

@@ -1,7 +1,6 @@
 """Methods by name: their weights and schedules, their options, a method of one's own."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from kd_jax import methods
 from kd_jax.errors import InputError
 from kd_jax.methods.adversarial import OPTIMIZER
-from tests.methods.numeric import STUDENT, TEACHER, log_softmax, outputs, terms
+from tests.methods.numeric import STUDENT, TEACHER, log_softmax, outputs, terms, value_and_grad
 
 apply = terms
 
@@ -21,7 +20,7 @@ def cross_entropy(logits, labels):
     def loss(logits):
         return apply(method, outputs(logits), None, labels)["cross_entropy"]
 
-    return jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
+    return value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
 
 
 def test_images_without_a_label_do_not_enter_the_mean_of_the_cross_entropy():

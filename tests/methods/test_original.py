@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax import losses, methods
 from kd_jax.methods import original
-from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, context, huber, log_softmax, outputs, slope
+from tests.methods.numeric import STUDENT, TEACHER, assert_gradient, context, grad, huber, log_softmax, outputs, slope
 
 T = 1.5
 TEN = np.random.default_rng(5).normal(scale=2.0, size=(2, 6, 10))  # the discriminator needs ten classes
@@ -63,18 +63,18 @@ def test_the_teacher_gets_no_gradient(loss, formula):
 
 @pytest.mark.parametrize("loss", [original.rkd_distance, original.rkd_angle])
 def test_the_relational_losses_are_positive_at_the_teachers_own_logits(loss):
-    assert loss(TEACHER, TEACHER) > 0.01
+    assert jax.jit(loss)(TEACHER, TEACHER) > 0.01
 
 
 def test_the_divergence_is_as_many_times_too_weak_as_there_are_classes():
-    ratio = original.kd(TEN[0], TEN[1]) / losses.kd(TEN[0], TEN[1], temperature=T)
+    ratio = jax.jit(lambda s, t: original.kd(s, t) / losses.kd(s, t, temperature=T))(*TEN)
     np.testing.assert_allclose(ratio, 0.1, rtol=1e-5)
 
 
 def test_the_cross_entropy_is_of_softened_logits():
     targets = np.eye(5)[[0, 1, 2, 3, 4, 0]]
     expected = -(targets * log_softmax(STUDENT / T)).sum(-1)
-    np.testing.assert_allclose(original.cross_entropy(STUDENT, targets), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(original.cross_entropy)(STUDENT, targets), expected, rtol=1e-5)
 
 
 class Numpy:
@@ -105,7 +105,7 @@ class Numpy:
 def game():
     """(variables, apply(variables, student's logits, step)) of the original's discriminator."""
     method = methods.create({"adversarial": {"method": "original_adversarial"}})
-    variables = method.init(jax.random.key(0), context(outputs(TEN[0]), outputs(TEN[1])))
+    variables = jax.jit(lambda: method.init(jax.random.key(0), context(outputs(TEN[0]), outputs(TEN[1]))))()
 
     @jax.jit
     def apply(variables, student, step):
@@ -141,7 +141,7 @@ def test_the_running_averages_move_only_with_the_discriminators_loss(game):
 @pytest.mark.parametrize("step", [0, 21])
 def test_student_and_discriminator_both_follow_every_loss(game, step):
     variables, apply = game
-    student, own = jax.grad(
+    student, own = grad(
         lambda logits, params: apply(variables._replace(params=params), logits, step)[0], argnums=(0, 1)
     )(jnp.asarray(TEN[0], jnp.float32), variables.params)
     assert np.any(student)

@@ -25,6 +25,7 @@ def pair():
     return Networks(*networks), batch([-1] * 6, num_classes=4)._replace(images=images)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def outputs(network, variables, images):
     return network.apply(variables, images, train=False)[0]
 
@@ -32,9 +33,15 @@ def outputs(network, variables, images):
 def term(networks, images, **options):
     """The value of a term `alignment`."""
     method = methods.create({"alignment": {"method": "gradcam_alignment"} | options})
-    seen = context(*(outputs(*one, images.images) for one in networks), [-1] * 6, networks=networks)
-    seen = dataclasses.replace(seen, views=(seen.views[0]._replace(batch=images),))
-    return method.apply(method.init(jax.random.key(0), seen), seen)[0]["alignment"]
+
+    @jax.jit
+    def value(variables):
+        networks_in = Networks(*((network, own) for (network, _), own in zip(networks, variables, strict=True)))
+        seen = context(*(outputs(*one, images.images) for one in networks_in), [-1] * 6, networks=networks_in)
+        seen = dataclasses.replace(seen, views=(seen.views[0]._replace(batch=images),))
+        return method.apply(method.init(jax.random.key(0), seen), seen)[0]["alignment"]
+
+    return value([variables for _, variables in networks])
 
 
 def class_map(seen, classes):
@@ -56,7 +63,8 @@ def test_the_term_is_the_mean_over_maps_of_the_class_that_the_teacher_predicts(s
 def test_stage_and_variant_reach_the_maps():
     networks, images = pair()
     classes = outputs(*networks.teacher, images.images).logits.argmax(-1)
-    maps = [gradcam.gradcam(*one, images.images, classes, stage=1, variant="gradcam++") for one in networks]
+    call = jax.jit(gradcam.gradcam, static_argnums=0, static_argnames=("stage", "variant"))
+    maps = [call(*one, images.images, classes, stage=1, variant="gradcam++") for one in networks]
     expected = distances("cosine", *(np.asarray(x, np.float64) for x in maps)).mean()
     np.testing.assert_allclose(term(networks, images, stage=1, variant="gradcam++"), expected, rtol=1e-5)
 

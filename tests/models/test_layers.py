@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax.models import layers
+from tests.methods.numeric import grad
 
 RNG = np.random.default_rng(0)
 X, DY = RNG.normal(size=(2, 4, 3, 3, 5))
@@ -20,7 +21,7 @@ def normalized(x, scale, bias):
 
 def test_batch_norm_in_training_normalizes_by_the_batch():
     with jax.enable_x64(True):
-        y, mean, variance = layers.normalize_batch(X, SCALE, BIAS)
+        y, mean, variance = jax.jit(layers.normalize_batch)(X, SCALE, BIAS)
     np.testing.assert_allclose(y, normalized(X, SCALE, BIAS), rtol=1e-10)
     np.testing.assert_allclose(mean, X.mean((0, 1, 2)), rtol=1e-10)
     np.testing.assert_allclose(variance, X.var((0, 1, 2)), rtol=1e-10)
@@ -38,15 +39,19 @@ def test_batch_norms_gradient_is_that_of_finite_differences(argument):
             ends.append((normalized(*moved) * DY).sum())
         expected[index] = (ends[0] - ends[1]) / 2e-5
     with jax.enable_x64(True):
-        gradient = jax.grad(lambda *v: (layers.normalize_batch(*v)[0] * DY).sum(), argument)(*values)
+        gradient = grad(lambda *v: (layers.normalize_batch(*v)[0] * DY).sum(), argument)(*values)
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_running_statistics_move_by_a_tenth_and_the_variance_is_unbiased():
     module = layers.BatchNorm()
-    variables = module.init(jax.random.key(0), jnp.asarray(X, jnp.float32), train=False)
-    _, changed = module.apply(variables, jnp.asarray(X, jnp.float32), train=True, mutable=["batch_stats"])
-    stats = changed["batch_stats"]
+
+    @jax.jit
+    def stats_after(x):
+        variables = module.init(jax.random.key(0), x, train=False)
+        return module.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    stats = stats_after(jnp.asarray(X, jnp.float32))
     np.testing.assert_allclose(stats["mean"], 0.1 * X.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * X.var((0, 1, 2), ddof=1), rtol=1e-5)
 
