@@ -8,17 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from kd_jax import augment, data, methods, networks, optim, runs, sharding, steps, teachers, weights
+from kd_jax import components, data, methods, networks, runs, sharding, teachers, tracing
 from kd_jax.config.checks import check, plain
 from kd_jax.data import resident
 from kd_jax.errors import InputError
 from kd_jax.identity import identify
 from kd_jax.logging import wandb_run
 from kd_jax.steps import Components, StepOptions
-from kd_jax.types import Feed, Hyper, Method, Network, Split, Teacher, TrainState, Variables
+from kd_jax.types import Feed, Hyper, Method, Teacher, Variables
 
 
 class Experiment(NamedTuple):
@@ -64,10 +62,6 @@ class Experiment(NamedTuple):
         """Puts arrays on every device."""
         return jax.device_put(tree, sharding.replicated(self.mesh))
 
-    def state_shapes(self) -> TrainState:
-        """The shapes of the state before the first step."""
-        return _state_shapes(self.components, self.options, self.dataset.train)
-
     def feed(self) -> Feed:
         """The training data, on the devices."""
         return resident.feed(
@@ -107,7 +101,7 @@ def create(
     check(config)
     # What needs no data is built first: an unknown name is then reported before a long load.
     method = methods.create(config["method"])
-    _create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
+    components.create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
     _check_views(config, method)
     if training and (project := config["log"].get("wandb")):
         wandb_run.check(project)
@@ -123,7 +117,7 @@ def create(
             f" one of: {', '.join(sorted(set(teachers.KINDS) - {'none'}))}"
         )
     identity = identify(config, fingerprint=dataset.fingerprint)
-    components = _create_components(config, dataset, method, teacher, total, per_epoch)
+    functions = components.create(config, dataset, method, teacher, steps=total, steps_per_epoch=per_epoch)
     options = StepOptions(
         num_examples=len(dataset.train.labels),
         steps_per_epoch=per_epoch,
@@ -131,10 +125,10 @@ def create(
         micro_batches=config["train"]["accumulate"],
         batch_sharding=sharding.split(mesh),
     )
-    hyper = create_hyper(components)
+    hyper = components.create_hyper(functions)
     if training:
-        trace(components, options, hyper, dataset.train, config["train"]["batch_size"])
-        _check_effect(config["method"], components, options, dataset.train, total)
+        tracing.trace(functions, options, hyper, dataset.train, config["train"]["batch_size"])
+        tracing.check_effect(config["method"], functions, options, dataset.train, total)
     # On a CPU, convolutions inside a loop are many times slower than the same step called from Python.
     per_call = config["train"]["steps_per_call"] or (1 if jax.default_backend() == "cpu" else 50)
     return Experiment(
@@ -142,64 +136,14 @@ def create(
         identity=identity,
         digest=runs.digest(identity),
         dataset=dataset,
-        components=components,
+        components=functions,
         options=options,
         hyper=hyper,
         mesh=mesh,
         steps=total,
         steps_per_call=min(per_call, per_epoch),
-        pretrained=_pretrained(config["model"], components, dataset),
+        pretrained=components.load_pretrained(config["model"], functions, dataset),
     )
-
-
-def create_hyper(components: Components) -> Hyper:
-    """The traced scalars as the components declare them."""
-    optimizer, method = components.optimizer, components.method
-    return Hyper(
-        learning_rate={group: jnp.float32(rate) for group, rate in optimizer.learning_rates.items()},
-        weight_decay={group: jnp.float32(decay) for group, decay in optimizer.weight_decays.items()},
-        weights={term: jnp.float32(weight) for term, weight in method.weights.items()},
-    )
-
-
-def trace(components: Components, options: StepOptions, hyper: Hyper, train: Split, batch_size: int) -> None:
-    """Traces initialization and a step, so that an error in them is seen before a teacher is trained or a file made."""
-
-    state, split = _state_shapes(components, options, train), _shapes(train)
-    teacher_variables = components.teacher.shapes if components.teacher else {}
-    fetch = functools.partial(steps.gather, batch_sharding=options.batch_sharding)
-    rows = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
-    train_steps = functools.partial(steps.train_steps, fetch=fetch, components=components, options=options)
-    jax.eval_shape(train_steps, state, teacher_variables, split, rows, hyper, split.labels)
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def _state_shapes(components: Components, options: StepOptions, train: Split) -> TrainState:
-    teacher_variables = components.teacher.shapes if components.teacher else {}
-    init = functools.partial(steps.init_state, components=components, options=options)
-    example = _shapes(resident.example(train))
-    return jax.eval_shape(init, np.uint32(0), teacher_variables, example, _shapes(train.labels))
-
-
-def _check_effect(
-    terms: Mapping[str, Any], components: Components, options: StepOptions, train: Split, total: int
-) -> None:
-    """Raises InputError for options of terms that would do nothing in this run."""
-    for term, chosen in terms.items():
-        first = (chosen.get("epochs") or (0,))[0]
-        if first * options.steps_per_epoch >= total:
-            raise InputError(
-                f"method.{term}.epochs is {chosen['epochs']}, and the run ends after"
-                f" {total / options.steps_per_epoch:g} epochs; expected a term that counts in it"
-            )
-    if any("optimizer" in chosen for chosen in terms.values()):
-        params = _state_shapes(components, options, train).params
-        for term, chosen in terms.items():
-            if chosen.get("optimizer") and not jax.tree.leaves(params[term]):
-                raise InputError(f"method.{term}.optimizer is {chosen['optimizer']}, and the term trains no parameters")
 
 
 def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:
@@ -224,59 +168,3 @@ def _check_views(config: Mapping[str, Any], method: Method) -> None:
         raise InputError(
             f"dataset.extra_views is {extra}; expected {expected}: the method's terms compare {method.views} view(s)"
         )
-
-
-def _create_optimizer(
-    config: Mapping[str, Any], student: Network, method: Method, *, steps: int, steps_per_epoch: int
-) -> optim.Optimizer:
-    return optim.create(
-        config["optimizer"],
-        {term: method.optimizers.get(term, {}) for term in config["method"]},
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        freeze=config["model"]["freeze"],
-        head=student.head,
-        clip=config["train"]["clip"],
-    )
-
-
-def _create_components(
-    config: dict[str, Any],
-    dataset: data.Dataset,
-    method: Method,
-    teacher: Teacher | None,
-    total: int,
-    steps_per_epoch: int,
-) -> Components:
-    num_classes = len(dataset.class_names)
-    pixels = networks.pixels(config, dataset.mean, dataset.std)
-    student = networks.create(config, num_classes)
-    return Components(
-        student=student,
-        teacher=teacher,
-        method=method,
-        optimizer=_create_optimizer(config, student, method, steps=total, steps_per_epoch=steps_per_epoch),
-        augment=augment.create(
-            num_classes=num_classes,
-            kinds=(config["dataset"]["augment"], *config["dataset"]["extra_views"]),
-            label_smoothing=config["train"]["label_smoothing"],
-            mixup=config["train"]["mixup"],
-            **pixels,
-        ),
-        prepare=functools.partial(augment.prepare, **pixels),
-    )
-
-
-def _pretrained(model: Mapping[str, Any], components: Components, dataset: data.Dataset) -> Variables | None:
-    """What the student starts from, if it is told; a line says so."""
-    if not (source := model["pretrained"]):
-        return None
-    images = jax.ShapeDtypeStruct((2, *dataset.train.images.shape[1:]), jnp.uint8)
-    student = components.student
-    shapes = jax.eval_shape(student.init, jax.random.key(0), jax.eval_shape(components.prepare, images))
-    loaded = weights.load(source, shapes, student)
-    head = (
-        "its head included" if loaded.head else "its head is of another shape or was not trained, and is reinitialized"
-    )
-    print(f"{model['name']} starts from weights of {source}; {head}", flush=True)
-    return loaded.variables

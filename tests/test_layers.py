@@ -26,6 +26,8 @@ LAYERS = (
         "loaded",
         "quiet_tensorflow",
         "experiment",
+        "components",
+        "tracing",
     },
     {"training", "evaluation", "explaining", "reporting"},
     {

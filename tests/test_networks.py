@@ -1,18 +1,21 @@
 """A run whose method predicts in its student's place: wherever its network is used, it predicts as the run does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax import experiment, gradcam, runs, steps, training, weights
+from kd_jax import experiment, gradcam, runs, training, weights
 from kd_jax.errors import InputError
 from kd_jax.explaining import agreement
 from tests import tiny
+from tests.methods.numeric import batch
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
-LABELS = jnp.arange(6)
+LABELS = np.arange(6)
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +30,22 @@ def simkd() -> dict:
     return tiny.taught(**{"train.steps": 6}) | {"method": {"simkd": {}}}
 
 
+@functools.cache
 def logits_of_the_run(folder):
     """As a training step predicts, from the files of the run."""
-    run = experiment.create(simkd(), runs_folder=str(folder / "runs"))
-    variables, method = weights.read_run(folder / "simkd")
-    outputs, _ = run.components.student.apply(variables, run.components.prepare(IMAGES), train=False)
-    return run.components.method.predict(method, outputs)
+    student, _, method, _, _, prepare = experiment.create(simkd(), runs_folder=str(folder / "runs")).components
+
+    @jax.jit
+    def logits(variables, method_variables):
+        return method.predict(method_variables, student.apply(variables, prepare(IMAGES), train=False)[0])
+
+    return logits(*weights.read_run(folder / "simkd"))
 
 
 def test_its_loaded_network_reports_the_runs_logits(folder):
     loaded = kd_jax.load(folder / "simkd")
-    outputs, _ = loaded.network.apply(loaded.variables, loaded.preprocess(IMAGES), train=False)
+    network, preprocess = loaded.network, loaded.preprocess
+    outputs = jax.jit(lambda v: network.apply(v, preprocess(IMAGES), train=False)[0])(loaded.variables)
     np.testing.assert_allclose(outputs.logits, logits_of_the_run(folder), rtol=1e-5)
     assert outputs.head is None
 
@@ -72,10 +80,14 @@ def test_it_teaches_as_it_predicts(folder, kind, tmp_path):
     teacher, run = made.teacher, kd_jax.load(folder / "simkd")
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (teacher.shapes, dict(run.variables)))
     assert shapes[0] == shapes[1]
-    batch = made.components.augment(jax.random.key(0), steps.RawBatch(IMAGES, LABELS, LABELS))[0]
-    batch = batch._replace(images=run.preprocess(IMAGES))
-    said = teacher.apply(run.variables, batch, rng=jax.random.key(0), train=True)
-    np.testing.assert_allclose(said.logits, logits_of_the_run(folder), rtol=1e-5)
+    seen = batch(LABELS, num_classes=10)
+
+    @jax.jit
+    def logits(variables):
+        images = seen._replace(images=run.preprocess(IMAGES))
+        return teacher.apply(variables, images, rng=jax.random.key(0), train=True).logits
+
+    np.testing.assert_allclose(logits(run.variables), logits_of_the_run(folder), rtol=1e-5)
 
 
 def test_a_run_that_starts_from_it_has_a_new_head(folder, capsys):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import experiment, networks, steps, teachers
+from kd_jax import experiment, networks, steps, teachers, tracing
 from kd_jax.config import base
 from kd_jax.data import memory
 from kd_jax.teachers.network import network_teacher
@@ -89,13 +89,13 @@ def create(terms: dict, *, devices: int = 1, **overrides) -> experiment.Experime
     """A ResNet-8 with two channels taught by one with four, on 48 random images."""
     whole = config(**SMALL | overrides) | {"method": terms}
     # Traced once more where it is compiled.
-    with mock.patch("kd_jax.experiment.trace"):
+    with mock.patch("kd_jax.tracing.trace"):
         return experiment.create(whole, source=source(), devices=jax.devices()[:devices])
 
 
 def trace(made: experiment.Experiment) -> None:
     """Traces the step, as `experiment.create` does where it is not told otherwise."""
-    experiment.trace(made.components, made.options, made.hyper, made.dataset.train, 16)
+    tracing.trace(made.components, made.options, made.hyper, made.dataset.train, 16)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import methods, networks, runs, steps, weights
+from kd_jax import methods, networks, runs, steps, tracing, weights
 from kd_jax.data import CHOICE
 from kd_jax.errors import InputError, first_few
 from kd_jax.teachers.network import network_teacher
@@ -40,7 +40,7 @@ def from_config(setting: "Setting") -> Teacher:
     folder = folder_of(experiment.digest, setting.runs_folder)
 
     def method_shapes() -> MethodVariables:
-        state = experiment.state_shapes()
+        state = tracing.state_shapes(experiment.components, experiment.options, experiment.dataset.train)
         return steps.method_variables(state.params, state.stats)
 
     return _teacher(setting, folder, experiment.config, method_shapes)._replace(
