@@ -33,11 +33,12 @@ def simkd() -> dict:
 @functools.cache
 def logits_of_the_run(folder):
     """As a training step predicts, from the files of the run."""
-    student, _, method, _, _, prepare = experiment.create(simkd(), runs_folder=str(folder / "runs")).components
+    run = experiment.create(simkd(), runs_folder=str(folder / "runs")).components
 
     @jax.jit
     def logits(variables, method_variables):
-        return method.predict(method_variables, student.apply(variables, prepare(IMAGES), train=False)[0])
+        outputs, _ = run.student.apply(variables, run.prepare(IMAGES), train=False)
+        return run.method.predict(method_variables, outputs)
 
     return logits(*weights.read_run(folder / "simkd"))
 
