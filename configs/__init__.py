@@ -1,1 +1,1 @@
-"""One file per experiment: the paper, the command, the cost and what to expect are in its docstring."""
+"""One file per experiment: the paper and the command are in its docstring, measured results in docs/results.md."""

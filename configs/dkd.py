@@ -11,7 +11,8 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    dkd = {"weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20}
+    warmup = {"": 20, "small": 20}.get(arg, 1)  # the smaller scales have fewer epochs than that
+    dkd = {"weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": warmup}
     config = recipes.distilled(arg, {"dkd": dkd})
     config.name = "dkd"
     return config

@@ -2,7 +2,7 @@
 
 maximzubkov/cnn-distillation: ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128. Its numbers are in `PUBLISHED`.
 
-    python -m launch.table --rows=original --seeds=3 [--scale=laptop]
+    kd_jax table --rows=original --seeds=3 [--scale=laptop]
     python -m kd_jax.main --config=configs/original.py:kd_frozen
 
 Rows: student, teacher (cross entropy), kd, rkd_distance, rkd_angle, adversarial; with `_frozen` the convolutions keep
@@ -12,13 +12,12 @@ Without `faithful`, all rows have one recipe and one teacher, the row `teacher` 
 temperatures were chosen on the validation split at the laptop's scale.
 With it, the losses (kd_jax/methods/original.py), optimizers and schedules are the original's, which differ from row
 to row; its teacher works with the batch's statistics and dropout, and that of frozen rows is frozen. Not repeated is
-what
-would make a number wrong: the choice of the checkpoint on the test set, and averages of the teacher that drift.
+what would make a number wrong: the choice of the checkpoint on the test set, and averages of the teacher that drift.
 """
 
 from kd_jax.config import base, recipes
 from kd_jax.config.tree import ConfigDict
-from kd_jax.errors import choose
+from kd_jax.errors import InputError, choose
 
 CORRECTED = {
     "student": {"cross_entropy": {"weight": 1.0}},
@@ -80,7 +79,10 @@ def get_config(arg: str = "kd") -> ConfigDict:
     for other in others:
         choose("a part of the config's argument", other, ("faithful", *filter(None, recipes.SCALES)))
     faithful = "faithful" in others
-    scale = next((other for other in others if other != "faithful"), "")
+    scales = [other for other in others if other != "faithful"]
+    if len(scales) > 1:
+        raise InputError(f"the config's argument names {' and '.join(scales)}; expected one scale")
+    (scale,) = scales or [""]
     method, frozen = row.removesuffix("_frozen"), row.endswith("_frozen")
 
     def network(role):

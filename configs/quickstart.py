@@ -13,7 +13,7 @@ Every row has the same student, recipe and number of steps:
 
 from kd_jax.config import base
 from kd_jax.config.tree import ConfigDict
-from kd_jax.errors import choose
+from kd_jax.errors import InputError, choose
 
 METHODS = {
     "alone": {"cross_entropy": {"weight": 1.0}},
@@ -29,15 +29,17 @@ ROWS = ("alone", "kd_same", "kd", "rkd_same", "rkd")
 
 def get_config(arg: str = "rkd") -> ConfigDict:
     parts = [choose("a part of the config's argument", part, (*ROWS, "small", "smoke")) for part in arg.split(",")]
-    smoke = "smoke" in parts
-    arg = next((part for part in parts if part in ROWS), "rkd")
+    rows, smoke = [part for part in parts if part in ROWS], "smoke" in parts
+    if len(rows) > 1:
+        raise InputError(f"the config's argument names {' and '.join(rows)}; expected one row")
+    (arg,) = rows or ["rkd"]
     config = base.get_config()
     config.name = f"quickstart-{arg}"
     config.dataset.labeled = 200
     config.dataset.unlabeled = arg in ("kd", "rkd")
     config.train.steps = 30 if smoke else 600
     config.train.batch_size = 64
-    config.evaluate.every_epochs = 1000  # an epoch has three steps; the end is enough
+    config.evaluate.every_epochs = 1000  # the end is enough
     config.checkpoint.every_epochs = 50
     config.log.every_steps = 100
     config.optimizer.warmup_epochs = 0.0

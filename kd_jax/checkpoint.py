@@ -35,7 +35,7 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(keep),
-                        policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+                        policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
                     ]
                 ),
                 cleanup_tmp_directories=True,
@@ -49,7 +49,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step of the checkpoint with the highest validation accuracy, the earliest of equals, or None."""
         rated = [c for c in self._checkpointer.checkpoints if c.metrics]
-        return max(rated, key=lambda c: (_accuracy(c.metrics), -c.step)).step if rated else None
+        return max(rated, key=lambda c: _rank(c.metrics)).step if rated else None
 
     def save(self, state: TrainState, step: int, accuracy: float | None) -> None:
         """Starts to save `state`, unless that step is saved already. `accuracy`: on the validation split, or None."""
@@ -57,7 +57,8 @@ class Checkpoints:
             return
         # The next step donates the state's buffers while this one is still being written.
         state = jax.tree.map(jnp.copy, state)
-        self._checkpointer.save_async(step, state, metrics=None if accuracy is None else {"accuracy": accuracy})
+        metrics = None if accuracy is None else {"accuracy": accuracy, "step": step}
+        self._checkpointer.save_async(step, state, metrics=metrics)
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Loads a step into the structure, types and shardings of `like`; raises InputError when it is not whole."""
@@ -73,8 +74,9 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def _accuracy(metrics: dict[str, float]) -> float:
-    return metrics["accuracy"]
+def _rank(metrics: dict[str, float]) -> Any:
+    """By which checkpoints are kept and chosen: of equal ones the earliest, so that `keep` changes no result."""
+    return metrics["accuracy"], -metrics["step"]
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

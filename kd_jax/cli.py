@@ -4,6 +4,7 @@
 """
 
 import errno
+import json
 import os
 import re
 import runpy
@@ -72,6 +73,14 @@ def command() -> None:
         _run_module(first, others)
     else:
         sys.exit(_exit_code(lambda: choose("the command", first, COMMANDS)))
+
+
+def parsed(text: str) -> Any:
+    """The value of KEY=VALUE: JSON, or the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _run_module(name: str, arguments: list[str]) -> None:

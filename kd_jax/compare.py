@@ -21,6 +21,8 @@ flags.declare_key_flag("against")
 def main(arguments: list[str]) -> None:
     if not arguments:
         raise InputError("expected the folder of one run or more")
+    if len(cli.AGAINST.value) > 1:
+        raise InputError(f"--against is {', '.join(cli.AGAINST.value)}; expected the name of one row")
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for folder in arguments:
         result = runs.read_json(folder, "result.json")
@@ -31,7 +33,7 @@ def main(arguments: list[str]) -> None:
                 " expected names that tell recipes apart (config.name)"
             )
         row[result["seed"]] = result
-    print(table(rows, choose("--against", (cli.AGAINST.value or ["student"])[-1], list(rows))))
+    print(table(rows, choose("--against", (cli.AGAINST.value or ["student"])[0], list(rows))))
 
 
 def table(rows: Mapping[str, Mapping[int, Mapping[str, Any]]], to: str, labels: Mapping[str, str] | None = None) -> str:

@@ -5,7 +5,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 # What a value may be, by the type of the default that it replaces. Any other default, None for one, allows anything.
-KINDS = (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a string"), ((list, tuple), "a list"))
+KINDS = (
+    ((bool,), (bool,), "true or false"),
+    ((int,), (int,), "a whole number"),
+    ((float,), (int, float), "a number"),
+    ((str,), (str,), "a string"),
+    ((list, tuple), (list, tuple), "a list"),
+)
 
 
 class InputError(ValueError):
@@ -32,8 +38,8 @@ def choose(what: str, value: Any, choices: Collection[Any]) -> Any:
 
 def check_kind(what: str, value: Any, default: Any) -> None:
     """Raises InputError when a value is of another kind than its default."""
-    for kind, expected in KINDS:
-        if type(default) in kind and type(value) not in kind:
+    for defaults, kinds, expected in KINDS:
+        if type(default) in defaults and type(value) not in kinds:
             raise InputError(f"{what} is {value!r}; expected {expected}")
 
 

@@ -20,7 +20,7 @@ class Evaluator:
     def __init__(self, experiment: Experiment, teacher_variables: Variables) -> None:
         self._experiment, self._teacher_variables = experiment, teacher_variables
         self._step = experiment.jit(steps.eval_step)
-        self._placed: dict[int, Split] = {}
+        self._placed: dict[int, tuple[Split, Split]] = {}  # by identity: the split, which keeps it alive, and its copy
 
     def __call__(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, Any]:
         """Metrics by name, see `metrics.summarize`."""
@@ -29,10 +29,10 @@ class Evaluator:
     def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
         """The sums of `metrics.sums` over a split."""
         if id(split) not in self._placed:
-            self._placed[id(split)] = self._experiment.place(split)
+            self._placed[id(split)] = split, self._experiment.place(split)
         total: Any = None
         for ids, mask in batches(self._experiment, len(split.labels)):
-            sums = self._step(variables, method, self._teacher_variables, self._placed[id(split)], ids, mask)
+            sums = self._step(variables, method, self._teacher_variables, self._placed[id(split)][1], ids, mask)
             total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
         return jax.device_get(total)
 

@@ -95,15 +95,13 @@ def create(
     """
     config = plain(config)
     if source is not None:
-        config["dataset"]["source"] = "memory"
-        if config["teacher"]["kind"] == "config" and config["teacher"]["config"]:
-            config["teacher"]["config"]["dataset"]["source"] = "memory"
+        _set_source(config, "memory")
     check(config)
     # What needs no data is built first: an unknown name is then reported before a long load.
     method = methods.create(config["method"])
     components.create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
     _check_views(config, method)
-    if training and (project := config["log"].get("wandb")):
+    if training and (project := config["log"]["wandb"]):
         wandb_run.check(project)
     dataset = data.load(config["dataset"], source)
     mesh = sharding.mesh(devices)
@@ -144,6 +142,13 @@ def create(
         steps_per_call=min(per_call, per_epoch),
         pretrained=components.load_pretrained(config["model"], functions, dataset),
     )
+
+
+def _set_source(config: Any, source: str) -> None:
+    """Sets where the data of a config and of its teachers comes from."""
+    while isinstance(config, dict) and isinstance(config.get("dataset"), dict):
+        config["dataset"]["source"] = source
+        config = config["teacher"]["config"] if isinstance(config.get("teacher"), dict) else None
 
 
 def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kd_jax import data, methods, models, registry, runs, teachers, weights
+from kd_jax import data, methods, models, optim, registry, runs, teachers, weights
 from kd_jax.config.translate import FORMAT
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def config_json(experiment: "Experiment") -> dict[str, Any]:
     used: list[tuple[Mapping[str, Any], str]]
     used = [(methods.METHODS, options.get("method", term)) for term, options in config["method"].items()]
     used += [(models.NETWORKS, config["model"]["name"]), (data.SOURCES, config["dataset"]["source"])]
-    used += [(teachers.KINDS, config["teacher"]["kind"])]
+    used += [(teachers.KINDS, config["teacher"]["kind"]), (optim.OPTIMIZERS, config["optimizer"]["name"])]
+    of_terms = (options.get("optimizer", {}).get("name") for options in config["method"].values())
+    used += [(optim.OPTIMIZERS, name) for name in of_terms if name]
     return {
         "format": FORMAT,
         "config": config,

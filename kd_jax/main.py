@@ -9,7 +9,6 @@ key of a config.
 """
 
 import glob
-import json
 import os
 import re
 import sys
@@ -92,11 +91,7 @@ def add_term(terms: dict[str, dict[str, Any]], text: str) -> None:
             f"--term is {text!r}; expected TERM:KEY=VALUE,KEY=VALUE, for example soft:method=kd,weight=0.5"
         )
     term = terms.setdefault(name, {})
-    for key, _, value in pairs:
-        try:
-            term[key] = json.loads(value)
-        except json.JSONDecodeError:
-            term[key] = value
+    term |= {key: cli.parsed(value) for key, _, value in pairs}
 
 
 if __name__ == "__main__":

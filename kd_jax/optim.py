@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax.errors import InputError, choose
+from kd_jax import registry
+from kd_jax.errors import InputError, check_callable, check_kind, choose
 from kd_jax.types import Array, Hyper
 
 Schedule = Callable[[Array | int], Array]
@@ -21,8 +22,30 @@ OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation]
     "adam": lambda options, decay: optax.chain(decay, optax.scale_by_adam(options["b1"], options["b2"])),
     "adamw": lambda options, decay: optax.chain(optax.scale_by_adam(options["b1"], options["b2"]), decay),
 }
+# (key of the section `optimizer`, whether a value is good, what was expected)
+CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("learning_rate", lambda v: v > 0, "a number above 0"),
+    ("weight_decay", lambda v: v >= 0, "a number of at least 0"),
+    ("warmup_epochs", lambda v: v >= 0, "a number of at least 0"),
+    ("gamma", lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    *((key, lambda v: 0 <= v < 1, "at least 0 and below 1") for key in ("momentum", "b1", "b2")),
+)
 SCHEDULES = ("constant", "cosine", "step", "exponential")
 FREEZES = ("none", "backbone", "backbone_and_norms")
+
+
+def register(
+    name: str, build: Callable[[Mapping[str, Any], optax.GradientTransformation], optax.GradientTransformation]
+) -> None:
+    """Adds an optimizer of your own, which `optimizer.name` then knows by `name`, or replaces it.
+
+    Args:
+      name: of the optimizer.
+      build: from the section `optimizer` and the transformation that adds weight decay to one that makes, of gradients,
+        a step of unit learning rate.
+    """
+    check_callable(f"the optimizer {name!r}", build)
+    registry.add(OPTIMIZERS, name, build)
 
 
 class Update(Protocol):
@@ -141,25 +164,26 @@ def create(
       freeze, head: see `split_frozen`.
       clip: largest global norm of the student's gradient; 0 for none.
     Raises:
-      InputError: for an unknown name or key, or a learning rate that is not above zero.
+      InputError: for an unknown name, key or `freeze`, a value that cannot be, and a network whose head is not known.
     """
     choose("model.freeze", freeze, FREEZES)
     if freeze != "none" and not head:
         raise InputError(f"model.freeze is {freeze!r}, and the network does not say what its head is; expected 'none'")
     groups = {"student": dict(options)}
     for term, own in (terms or {}).items():
-        for key in own:
+        for key, value in own.items():
             choose(f"a key of method.{term}.optimizer", key, options)
+            check_kind(f"method.{term}.optimizer.{key}", value, options[key])
         groups[term] = {**options, **own}
     keys = {group: "optimizer" if group == "student" else f"method.{group}.optimizer" for group in groups}
     for group, chosen in groups.items():
         choose(f"{keys[group]}.name", chosen["name"], OPTIMIZERS)
-        for key, good, expected in (
-            ("learning_rate", _positive, "above 0"),
-            ("weight_decay", _finite, "of at least 0"),
-        ):
-            if not good(chosen[key]):
-                raise InputError(f"{keys[group]}.{key} is {chosen[key]!r}; expected a number {expected}")
+        for key, good, expected in CHECKS:
+            if not _is_finite(chosen[key]) or not good(chosen[key]):
+                raise InputError(f"{keys[group]}.{key} is {chosen[key]!r}; expected {expected}")
+        milestones = chosen["milestones"]
+        if not all(_is_finite(epoch) and epoch > 0 for epoch in milestones):
+            raise InputError(f"{keys[group]}.milestones is {milestones!r}; expected epochs above 0, as in (150, 180)")
     schedules = {
         group: schedule(
             chosen["schedule"],
@@ -224,9 +248,5 @@ def _kernels(params: Any) -> Any:
     return unflatten_dict({path: is_kernel(path) for path in flatten_dict(params)})
 
 
-def _positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
-
-
-def _finite(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

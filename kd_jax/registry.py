@@ -92,7 +92,8 @@ def _run(path: str) -> None:
     global _importing
     if path in _files:
         return
-    module, _importing = _module(path), True
+    module, outer = _module(path), _importing
+    _importing = True
     try:
         assert module.__spec__ is not None
         assert module.__spec__.loader is not None
@@ -102,7 +103,7 @@ def _run(path: str) -> None:
     except Exception as error:
         raise InputError(f"{path} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     finally:
-        _importing = False
+        _importing = outer
 
 
 def _module(path: str) -> ModuleType:

@@ -55,8 +55,7 @@ def main(arguments: list[str]) -> None:
             continue
         done[one.key] = outcome
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "a") as file:
-            file.write(json.dumps(jobs.line(one, outcome)) + "\n")
+        _append(path, json.dumps(jobs.line(one, outcome)))
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
     text, folder = table(module, results, failures), os.path.join(cli.RUNS.value, name())
     os.makedirs(folder, exist_ok=True)
@@ -78,9 +77,23 @@ def read(path: str) -> dict[str, dict]:
     """{key: result} of a file of results; none where there is no such file."""
     if not os.path.exists(path):
         return {}
+    results = {}
     with open(path) as file:
-        lines = [json.loads(line) for line in file]
-    return {line["key"]: line["result"] for line in lines}
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+                results[line["key"]] = line["result"]
+            except (ValueError, KeyError, TypeError):
+                print(f"line {number} of {path} is no result, and is passed over", flush=True)
+    return results
+
+
+def _append(path: str, line: str) -> None:
+    """Adds a line to a file, whose last one may have been cut short."""
+    with open(path, "a+") as file:
+        file.seek(0)
+        text = file.read()
+        file.write(("\n" if text and not text.endswith("\n") else "") + line + "\n")
 
 
 def summary(
@@ -159,8 +172,7 @@ def name() -> str:
 
 def _table() -> str:
     """Which table."""
-    (chosen,) = cli.ROWS.value or TABLES[:1]
-    return choose("--rows", chosen, TABLES)
+    return choose("--rows", ",".join(cli.ROWS.value or TABLES[:1]), TABLES)
 
 
 def _preset() -> str:
@@ -180,9 +192,11 @@ def job(module: ModuleType, row: str, number: int, changes: Sequence[str]) -> Jo
         key, equals, value = change.partition("=")
         if not key or not equals or key.startswith("-"):
             raise InputError(f"the argument is {change!r}; expected KEY=VALUE, for example dataset.path=cifar10")
+        if key in ("seed", "name"):
+            raise InputError(f"the argument is {change!r}; expected another key, as every run of a table has its own")
         if key == "dataset.labeled" and row.startswith("teacher"):
             continue  # a teacher sees every label
-        flat[key] = _parse(value)
+        flat[key] = cli.parsed(value)
         own = key.partition(".")[0]
         if tree.teacher.kind == "config" and own not in ("method", "teacher", "dataset", "precision"):
             flat[f"teacher.config.{key}"] = flat[key]  # data and precision are one for both already
@@ -209,13 +223,6 @@ def _key(tree: Mapping[str, Any]) -> str:
         own["dataset"]["path"] = PRETRAIN_ON.value
         pretrained[_pretrained(role)] = runs.digest(identity.identify(own))
     return runs.digest(identity.identify(plain(tree), pretrained=pretrained))
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _pretrain_arg(role: str) -> str:

@@ -150,7 +150,7 @@ def _train(
         with contextlib.closing(checkpoints):
             state = checkpoints.load(result["checkpoint"], state)
         print(f"finished already: {_describe(result)}  {folder}", flush=True)
-        if project := config["log"].get("wandb"):
+        if project := config["log"]["wandb"]:
             print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
         return Result(result["test"]["accuracy"], folder, state, result)
     if step := checkpoints.latest() or 0:

@@ -258,7 +258,6 @@ class TrainState(flax.struct.PyTreeNode):
 class Feed(NamedTuple):
     """Training data as the loop and the step see it, whether it lies in memory or streams."""
 
-    num_examples: int
     steps_per_epoch: int
     constants: Any  # on the devices for the whole run: the images themselves, or nothing
     calls: Callable[[int], Iterator[tuple[Any, int]]]  # step -> ((rows of a call, step after it), ...) to the end

@@ -1,6 +1,5 @@
 """Weights from elsewhere: safetensors, PyTorch files, the Hugging Face hub, finished runs. Strict; no code is run."""
 
-import hashlib
 import logging
 import os
 import pickle
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import methods, runs
+from kd_jax import methods, registry, runs
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.steps import method_variables
@@ -92,8 +91,7 @@ def fingerprint(source: PathLike) -> str:
     source = os.fspath(source)
     if os.path.isdir(source):
         return runs.read_json(source, "config.json")["hash"]
-    with open(_file(source), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return registry.digest(_file(source))
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:

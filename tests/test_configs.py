@@ -133,6 +133,18 @@ def test_no_part_of_an_argument_is_passed_over(name, arg):
         get_config(name, arg)
 
 
+@pytest.mark.parametrize(
+    ("name", "arg", "said"),
+    [
+        ("quickstart", "kd,rkd", "kd and rkd; expected one row"),
+        ("original", "kd,small,laptop", "small and laptop; expec"),
+    ],
+)
+def test_two_answers_to_one_question_are_refused(name, arg, said):
+    with pytest.raises(InputError, match=f"the config's argument names {said}"):
+        get_config(name, arg)
+
+
 def test_every_file_of_the_experiments_is_shipped_by_name():
     folder = Path(__file__).parent.parent / "configs"
     assert {Path(path) for path in shipped().values()} == {*folder.glob("[!_]*.py")}

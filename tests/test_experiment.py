@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax import experiment, methods
+from kd_jax.config import base
 from kd_jax.errors import InputError
 from tests import tiny
 
@@ -49,7 +50,7 @@ def test_every_option_can_be_trained_with(overrides):
         ({"optimizer.momentum": 1.0}, "optimizer.momentum is 1.0; expected at least 0 and below 1"),
         ({"optimizer.b2": -0.5}, "optimizer.b2 is -0.5; expected at least 0 and below 1"),
         ({"train.epochs": 0}, "train.epochs is 0; expected at least 1"),
-        ({"optimizer.warmup_epochs": float("inf")}, "optimizer.warmup_epochs is inf; expected at least 0"),
+        ({"optimizer.warmup_epochs": float("inf")}, "optimizer.warmup_epochs is inf; expected a number of at least 0"),
         ({"optimizer.milestones": ("a",)}, r"optimizer.milestones is \['a'\]; expected epochs above 0"),
         (
             {"dataset.extra_views": ("crop",)},
@@ -101,11 +102,61 @@ def test_a_mistake_in_the_teachers_config_is_said_to_be_there():
         experiment.create(config)
 
 
-def test_a_config_that_lacks_a_key_is_refused():
+@pytest.mark.parametrize("key", ["train", "method", "teacher.kind", "optimizer.milestones", "model.freeze"])
+def test_a_config_that_lacks_a_key_is_refused(key):
     config = tiny.config()
-    del config["train"]
-    with pytest.raises(InputError, match=r"the config lacks train.epochs; expected every key of kd_jax/config/base.py"):
+    *section, last = key.split(".")
+    del (config[section[0]] if section else config)[last]
+    with pytest.raises(InputError, match=rf"the config lacks {key}; expected every key of kd_jax/config/base.py"):
         experiment.create(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("train", "epoch", 3, r"a key of train is 'epoch'; expected one of: .*; did you mean 'epochs'"),
+        ("train", "batch_size", 16.0, r"train.batch_size is 16.0; expected a whole number"),
+        ("optimizer", "nesterov", "no", r"optimizer.nesterov is 'no'; expected true or false"),
+        ("optimizer", "milestones", 7, r"optimizer.milestones is 7; expected a list"),
+        ("teacher", "config", 7, r"teacher.config is 7; expected a section"),
+    ],
+)
+def test_a_key_or_kind_of_value_that_there_is_not_is_refused(section, key, value, said):
+    config = tiny.config()
+    config[section][key] = value
+    with pytest.raises(InputError, match=said):
+        experiment.create(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gamma": -1}, "method.fitnet.optimizer.gamma is -1; expected above 0"),
+        ({"momentum": "x"}, "method.fitnet.optimizer.momentum is 'x'; expected a number"),
+        ({"milestones": [0]}, r"method.fitnet.optimizer.milestones is \[0\]; expected epochs above 0"),
+    ],
+)
+def test_a_terms_optimizer_is_checked_as_the_students(options, said):
+    with pytest.raises(InputError, match=said):
+        experiment.create(tiny.taught() | {"method": {"fitnet": {"optimizer": options}}})
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        ({"method": "simkd", "factor": 0}, "method.term: factor is 0; expected at least 1"),
+        ({"method": "crd", "negatives": 0}, "method.term: negatives is 0; expected at least 1"),
+        ({"method": "original_kd", "temperature": 0}, "method.term: temperature is 0; expected a number above 0"),
+        ({"method": "original_cross_entropy", "temperature": 0}, "method.term: temperature is 0; expected"),
+        ({"method": "original_rkd_angle", "temperature": 0}, "method.term: temperature is 0; expected"),
+        ({"method": "original_rkd_distance", "temperature": 0}, "method.term: temperature is 0; expected"),
+        ({"method": "mlkd", "temperatures": ["a"]}, "method.term: temperature is 'a'; expected a number above 0"),
+    ],
+    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+)
+def test_an_option_out_of_its_range_is_refused(term, said):
+    with pytest.raises(InputError, match=said):
+        experiment.create(tiny.taught() | {"method": {"term": term}})
 
 
 @pytest.mark.parametrize(
@@ -179,10 +230,12 @@ def test_a_network_whose_stem_does_not_suit_the_images_warns():
 
 
 def test_the_labels_that_a_student_lacks_its_teacher_has():
-    made = experiment.create(tiny.taught(**{"dataset.labeled": 20}) | {"seed": 3})
+    config = base.with_teacher(base.get_config(), base.get_config())
+    config.update_from_flattened_dict({f"teacher.config.{key}": value for key, value in tiny.CHANGES.items()})
+    config.update_from_flattened_dict(tiny.CHANGES | {"dataset.labeled": 20})
+    made = experiment.create(config)
     assert (made.dataset.train.labels >= 0).sum() == 20
-    made = experiment.create(tiny.taught()["teacher"]["config"])
-    assert (made.dataset.train.labels >= 0).all()
+    assert (made.teacher.untrained.dataset.train.labels >= 0).all()
 
 
 def test_runs_that_differ_in_the_teacher_differ_in_their_hash():

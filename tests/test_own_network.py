@@ -58,7 +58,7 @@ def test_an_option_that_it_lacks_is_refused_with_the_near_name():
 
 
 def test_an_option_of_another_kind_is_refused():
-    with pytest.raises(InputError, match=r"model\.depth is 'deep'; expected a number"):
+    with pytest.raises(InputError, match=r"model\.depth is 'deep'; expected a whole number"):
         experiment.create(config(depth="deep"))
 
 

@@ -219,3 +219,12 @@ def test_a_cell_of_a_notebook_is_no_file_whatever_runs_it():
     cell = compile("registry.add(table, 'own', 1)", "/tmp/ipykernel_1/1.py", "exec").replace(co_name="<cell line: 1>")
     exec(cell, names := {"registry": registry, "table": {}})
     assert registry.files_of([(names["table"], "own")]) == [{"path": registry.NO_FILE, "sha256": ""}]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_that_imports_another_still_ends_where_it_would_train(tmp_path):
+    inner = write(tmp_path / "inner.py", ADDS + "registry.add(table, 'inner', 1)\n")
+    text = (
+        ADDS + f"registry.import_file({str(inner)!r})\nregistry.add(table, 'outer', 1)\nregistry.end_import()\n1 / 0\n"
+    )
+    registry.import_file(write(tmp_path / "outer.py", text))

@@ -139,18 +139,19 @@ def test_where_the_images_lie_does_not_matter_and_which_they_are_does(settings, 
 
 def test_what_the_networks_are_pretrained_on_is_part_of_the_key(settings, tmp_path):
     images(tmp_path / "a", 4), images(tmp_path / "b", 8)
-    alone = table.job(ORIGINAL, "kd", 0, []).key
+    small = ["dataset.source=digits", "dataset.normalize=dataset", "dataset.train_images=0"]
+    with flagsaver.flagsaver(scale="laptop"):
+        alone = table.job(ORIGINAL, "kd", 0, [*small, "model.pretrained=", "teacher.config.model.pretrained="]).key
     keys = []
     for name in ("a", "b"):
         with flagsaver.flagsaver(pretrain_on=str(tmp_path / name), scale="laptop"):
-            small = ["dataset.source=digits", "dataset.normalize=dataset", "dataset.train_images=0"]
             keys.append(table.job(ORIGINAL, "kd", 0, small).key)
             with flagsaver.flagsaver(runs="elsewhere"):
                 assert table.job(ORIGINAL, "kd", 0, small).key == keys[-1]
     assert len({alone, *keys}) == 3
 
 
-@pytest.mark.parametrize("change", ["dataset.path", "--x=1", "no.key=1", "train.epochs=many"])
+@pytest.mark.parametrize("change", ["dataset.path", "--x=1", "no.key=1", "train.epochs=many", "seed=5"])
 def test_a_change_that_does_not_fit_is_refused(settings, change):
     with pytest.raises(InputError, match=change.split("=")[0]):
         table.main([change])
@@ -169,3 +170,19 @@ def test_the_teacher_of_the_others_lies_where_they_look_for_it(settings):
     first, second = (table.job(ORIGINAL, "teacher", number, []) for number in (0, 1))
     assert first.folder == f"{cli.RUNS.value}/teachers/{first.key[:8]}"
     assert second.folder.startswith(f"{cli.RUNS.value}/original-smoke/teacher-1-")
+
+
+def test_a_line_that_was_cut_short_is_passed_over_with_a_word(tmp_path, capsys):
+    path = str(tmp_path / "results.jsonl")
+    (tmp_path / "results.jsonl").write_text('{"key": "a", "result": {}}\n{"key": "b", "res')
+    table._append(path, '{"key": "c", "result": {}}')
+    assert table.read(path).keys() == {"a", "c"}
+    assert capsys.readouterr().out == f"line 2 of {path} is no result, and is passed over\n"
+
+
+def test_one_table_is_made_at_a_time(settings):
+    with (
+        flagsaver.flagsaver(rows=["original", "other"]),
+        pytest.raises(InputError, match=r"--rows is 'original,other'"),
+    ):
+        table.main([])

@@ -14,13 +14,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.name = "base"  # names the run's folder; not part of its identity
     config.seed = 0  # of initialization, data order, augmentation; never of the held-out split
-    config.precision = (
-        "float32"  # of the computation: "float32" or "bfloat16" ("float64", with JAX_ENABLE_X64=1, for checks)
-    )
+    # Of the computation: "float32" or "bfloat16" ("float64", with JAX_ENABLE_X64=1, is for checks).
+    config.precision = "float32"
     config.deterministic = False  # deterministic kernels on a GPU, at a cost in speed; a CPU always is
 
     config.dataset = dataset = ConfigDict()
-    dataset.source = "digits"  # "digits" (scikit-learn's), "folder" (class folders of images), "tfds"
+    dataset.source = "digits"  # "digits" (of the package), "folder" (class folders of images), "tfds"
     dataset.name = "cifar10"  # for "tfds": any image classification set
     dataset.path = ""  # for "folder": the folder; for "tfds": where its data lies ("": the TFDS default)
     dataset.image_size = 16  # pixels; images are resized inside the step
@@ -34,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     dataset.extra_views = ()  # for methods that compare views of an image: the augmentation of each further one
 
     config.model = model = ConfigDict()
-    model.name = "resnet8"  # see kd_jax.models.NAMES
+    model.name = "resnet8"  # see kd_jax.models.NETWORKS
     # Options of the network; None: its own default. A network's other options can be added here.
     model.width = 0.25  # factor on every number of channels
     model.stem = placeholder(str)  # "cifar" (small images) or "imagenet" (64 pixels and more)
@@ -78,10 +77,9 @@ def get_config(arg: str = "") -> ConfigDict:
     train.label_smoothing = 0.0
     train.mixup = 0.0  # alpha of the Beta distribution; 0: none
     train.clip = 0.0  # largest global norm of the student's gradient; 0: none
-    train.accumulate = (
-        1  # micro-batches that a batch is computed in, one after another, to save memory; batch statistics,
-    )
-    # means over the labeled images and relations between images are then those of a micro-batch
+    # Micro-batches that a batch is computed in, one after another, to save memory; batch statistics, means over the
+    # labeled images and relations between images are then those of a micro-batch.
+    train.accumulate = 1
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.every_epochs = 1

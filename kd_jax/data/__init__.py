@@ -18,6 +18,7 @@ __all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "load", "regis
 Section = Mapping[str, Any]  # `dataset` of a config
 
 NORMALIZE = ("dataset", "imagenet")
+WITHOUT_PATH = ("digits", "memory")  # sources whose images lie in no folder
 MAX_IMAGE_SIDE = 4096  # pixels
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -75,6 +76,8 @@ def register(name: str, read: Callable[[Section], Source], fingerprint: Callable
     """
     check_callable(f"the reader of source {name!r}", read)
     registry.add(SOURCES, name, Kind(read, fingerprint))
+    for cached in (_read, _fingerprint):
+        cached.cache_clear()
 
 
 class Dataset(NamedTuple):
@@ -150,11 +153,19 @@ def _read_keys(section: Section) -> str:
 
 @functools.lru_cache(maxsize=1)  # a teacher and its student read the same images
 def _read(name: str, section: str) -> Source:
-    return SOURCES[name].read(json.loads(section))
+    source = SOURCES[name].read(json.loads(section))
+    if not isinstance(source, Source):
+        raise InputError(f"dataset.source {name!r} returns {type(source).__name__}; expected a Source")
+    return source
 
 
 def _check(section: Section) -> None:
     choose("dataset.source", section["source"], SOURCES)
+    if section["source"] in WITHOUT_PATH and section["path"]:
+        raise InputError(
+            f"dataset.path is {section['path']!r}, which the source {section['source']!r} does not read; expected"
+            " dataset.source 'folder' or 'tfds', or no path"
+        )
     choose("dataset.normalize", section["normalize"], NORMALIZE)
     choose("dataset.augment", section["augment"], augment.KINDS)
     for kind in section["extra_views"]:

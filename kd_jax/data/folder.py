@@ -47,6 +47,8 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
         lost = set(labels[part]) - set(labels[part & readable])
         if lost:
             raise InputError(f"no {name} image of class {class_names[min(lost)]!r} in {root} can be read")
+    if skipped := int(np.count_nonzero(~readable)):
+        print(f"{skipped} of {len(files)} images in {root} cannot be read and are left out", flush=True)
     count = np.count_nonzero(in_train & readable)
     labels = labels[readable]
     return Source(
@@ -54,7 +56,7 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
         Split(pixels[count:], labels[count:]),
         class_names,
         _fingerprint(root, files),
-        skipped=int(np.count_nonzero(~readable)),
+        skipped=skipped,
         name=root.resolve().name,
     )
 

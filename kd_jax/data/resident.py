@@ -49,7 +49,6 @@ def feed(
                 start = end
 
     return Feed(
-        num_examples=count,
         steps_per_epoch=length,
         constants=on_devices,
         calls=calls,

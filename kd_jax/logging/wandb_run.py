@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kd_jax import runs
-from kd_jax.errors import InputError, choose
+from kd_jax.errors import InputError, choose, one_line
 
 FILE = "wandb.json"
 OFFLINE = ("offline", "dryrun", "disabled")  # modes of W&B that need no login
@@ -34,13 +34,13 @@ def check(project: str) -> None:
     try:
         mode = wandb.setup().settings.mode
     except Exception as error:  # of pydantic, which wandb brings along: other variables WANDB_* are wrong
-        raise InputError(f"log.wandb is {project!r} and W&B refuses its settings: {_one_line(error)}") from None
+        raise InputError(f"log.wandb is {project!r} and W&B refuses its settings: {one_line(error)}") from None
     if mode in OFFLINE:
         return
     try:
         logged_in = wandb.login(prompt=False)
     except Exception as error:  # wandb's own, or of the network
-        raise InputError(f"log.wandb is {project!r} and W&B refuses the login: {_one_line(error)}") from None
+        raise InputError(f"log.wandb is {project!r} and W&B refuses the login: {one_line(error)}") from None
     if not logged_in:
         raise InputError(
             f"log.wandb is {project!r} and nobody is logged in; see `wandb login`, or set WANDB_MODE=offline"
@@ -53,7 +53,7 @@ class Mirror:
     def __init__(self, folder: str, saved: Mapping[str, Any] | None):
         """Opens the W&B run of log.wandb; `saved`: the run's config and hash, as in config.json."""
         self._run: Any = None
-        project = saved["config"]["log"].get("wandb") if saved else ""  # a config of an older version lacks the key
+        project = saved["config"]["log"]["wandb"] if saved else ""
         if not saved or not project:
             return
         with self._guarded():
@@ -83,7 +83,7 @@ class Mirror:
         try:
             yield
         except Exception as error:  # wandb's own, of the network, of wandb's process that died
-            print(f"W&B fails, and the run goes on without it: {_one_line(error)}", flush=True)
+            print(f"W&B fails, and the run goes on without it: {one_line(error)}", flush=True)
             broken, self._run = self._run, None
             if broken:
                 with contextlib.suppress(Exception):
@@ -108,7 +108,7 @@ def add_image(folder: str, name: str, path: str, step: int) -> None:
         finally:
             run.finish()
     except Exception as error:  # see Mirror
-        print(f"{path} does not go to W&B: {_one_line(error)}", flush=True)
+        print(f"{path} does not go to W&B: {one_line(error)}", flush=True)
 
 
 def _known(folder: str) -> dict[str, str]:
@@ -133,7 +133,3 @@ def _open(folder: str, known: Mapping[str, str], saved: Mapping[str, Any]) -> An
             finish_timeout=300,  # seconds for what is not uploaded yet; `wandb sync` uploads the rest
         ),
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kd_jax.errors import InputError
@@ -51,7 +52,7 @@ def kd(
     >>> round(float(kd(jnp.array([[0.0, 0.0]]), jnp.array([[4.0, 0.0]]), temperature=4.0)[0]), 4)
     1.7751
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     check_shapes(student_logits, teacher_logits)
     student = jax.nn.log_softmax(keep(where, student_logits) / temperature)
     teacher = jax.nn.log_softmax(fixed(where, teacher_logits) / temperature)
@@ -84,7 +85,7 @@ def dkd(
     Raises:
       InputError: for a temperature that is not above zero.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     check_shapes(student_logits, teacher_logits)
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
 
@@ -154,6 +155,8 @@ def standardize(x: Float[Array, "B K"], epsilon: float = 1e-7) -> Float[Array, "
     return centered / (epsilon + deviation)
 
 
-def _check_temperature(temperature: float) -> None:
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise InputError(f"temperature is {temperature}; expected a number above 0")
+def check_temperature(temperature: float) -> None:
+    if isinstance(temperature, jax.core.Tracer):
+        return
+    if not isinstance(temperature, int | float | np.number | jax.Array) or not temperature > 0:
+        raise InputError(f"temperature is {temperature!r}; expected a number above 0")

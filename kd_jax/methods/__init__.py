@@ -117,13 +117,24 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
         optimizers={term: {**method.optimizers.get(term, {}), **optimizer}},
     )
     if warmup or epochs is not None:
-        factor, is_open = _schedule(term, warmup, epochs, steps_per_epoch)
-        own = method.trains
-        method = method._replace(
-            schedules={term: factor},
-            trains=lambda step: {**own(step), term: own(step).get(term, True) & is_open(step)},
-        )
+        method = _scheduled(method, term, *_schedule(term, warmup, epochs, steps_per_epoch))
     return method
+
+
+def _scheduled(
+    method: Method, term: str, factor: Callable[[Array | int], Any], is_open: Callable[[Array | int], Any]
+) -> Method:
+    """A method whose term has one more factor on its weight, and where it does not count holds nobody back."""
+    own_factor = method.schedules.get(term, lambda step: 1.0)
+
+    def trains(step: Array | int) -> Mapping[str, Any]:
+        moves = dict(method.trains(step))
+        if "student" in moves:
+            moves["student"] = jnp.logical_or(moves["student"], jnp.logical_not(is_open(step)))
+        return {**moves, term: jnp.logical_and(moves.get(term, True), is_open(step))}
+
+    schedules = {**method.schedules, term: lambda step: own_factor(step) * factor(step)}
+    return method._replace(schedules=schedules, trains=trains)
 
 
 def _schedule(

@@ -165,7 +165,7 @@ def adversarial(
         assert turns is not None
         discriminator, student = turns
         discriminator_moves = step % (discriminator + student) < discriminator
-        return {"student": ~discriminator_moves, name: discriminator_moves}
+        return {"student": jnp.logical_not(discriminator_moves), name: discriminator_moves}
 
     return Method(
         init,

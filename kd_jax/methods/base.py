@@ -32,8 +32,9 @@ def tap(outputs: Outputs, on: str, who: str = "the network") -> Array:
     """What `on` names: a key of `TAPS`, or `feature:N` for the N-th map, the stem's being 0 and the last -1.
 
     Raises:
-      InputError: where `who` does not report it.
+      InputError: for an unknown name, and where `who` does not report it.
     """
+    check_tap(on)
     if on.startswith("feature:"):
         return stage_map(outputs, int(on.removeprefix("feature:")), who)
     value = reported(outputs, TAPS[on], who)

@@ -31,6 +31,14 @@ class CRD(nn.Module):
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
+        for name, good, expected in (
+            ("features", self.features >= 1, "at least 1"),
+            ("negatives", self.negatives >= 1, "at least 1"),
+            ("temperature", self.temperature > 0, "a number above 0"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+        ):
+            if not good:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {expected}")
         labels = context.train_labels
         if labels is None:
             raise InputError("it needs the labels of all training images; expected a set that lies in memory")

@@ -75,6 +75,8 @@ class SimKD(nn.Module):
     factor: int = 2
 
     def setup(self) -> None:
+        if self.factor < 1:
+            raise InputError(f"factor is {self.factor}; expected at least 1")
         self.projector = Projector(self.factor)
 
     @nn.compact

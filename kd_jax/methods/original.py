@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from kd_jax import losses
+from kd_jax.losses.logits import check_temperature
 from kd_jax.models.layers import BatchNorm, Linear
 from kd_jax.types import Array, Context, Method, MethodVariables, Terms
 
@@ -21,6 +22,7 @@ CYCLE, DISCRIMINATOR_STEPS = 200, 21  # of an epoch's steps, each 200 begin with
 
 def cross_entropy(student_logits: Array, targets: Array, *, temperature: float = TEMPERATURE) -> Array:
     """Cross entropy of softened logits, beside the discriminator. [B, K], [B, K] -> [B]."""
+    check_temperature(temperature)
     return losses.cross_entropy(student_logits / temperature, targets)
 
 
@@ -34,6 +36,7 @@ def rkd_distance(student_logits: Array, teacher_logits: Array, *, temperature: f
 
     The two lie in different spaces, so the loss is positive at equal logits.
     """
+    check_temperature(temperature)
     student = jax.nn.log_softmax(student_logits / temperature)
     return losses.rkd_distance(student, jax.nn.softmax(teacher_logits / temperature))
 
@@ -43,6 +46,7 @@ def rkd_angle(student_logits: Array, teacher_logits: Array, *, temperature: floa
 
     They mix log-probabilities with logits, so the loss is positive at equal logits. Memory is O(B^3 + B^2 K).
     """
+    check_temperature(temperature)
     student = jax.nn.log_softmax(student_logits / temperature)[None, :] - student_logits[:, None]
     soft = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
     difference = _cosines(student) - _cosines(soft[None, :] - soft[:, None])

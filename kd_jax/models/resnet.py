@@ -189,7 +189,7 @@ def create(
       stem: "imagenet" (for images of about 64 pixels and more) or "cifar" (for smaller ones).
       width: factor on every number of channels.
       head: "linear", or "mlp" (Linear 1000, dropout 0.5, batch norm, ReLU before the last layer).
-      shortcut: "conv", or "pad" for shortcuts without parameters (basic blocks only).
+      shortcut: "conv", or "pad" for shortcuts without parameters.
       frozen_backbone: all but the head stays in inference mode in training.
       dtype: of the computation.
     Raises:

@@ -147,8 +147,6 @@ def _without_seeds(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(saved: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    dataset = saved["config"]["dataset"]
-    names = {"folder": os.path.basename(os.path.normpath(dataset["path"])), "tfds": dataset["name"]}
-    name = names.get(dataset["source"], dataset["source"])
+    name = saved["data"].get("name", saved["config"]["dataset"]["source"])
     classes, images = len(saved["data"]["class_names"]), result["test"]["images"]
     return f"{name} {saved['data']['fingerprint'][:8]}, {classes} classes, {images:,} test images"

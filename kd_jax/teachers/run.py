@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import methods, networks, runs, steps, tracing, weights
-from kd_jax.data import CHOICE
+from kd_jax.config import checks
 from kd_jax.errors import InputError, first_few
 from kd_jax.teachers.network import network_teacher
 from kd_jax.types import MethodVariables, Teacher, Variables, student_logits
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from kd_jax.teachers import Setting
 
 OWN_CHOICE = ("labeled", "unlabeled", "augment", "extra_views")  # in which a teacher may differ from its student
-SHARED_CHOICE = tuple(key for key in CHOICE if key not in OWN_CHOICE)
 
 
 def from_config(setting: "Setting") -> Teacher:
@@ -26,6 +25,10 @@ def from_config(setting: "Setting") -> Teacher:
     section = setting.config["teacher"]
     if not section["config"]:
         raise InputError("teacher.config is empty; expected a whole config, or teacher.kind 'none' or 'run'")
+    try:
+        checks.check(section["config"])
+    except InputError as error:
+        raise InputError(f"in the teacher's config, {error}") from error
     theirs = section["config"]["dataset"]
     for key, value in setting.config["dataset"].items():
         if key not in (*OWN_CHOICE, "skip_unreadable") and theirs[key] != value:

@@ -21,10 +21,11 @@ def main() -> None:
     with open(path) as file:
         lines = [json.loads(line) for line in file]
     for line in lines:
-        job = table.job(module, line["row"], line["seed"], changes)
-        line["key"] = job.key
+        if line["row"] in module.ROWS:  # others are no rows of the table, which looks for keys
+            line["key"] = table.job(module, line["row"], line["seed"], changes).key
         line["command"] = line["command"].replace("configs/seed.py", "configs/original.py")
-        line["result"]["name"] = line["result"]["name"].replace("seed-", "original-")
+        for named in (line["result"], line["result"]["teacher"] or {"name": ""}):
+            named["name"] = named["name"].replace("seed-", "original-")
     with open(path, "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 

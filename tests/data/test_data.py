@@ -1,4 +1,4 @@
-"""What `load` chooses from a data set, on scikit-learn's digits and on small folders."""
+"""What `load` chooses from a data set, on the digits and on small folders."""
 
 import subprocess
 import sys
@@ -135,7 +135,9 @@ def test_digits_smaller_than_their_own_size_are_resized():
 
 
 def test_two_loads_are_equal():
-    first, second = load(), load()
+    first = load()
+    data._read.cache_clear()
+    second = load()
     np.testing.assert_array_equal(first.train.images, second.train.images)
     assert first.fingerprint == second.fingerprint
 
@@ -199,3 +201,25 @@ def test_a_source_from_outside_is_read_by_its_name(monkeypatch):
     assert (dataset.class_names, read) == (("a", "b", "c"), ["somewhere"])
     assert data.fingerprint(CONFIG | {"source": "striped", "path": "somewhere", "image_size": 4}) == dataset.fingerprint
     assert read == ["somewhere"]  # once: a teacher and its student read the same images
+
+
+def test_a_source_that_is_registered_again_is_read_again(monkeypatch):
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    read = []
+    for brightness in (0, 9):
+        images = np.full((48, 4, 4), brightness, np.uint8)
+        data.register("even", lambda section, x=images: memory.from_arrays((x, np.arange(48) % 3)))
+        read.append(load(source="even", image_size=4).train.images.max())
+    assert read == [0, 9]
+
+
+def test_a_source_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    data.register("nothing", lambda section: None)
+    with pytest.raises(InputError, match=r"dataset\.source 'nothing' returns NoneType; expected a Source"):
+        load(source="nothing")
+
+
+def test_a_path_that_is_not_read_is_refused():
+    with pytest.raises(InputError, match=r"dataset.path is 'flowers', which the source 'digits' does not read"):
+        load(path="flowers")

@@ -105,3 +105,12 @@ def test_the_same_call_again_returns_the_finished_run(run, capsys):
     again = training.train(config, folder / "run", data=data, runs_folder=folder)
     assert "finished already" in capsys.readouterr().out
     assert tiny.identical(again.state.params, result.state.params)
+
+
+def test_all_teachers_of_a_chain_read_the_arrays(tmp_path):
+    data = ((IMAGES, LABELS), (IMAGES, LABELS))
+    config = tiny.taught(**{"dataset.train_images": 0})
+    outer = tiny.taught(**{"dataset.train_images": 0})
+    outer["teacher"]["config"] = config
+    made = experiment.create(outer, source=memory.source_of(data), runs_folder=str(tmp_path))
+    assert made.identity["teacher"]["run"] == made.teacher.untrained.identity

@@ -170,8 +170,9 @@ def test_both_move_at_every_step_unless_turns_are_given():
     ("step", "who"), [(0, "adversarial"), (29, "adversarial"), (30, "student"), (199, "student"), (200, "adversarial")]
 )
 def test_turns_say_who_moves(step, who):
-    trains = build(turns=[30, 170])[0].trains(jnp.int32(step))
-    assert {group for group in trains if trains[group]} == {who}
+    for now in (step, jnp.int32(step)):
+        trains = build(turns=[30, 170])[0].trains(now)
+        assert {group for group in trains if trains[group]} == {who}
 
 
 def test_without_condition_the_embedding_is_not_read():

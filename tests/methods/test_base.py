@@ -36,8 +36,9 @@ def test_a_loss_reads_what_it_names(on, expected):
 
 @pytest.mark.parametrize("on", ["logit", "feature", "feature:last"])
 def test_an_unknown_name_is_refused_with_the_choices(on):
-    with pytest.raises(InputError, match=r"expected one of: embedding, feature:N, log_probabilities, logits, pooled"):
-        base.check_tap(on)
+    for read in (base.check_tap, lambda on: base.tap(outputs(STUDENT), on)):
+        with pytest.raises(InputError, match=r"expected one of: embedding, feature:N, log_probabilities, logits, pool"):
+            read(on)
 
 
 def test_a_loss_per_image_is_averaged_over_the_batch():

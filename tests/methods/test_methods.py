@@ -74,6 +74,8 @@ def test_labels_need_no_teacher():
         ({"kd": {"method": "dk"}}, "method.kd.method is 'dk'"),
         ({"kd": {"temprature": 2.0}}, "'temprature'; expected one of: .*; did you mean 'temperature'"),
         ({"kd": {"temperature": "hot"}}, "method.kd.temperature is 'hot'; expected a number"),
+        ({"mlkd": {"views": 1}}, "method.mlkd.views is 1; expected a list"),
+        ({"fitnet": {"stage": 1.5}}, "method.fitnet.stage is 1.5; expected a whole number"),
         ({"kd": {"standardize": 1}}, "method.kd.standardize is 1; expected true or false"),
         ({"kd": {"on": 3}}, "method.kd.on is 3; expected a string"),
         ({"adversarial": {"hidden": 64}}, "method.adversarial.hidden is 64; expected a list"),
@@ -162,6 +164,24 @@ def test_outside_of_its_epochs_a_term_counts_nothing_and_waits():
 def test_a_window_may_be_open_to_the_end_and_a_warmup_begins_with_it():
     weights, _ = factors(epochs=[2, None], warmup_epochs=2)
     np.testing.assert_allclose(weights, np.repeat([0, 0, 0.5, 1, 1], 3))
+
+
+def test_a_term_outside_of_its_epochs_holds_nobody_back():
+    options = {"turns": [2, 1], "hidden": [8], "epochs": [0, 1]}
+    method = methods.create({"adversarial": options}, steps_per_epoch=3)
+    moves = [{group: bool(x) for group, x in method.trains(step).items()} for step in range(6)]
+    assert [now["student"] for now in moves] == [False, False, True, True, True, True]
+    assert [now["adversarial"] for now in moves] == [True, True, False, False, False, False]
+
+
+def test_a_warmup_multiplies_the_schedule_that_a_method_has_itself(monkeypatch):
+    def halved(name):
+        method = methods.from_loss(lambda student: student[:, 0])(name)
+        return method._replace(schedules={name: lambda step: 0.5})
+
+    monkeypatch.setitem(methods.METHODS, "halved", halved)
+    method = methods.create({"halved": {"warmup_epochs": 4}}, steps_per_epoch=3)
+    assert [float(method.schedules["halved"](step)) for step in (0, 3, 30)] == [0.125, 0.25, 0.5]
 
 
 @pytest.mark.parametrize("epochs", [[1], [3, 3], [-1, 2], [0.5, 2], 5, [2, 1]])
