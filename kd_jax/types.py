@@ -187,7 +187,7 @@ class MethodApply(Protocol):
         """Scalar loss terms by name (the method's own, or NAME/PART), and the next state."""
 
 
-def everything(step: Array | int) -> Mapping[str, Any]:
+def nobody_waits(step: Array | int) -> Mapping[str, Any]:
     """The default `Method.trains`: no group of parameters waits."""
     del step
     return {}
@@ -213,7 +213,7 @@ class Method(NamedTuple):
     weights: Mapping[str, float] = {}
     schedules: Mapping[str, Callable[[Array | int], Any]] = {}  # of a term: step -> factor on its weight
     # step -> {"student" or a term: whether its parameters move at this step}; True for those that are not named
-    trains: Callable[[Array | int], Mapping[str, Any]] = everything
+    trains: Callable[[Array | int], Mapping[str, Any]] = nobody_waits
     optimizers: Mapping[str, Mapping[str, Any]] = {}  # of a term: what differs from the student's optimizer
     predict: Callable[[MethodVariables, Outputs], Array] = student_logits
 

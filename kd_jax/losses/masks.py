@@ -25,5 +25,6 @@ def mean(loss: Float[Array, "..."], where: Array | None) -> Float[Array, ""]:
 
 
 def check_shapes(student: Array, other: Array) -> None:
+    """Raises InputError where a loss would compare arrays of two shapes."""
     if student.shape != other.shape:
         raise InputError(f"the loss compares {list(student.shape)} with {list(other.shape)}; expected equal shapes")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.errors import InputError, choose
 from kd_jax.methods.base import check_tap, reported, tap
-from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, everything
+from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, nobody_waits
 
 OBJECTIVES = ("nonsaturating", "wasserstein")
 # A discriminator is trained by Adam of a constant rate, whatever trains the student.
@@ -172,7 +172,7 @@ def adversarial(
         apply,
         needs_teacher=True,
         weights={f"{name}/discriminator": 1.0},
-        trains=everything if turns is None else alternate,
+        trains=nobody_waits if turns is None else alternate,
         optimizers={name: OPTIMIZER},
     )
 

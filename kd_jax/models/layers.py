@@ -23,6 +23,7 @@ def linear_init(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float
 
 
 def at_least_float32(x: Array) -> Array:
+    """x in float32, or in its own type where that is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -1,13 +1,12 @@
 """Where numbers go: the file, the event file, the terminal."""
 
-import io
 import json
 import sys
 
 import numpy as np
 import pytest
 
-from kd_jax.logging import metrics_file, progress
+from kd_jax.logging import metrics_file
 
 
 @pytest.fixture
@@ -92,52 +91,6 @@ def test_scalars_and_the_result_reach_the_mirror_of_the_folder(tmp_path, without
     ]
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def shown(monkeypatch, stream, times):
-    """What a run of ten steps of four images prints, at the given times of the clock."""
-    clock = iter(times)
-    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(sys, "stderr", stream)
-    line = progress.Progress(10, 4)
-    for step in range(2, 2 * len(times) + 1, 2):
-        line.show(step, 1, {"loss": 0.5, "loss/kd": 0.25, "accuracy": 1.0})
-    line.close()
-    return stream.getvalue(), progress
-
-
-def test_a_terminal_gets_one_line_that_is_overwritten(monkeypatch):
-    text, _ = shown(monkeypatch, Terminal(), [0.0, 4.0])
-    first, second = text.removesuffix("\n").split("\r\033[K")[1:]
-    assert first == "step 2/10  epoch 1  loss 0.5 (kd 0.25)"
-    assert second == "step 4/10  epoch 1  loss 0.5 (kd 0.25)  2 images/s  12s left"
-
-
-def test_a_file_gets_a_line_now_and_then_and_the_last(monkeypatch):
-    text, _ = shown(monkeypatch, io.StringIO(), [100.0, 101.0, 112.0, 113.0, 114.0])
-    assert [line.split()[1] for line in text.splitlines()] == ["2/10", "6/10", "10/10"]
-
-
-def test_speed_leaves_out_the_time_before_the_first_line_and_pauses(monkeypatch):
-    clock = iter([100.0, 102.0, 150.0, 151.0])
-    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    line = progress.Progress(10, 4)
-    line.show(2, 1, {"loss": 0.5})
-    line.show(4, 1, {"loss": 0.5})  # two steps of four images in two seconds
-    line.pause(4)
-    line.show(6, 1, {"loss": 0.5})  # and in one
-    assert line.images_per_second() == round(16 / 3, 1)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(9.4, "9s"), (125, "2m05s"), (3720, "1h02m"), (59.6, "1m00s")])
-def test_durations_are_written_for_people(seconds, text):
-    assert progress.duration(seconds) == text
-
-
 def test_an_image_reaches_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
@@ -154,12 +107,3 @@ def test_without_tensorflow_an_image_is_a_line_that_says_so(tmp_path, without_te
         capsys.readouterr().out
         == "tensorflow is not installed: the image saliency goes to its file, not to TensorBoard\n"
     )
-
-
-def test_batches_are_counted_in_images_with_speed_and_time_left(monkeypatch):
-    clock, stream = iter([10.0, 12.0, 14.0]), Terminal()
-    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(sys, "stderr", stream)
-    assert list(progress.counted("abc", 4, 10)) == ["a", "b", "c"]
-    lines = stream.getvalue().removesuffix("\n").split("\r\033[K")[1:]
-    assert lines == ["4/10 images", "8/10 images  2 images/s  1s left", "10/10 images  2 images/s  0s left"]

@@ -14,12 +14,12 @@ from tests import tiny
 CLASSES = ("cat", "<i>dog</i>", "price in $\\frac")
 
 
-def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, details=True, classes=CLASSES, **overrides):
+def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, details=True, **overrides):
     """A finished run of made-up numbers; `teacher` is the identity of its teacher's run. Returns its identity."""
     config = tiny.config(name=name, seed=seed, **overrides)
     identity = runs.identity(config, "f" * 64, teacher)
     config["teacher"]["kind"] = "run" if teacher else "none"
-    data = {"fingerprint": "f" * 64, "class_names": classes, "train_images": 64}
+    data = {"fingerprint": "f" * 64, "class_names": CLASSES, "train_images": 64}
     digest = runs.digest(identity)
     test = {"accuracy": accuracy, "top5": 1.0, "nll": 0.7, "ece": 0.02, "agreement": None, "fidelity_kl": None}
     if teacher:
@@ -44,7 +44,7 @@ def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, detail
     )
     runs.write_json(f"{folder}/result.json", result, indent=None)
     if details:
-        confusion = np.eye(len(classes)) * 90 + np.roll(np.eye(len(classes)), 1, 1) * 10
+        confusion = np.eye(len(CLASSES)) * 90 + np.roll(np.eye(len(CLASSES)), 1, 1) * 10
         bins = {"bin_confidence": [5.0, 80.0], "bin_correct": [4, 96], "bin_count": [10, 100]}
         runs.write_json(f"{folder}/test_details.json", bins | {"confusion": confusion.tolist()}, indent=None)
     with open(f"{folder}/metrics.jsonl", "w") as file:
@@ -55,12 +55,12 @@ def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, detail
     return identity
 
 
-def write_table(folder, **options):
+def write_table(folder):
     """Three seeds of a student alone and distilled, and their teacher."""
-    teacher = write_run(folder / "teacher", "teacher", accuracy=0.97, **{"model.width": 0.25}, **options)
+    teacher = write_run(folder / "teacher", "teacher", accuracy=0.97, **{"model.width": 0.25})
     for seed, alone, distilled in ((0, 0.90, 0.93), (1, 0.92, 0.94), (2, 0.91, 0.95)):
-        write_run(folder / f"student-{seed}", "student", seed, alone, **options)
-        write_run(folder / f"kd-{seed}", "kd", seed, distilled, teacher, method=tiny.METHODS["kd"], **options)
+        write_run(folder / f"student-{seed}", "student", seed, alone)
+        write_run(folder / f"kd-{seed}", "kd", seed, distilled, teacher, method=tiny.METHODS["kd"])
 
 
 def groups(folder) -> list[Group]:
