@@ -1,6 +1,7 @@
 """What may go wrong, in one line each: the value, what was expected, the valid choices."""
 
 import difflib
+import inspect
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -28,7 +29,11 @@ class Preempted(Exception):
 
 def choose(what: str, value: Any, choices: Collection[Any]) -> Any:
     """Returns `choices[value]` of a mapping, or `value` itself of any other collection; raises InputError otherwise."""
-    if value not in choices:
+    try:
+        known = value in choices
+    except TypeError:  # a list, say
+        known = False
+    if not known:
         names = sorted(map(str, choices))
         near = difflib.get_close_matches(str(value), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -43,10 +48,16 @@ def check_kind(what: str, value: Any, default: Any) -> None:
             raise InputError(f"{what} is {value!r}; expected {expected}")
 
 
-def check_callable(what: str, value: Any) -> None:
-    """Raises InputError where a program gives something that cannot be called, or an instance for its class."""
+def check_callable(what: str, value: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function or class; raises InputError for anything else."""
     if not callable(value):
-        raise InputError(f"{what} is {value!r}; expected a function, or a class")
+        raise InputError(f"{what} is of type {type(value).__name__}; expected a function, or a class")
+    try:
+        return inspect.signature(value).parameters
+    except ValueError as error:  # of one that is written in C
+        raise InputError(
+            f"{what} is {value!r}, whose parameters cannot be read; expected a function around it"
+        ) from error
 
 
 def one_line(error: BaseException, length: int | None = None) -> str:

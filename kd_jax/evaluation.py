@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kd_jax import data as datasets
 from kd_jax import experiment, metrics, runs, sharding, steps, teachers, weights
 from kd_jax.data import memory
 from kd_jax.errors import InputError
@@ -64,7 +65,7 @@ class Restored(NamedTuple):
 def restore(
     folder: str | os.PathLike[str],
     *,
-    path: str | None = None,
+    path: str | os.PathLike[str] | None = None,
     data: memory.Data | None = None,
     runs_folder: str | os.PathLike[str] = "runs",
 ) -> Restored:
@@ -83,11 +84,13 @@ def restore(
     variables, method = weights.read_run(folder)
     config = saved["config"]
     config["model"]["pretrained"] = ""  # where training started from need not exist any more
-    config["dataset"]["path"] = path or config["dataset"]["path"]
+    config["dataset"]["path"] = os.fspath(path) if path else config["dataset"]["path"]
     config["teacher"] = teachers.finished(config["teacher"], saved["teacher_hash"], runs_folder)
-    restored = experiment.create(config, source=memory.source_of(data), runs_folder=runs_folder, training=False)
-    if restored.dataset.fingerprint != saved["data"]["fingerprint"]:
-        raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see --path")
+    source = memory.source_of(data)
+    fingerprint = source.fingerprint if source else datasets.fingerprint(config["dataset"])
+    if fingerprint != saved["data"]["fingerprint"]:
+        raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see `path`")
+    restored = experiment.create(config, source=source, runs_folder=runs_folder, training=False)
     teacher_variables = restored.teacher.load()[0] if restored.teacher else {}
     return Restored(restored, *restored.place((variables, method, teacher_variables)))
 
@@ -95,7 +98,7 @@ def restore(
 def evaluate_run(
     folder: str | os.PathLike[str],
     *,
-    path: str | None = None,
+    path: str | os.PathLike[str] | None = None,
     data: memory.Data | None = None,
     runs_folder: str | os.PathLike[str] = "runs",
 ) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def create(
     hyper = components.create_hyper(functions)
     if training:
         tracing.trace(functions, options, hyper, dataset.train, config["train"]["batch_size"])
-        tracing.check_effect(config["method"], functions, options, dataset.train, total)
+        tracing.check_optimizers(config["method"], functions, options, dataset.train)
     # On a CPU, convolutions inside a loop are many times slower than the same step called from Python.
     per_call = config["train"]["steps_per_call"] or (1 if jax.default_backend() == "cpu" else 50)
     return Experiment(

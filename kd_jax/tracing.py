@@ -37,19 +37,18 @@ def state_shapes(components: Components, options: StepOptions, train: Split) -> 
     return jax.eval_shape(init, np.uint32(0), teacher_variables, example, _shapes(train.labels))
 
 
-def check_effect(
-    terms: Mapping[str, Any], components: Components, options: StepOptions, train: Split, total: int
-) -> None:
-    """Raises InputError for options of terms that would do nothing in this run."""
-    for term, chosen in terms.items():
-        first = (chosen.get("epochs") or (0,))[0]
-        if first * options.steps_per_epoch >= total:
-            raise InputError(
-                f"method.{term}.epochs is {chosen['epochs']}, and the run ends after"
-                f" {total / options.steps_per_epoch:g} epochs; expected a term that counts in it"
-            )
+def terms_that_never_count(terms: Mapping[str, Any], *, steps: int, steps_per_epoch: int) -> list[str]:
+    """The terms whose epochs begin after the end of the run."""
+    first = {term: (options.get("epochs") or (0,))[0] for term, options in terms.items()}
+    return [term for term, epoch in first.items() if epoch * steps_per_epoch >= steps]
+
+
+def check_optimizers(terms: Mapping[str, Any], components: Components, options: StepOptions, train: Split) -> None:
+    """Raises InputError for the optimizer of a term that trains nothing."""
     if any("optimizer" in chosen for chosen in terms.values()):
         params = state_shapes(components, options, train).params
         for term, chosen in terms.items():
             if chosen.get("optimizer") and not jax.tree.leaves(params[term]):
-                raise InputError(f"method.{term}.optimizer is {chosen['optimizer']}, and the term trains no parameters")
+                raise InputError(
+                    f"method.{term}.optimizer is {chosen['optimizer']}; expected none, as the term trains no parameters"
+                )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import evaluation, metrics, registry, runs, steps
+from kd_jax import evaluation, metrics, registry, runs, steps, tracing
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
 from kd_jax.errors import Preempted, TrainingError
@@ -158,6 +158,9 @@ def _train(
     elif experiment.pretrained:
         state = steps.start_from(state, experiment.place(experiment.pretrained))
 
+    per_epoch = feed.steps_per_epoch
+    for term in tracing.terms_that_never_count(config["method"], steps=total, steps_per_epoch=per_epoch):
+        print(f"method.{term}.epochs begin after the run's {total / per_epoch:g}: the term counts nothing in it")
     print(f"{'going on with' if step else 'training'} {config['model']['name']} from step {step} to {total}: {folder}")
     writer, window = metrics_file.Writer(folder, step, {"config": config, "hash": experiment.digest}), Window()
     progress = Progress(total, config["train"]["batch_size"])

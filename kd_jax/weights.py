@@ -41,7 +41,7 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
       strict: refuse a source with another head, instead of leaving the head out.
     Returns:
       All variables, or only those of the backbone where the source has a head of another shape or kind, or none, or is
-      a run that predicts by its method and so never trained it.
+      a run that predicts by its method alone and so never trained it.
     Raises:
       InputError: when the source cannot be read, or is not of this network.
     """
@@ -50,7 +50,7 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
     if os.path.isdir(source):
         network = network._replace(torch_key=_run_key)
         state_dict = torch_names.to_state_dict(read_run(source)[0], network)
-        trained = methods.create(runs.read_config(source)["config"]["method"]).predict is student_logits
+        trained = _trains_head(source)
     else:
         state_dict = torch_names.without_prefix(read(source))
     names = torch_names.keys(variables, network)
@@ -59,6 +59,8 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
     if not trained:
         if strict:
             raise InputError(f"the run in {source} predicts by its method's head; expected teacher.kind 'run'")
+        if not head:
+            raise InputError(f"the head of {source} was not trained, and {network.name} does not say what its head is")
         state_dict = {key: array for key, array in state_dict.items() if key not in {names[path] for path in head}}
     shapes = {key: np.shape(array) for key, array in state_dict.items()}
     if strict or all(shapes.get(names[path]) == torch_names.torch_shape(path, flat[path].shape) for path in head):
@@ -69,6 +71,16 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
     others = {names[path] for path in head}
     rest = {key: array for key, array in state_dict.items() if _module(key) in modules and key not in others}
     return Loaded(torch_names.match(rest, unflatten_dict(backbone), network), head=False)
+
+
+def _trains_head(folder: str) -> bool:
+    """Whether any term of a run can have trained its network's own head; without running what registered its parts."""
+    for term, options in runs.read_json(folder, "config.json")["config"]["method"].items():
+        if options.get("method", term) not in methods.METHODS:
+            return True
+        if methods.create({term: options}).predict is student_logits:
+            return True
+    return False
 
 
 def _run_key(path: tuple[str, ...]) -> str:

@@ -1,6 +1,8 @@
 """A run whose method predicts in its student's place: wherever its network is used, it predicts as the run does."""
 
 import functools
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +49,11 @@ def test_its_loaded_network_reports_the_runs_logits(folder):
     loaded = kd_jax.load(folder / "simkd")
     network, preprocess = loaded.network, loaded.preprocess
     outputs = jax.jit(lambda v: network.apply(v, preprocess(IMAGES), train=False)[0])(loaded.variables)
-    np.testing.assert_allclose(outputs.logits, logits_of_the_run(folder), rtol=1e-5)
+    np.testing.assert_allclose(outputs.logits, logits_of_the_run(folder), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(loaded.logits)(IMAGES), logits_of_the_run(folder), rtol=1e-5, atol=1e-6)
     assert outputs.head is None
+    assert outputs.embedding is not None
+    assert network.name == "resnet8"
 
 
 def test_its_maps_are_those_of_the_runs_logits(folder):
@@ -81,6 +86,10 @@ def test_it_teaches_as_it_predicts(folder, kind, tmp_path):
     teacher, run = made.teacher, kd_jax.load(folder / "simkd")
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (teacher.shapes, dict(run.variables)))
     assert shapes[0] == shapes[1]
+    if kind == "run":
+        assert tiny.identical(teacher.load()[0], dict(run.variables))
+    outputs = jax.eval_shape(lambda v: teacher.network.apply(v, run.preprocess(IMAGES), train=False)[0], run.variables)
+    assert outputs.head is None
     seen = batch(LABELS, num_classes=10)
 
     @jax.jit
@@ -88,7 +97,7 @@ def test_it_teaches_as_it_predicts(folder, kind, tmp_path):
         images = seen._replace(images=run.preprocess(IMAGES))
         return teacher.apply(variables, images, rng=jax.random.key(0), train=True).logits
 
-    np.testing.assert_allclose(logits(run.variables), logits_of_the_run(folder), rtol=1e-5)
+    np.testing.assert_allclose(logits(run.variables), logits_of_the_run(folder), rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_that_starts_from_it_has_a_new_head(folder, capsys):
@@ -96,6 +105,27 @@ def test_a_run_that_starts_from_it_has_a_new_head(folder, capsys):
     assert "was not trained, and is reinitialized" in capsys.readouterr().out
     (head,) = made.components.student.head
     assert {"conv1", head} & {*made.pretrained["params"]} == {"conv1"}
+
+
+def test_a_head_that_another_term_trained_is_kept(folder, tmp_path, capsys):
+    run = changed(folder, tmp_path, {"simkd": {}, "cross_entropy": {}})
+    experiment.create(tiny.config(**{"model.pretrained": run}))
+    assert "its head is included" in capsys.readouterr().out
+
+
+def test_what_registered_the_parts_of_a_run_is_not_needed_for_its_weights(folder, tmp_path, capsys):
+    run = changed(folder, tmp_path, {"simkd": {"method": "of a file that is gone"}})
+    experiment.create(tiny.config(**{"model.pretrained": run}))
+    assert "its head is included" in capsys.readouterr().out
+
+
+def changed(folder, tmp_path, terms):
+    """A copy of the run whose config has other terms."""
+    run = shutil.copytree(folder / "simkd", tmp_path / "copy")
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["method"] = terms
+    (run / "config.json").write_text(json.dumps(saved))
+    return str(run)
 
 
 def test_its_students_head_is_not_taken_for_a_teachers(folder):

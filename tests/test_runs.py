@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from kd_jax import runs
 from kd_jax.errors import InputError
@@ -59,10 +60,9 @@ def test_differences_name_the_key_and_both_values():
     assert runs.differences({"a": 2}, {"a": {"b": 1}}) == ["a is 2 there, absent here", "a.b is absent there, 1 here"]
 
 
-@pytest.mark.parametrize("key", ["dataset.path", "model.pretrained"])
+@pytest.mark.parametrize("key", ["dataset.path", "model.pretrained", "teacher.run.dataset.path"])
 def test_a_fingerprint_is_not_called_a_path(key):
-    section, name = key.split(".")
-    there, here = ({section: {name: content}} for content in ("a1", "b2"))
+    there, here = (unflatten_dict({tuple(key.split(".")): content}) for content in ("a1", "b2"))
     assert runs.differences(there, here) == [f"the fingerprint of {key} is 'a1' there, 'b2' here"]
 
 

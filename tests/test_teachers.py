@@ -94,8 +94,17 @@ def registered(monkeypatch):
 
 
 def test_a_kind_that_cannot_be_built_is_not_registered():
-    with pytest.raises(InputError, match="the builder of teacher 'own' is None; expected a function"):
+    with pytest.raises(InputError, match="the builder of teacher 'own' is of type NoneType; expected a function"):
         teachers.register("own", None, lambda section: {})
+    with pytest.raises(InputError, match="the identity of teacher 'own' is of type dict; expected a function"):
+        teachers.register("own", lambda setting: None, {})
+
+
+def test_a_kind_that_builds_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(teachers, "KINDS", dict(teachers.KINDS))
+    teachers.register("own", lambda setting: "a teacher", lambda section: {})
+    with pytest.raises(InputError, match=r"teacher.kind 'own' builds a str; expected a Teacher, or None"):
+        tiny.create({"kd": {}}, **{"teacher.kind": "own"})
 
 
 def test_a_teacher_that_reports_logits_alone_teaches_by_them(registered):

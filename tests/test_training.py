@@ -317,3 +317,9 @@ def test_a_feed_that_streams_trains_as_one_whose_images_lie_on_the_device(tmp_pa
     train(config, tmp_path, "streamed")
     first, second = (weights.read_run(tmp_path / name) for name in ("resident", "streamed"))
     assert tiny.largest_difference(first, second) < 1e-3  # another program, so another rounding
+
+
+def test_a_term_that_never_counts_is_said_and_does_not_stop_the_run(tmp_path, capsys):
+    late = {"method": "cross_entropy", "epochs": [3, None]}
+    training.train(tiny.config() | {"method": {"cross_entropy": {}, "late": late}}, tmp_path / "run")
+    assert "method.late.epochs begin after the run's 3: the term counts nothing in it" in capsys.readouterr().out

@@ -43,6 +43,8 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dictionaries of numbers, strings, booleans and lists, out of a ConfigDict or of such dictionaries."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()
+    if not isinstance(config, Mapping):
+        raise InputError(f"the config is {config!r}; expected a tree, as kd_jax.config.base.get_config() makes one")
 
     def convert(value: Any) -> Any:
         if isinstance(value, Mapping):

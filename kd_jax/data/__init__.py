@@ -75,6 +75,8 @@ def register(name: str, read: Callable[[Section], Source], fingerprint: Callable
       fingerprint: `Source.fingerprint` from the section, where it is had without reading all images.
     """
     check_callable(f"the reader of source {name!r}", read)
+    if fingerprint is not None:
+        check_callable(f"the fingerprint of source {name!r}", fingerprint)
     registry.add(SOURCES, name, Kind(read, fingerprint))
     for cached in (_read, _fingerprint):
         cached.cache_clear()

@@ -50,10 +50,10 @@ class Measurements(NamedTuple):
 
 def explain_run(
     run: str | os.PathLike[str],
-    against: Sequence[str | os.PathLike[str]] = (),
+    against: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
     to: str | os.PathLike[str] | None = None,
-    path: str | None = None,
+    path: str | os.PathLike[str] | None = None,
     data: memory.Data | None = None,
     runs_folder: str | os.PathLike[str] = "runs",
     stage: int = -1,
@@ -66,7 +66,7 @@ def explain_run(
 
     Args:
       run: the folder of a finished run with a teacher.
-      against: folders of finished runs on the same data.
+      against: folders of finished runs on the same data, or one.
       to: the folder to write into; `run` if None.
       path, data, runs_folder: see `evaluation.restore`.
       stage, variant: see `kd_jax.gradcam.gradcam`.
@@ -77,7 +77,8 @@ def explain_run(
       InputError: if a folder holds no finished run, there is no teacher, the runs' data differ, a network lacks the
         stage, or `to` cannot be written. Nothing is written in that case.
     """
-    run, others = os.fspath(run), [os.fspath(other) for other in against]
+    run, against = os.fspath(run), [against] if isinstance(against, str | os.PathLike) else against
+    others = [os.fspath(other) for other in against]
     folder = os.fspath(to or run)
     runs.check_writable(folder, "--to:" if to else "the work directory", OUTPUT_FILES)
     _check_runs([run, *others])

@@ -11,7 +11,7 @@ from kd_jax import losses, registry
 from kd_jax.errors import InputError, check_callable, check_kind, choose
 from kd_jax.methods import original
 from kd_jax.methods.adversarial import adversarial
-from kd_jax.methods.base import Constructor, combine, from_loss, from_module, tap
+from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
 from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.saliency import gradcam_alignment
@@ -47,7 +47,7 @@ def register(name: str, constructor: Constructor) -> None:
 
     Args:
       name: of the method.
-      constructor: (name, **options) -> Method; `from_loss(function)` and `from_module(module)` make one.
+      constructor: (name of the term, **options) -> Method; `from_loss(function)` and `from_module(module)` make one.
     Raises:
       InputError: for anything else.
 
@@ -59,11 +59,11 @@ def register(name: str, constructor: Constructor) -> None:
     >>> method.needs_teacher, method.weights
     (True, {'squared_error': 0.5})
     """
-    check_callable(f"the constructor of method {name!r}", constructor)
-    if next(iter(inspect.signature(constructor).parameters), None) != "name":
+    first = next(iter(check_callable(f"the constructor of method {name!r}", constructor)), "")
+    if not first or first.startswith(SIDES) or isinstance(constructor, type):
         raise InputError(
-            f"the constructor of method {name!r} is {constructor!r}, whose first parameter is not `name`; expected"
-            " from_loss(function), from_module(module), or a function (name, **options) -> Method"
+            f"the constructor of method {name!r} makes no method of a term's name; expected from_loss(function),"
+            " from_module(module), or a function (name, **options) -> Method"
         )
     registry.add(METHODS, name, constructor)
 
@@ -81,6 +81,8 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
       InputError: for an unknown method or option, an option of another type, no term at all, or a weight that is not a
         finite number.
     """
+    if not isinstance(terms, Mapping):
+        raise InputError(f"method is {terms!r}; expected its terms, as in {{'kd': {{'weight': 0.9}}}}")
     if not terms:
         raise InputError(f"method has no term; expected at least one of: {', '.join(sorted(METHODS))}")
     if "student" in terms:
@@ -104,14 +106,20 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
     optimizer = options.pop("optimizer", {})
     if not isinstance(optimizer, Mapping):
         raise InputError(f"method.{term}.optimizer is {optimizer!r}; expected keys of the section `optimizer`")
-    known = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name != "name"}
+    _, *own = inspect.signature(constructor).parameters.values()  # the first is the name of the term
+    known = {p.name: p.default for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in own)
     for option, value in options.items():
+        if takes_any and option not in known:
+            continue
         choose(f"an option of method.{term}", option, [*OPTIONS, *known])
         check_kind(f"method.{term}.{option}", value, known[option])
     for option, default in known.items():
         if default is inspect.Parameter.empty and option not in options:
             raise InputError(f"method.{term}.{option} is missing; expected a value, as it has no default")
     method = constructor(term, **options)
+    if not isinstance(method, Method):
+        raise InputError(f"method.{term} is made of type {type(method).__name__}; expected a Method")
     method = method._replace(
         weights={term: 1.0, **method.weights, **({} if weight is None else {term: weight})},
         optimizers={term: {**method.optimizers.get(term, {}), **optimizer}},

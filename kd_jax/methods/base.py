@@ -63,7 +63,9 @@ def stage_map(outputs: Outputs, stage: int, who: str) -> Array:
 
 def check_tap(on: str) -> None:
     """Raises InputError for an unknown name."""
-    if not (on.startswith("feature:") and on.removeprefix("feature:").removeprefix("-").isdecimal()):
+    if not (
+        isinstance(on, str) and on.startswith("feature:") and on.removeprefix("feature:").removeprefix("-").isdecimal()
+    ):
         choose("on", on, (*TAPS, "feature:N"))
 
 
@@ -80,8 +82,7 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
       constructor(name, *, on, standardize, views, **options) -> Method with one term of that name. With several
       `views` (numbers, the first augmentation being 0) the term is the sum over them.
     """
-    check_callable("a loss", function)
-    parameters = inspect.signature(function).parameters
+    parameters = check_callable("a loss", function)
     sides = [_side(p.name) for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     options = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "where"]
     takes_where = "where" in parameters
@@ -129,9 +130,9 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
 
 def _checked(loss: Any, count: int | None = None) -> Array:
     """A loss [], or with a count of images [B]; raises InputError for anything else."""
-    is_number = isinstance(loss, int | float | np.ndarray | jax.Array)
+    is_number = isinstance(loss, int | float | np.generic | np.ndarray | jax.Array)
     if not is_number or jnp.shape(loss) not in ((), (count,)):
-        what = f"{loss.dtype} {list(loss.shape)}" if hasattr(loss, "shape") else repr(loss)
+        what = f"{loss.dtype} {list(loss.shape)}" if is_number else f"of type {type(loss).__name__}"
         raise InputError(f"the loss is {what}; expected []" + (f", or [{count}], one for each image" if count else ""))
     return jnp.asarray(loss)
 
@@ -154,6 +155,9 @@ def from_module(module: type[nn.Module]) -> Constructor:
     Class attributes say what it asks of the step: `needs_teacher` (by default True), `views` (1), `optimizer` (what
     differs from the student's: {}). A module with a method `predict(outputs)` replaces the student's prediction.
     """
+
+    if not isinstance(module, type) or not issubclass(module, nn.Module):
+        raise InputError(f"from_module is given a {type(module).__name__}; expected a class of Flax modules")
 
     def construct(name: str, **options: Any) -> Method:
         # Tuples, because a module is hashed.
@@ -249,7 +253,13 @@ def combine(methods: Mapping[str, Method]) -> Method:
 
     def predict(variables: MethodVariables, outputs: Outputs) -> Array:
         (name,) = overridden
-        return methods[name].predict(of_term(variables, name), outputs)
+        logits = methods[name].predict(of_term(variables, name), outputs)
+        if logits.shape != outputs.logits.shape:
+            shape, expected = (list(x.shape) for x in (logits, outputs.logits))
+            raise InputError(
+                f"method.{name}: it predicts {shape}; expected {expected}, logits of every image and class"
+            )
+        return logits
 
     return Method(
         init,

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from kd_jax import registry
@@ -57,10 +58,14 @@ def register(
     if isinstance(build, nn.Module):
         raise InputError(f"the network {name!r} is an instance of {type(build).__name__}; expected the class itself")
     check_callable(f"the network {name!r}", build)
+    if isinstance(head, str):
+        raise InputError(f"head is {head!r}; expected the names of modules, as in ({head!r},)")
 
     @functools.wraps(build, updated=())
     def network(**options: Any) -> Network:
         built = build(**options)
+        if not isinstance(built, nn.Module | Network):
+            raise InputError(f"the network {name!r} is built of type {type(built).__name__}; expected a Flax module")
         return built if isinstance(built, Network) else from_linen(built, head=head, torch_key=torch_key)
 
     registry.add(NETWORKS, name, network)
@@ -95,8 +100,8 @@ def create(
     ((2, 10), (2, 16), 4)
     """
     build = choose("model.name", name, NETWORKS)
-    if num_classes < 2:
-        raise InputError(f"num_classes is {num_classes}; expected at least 2")
+    if not isinstance(num_classes, int | np.integer) or num_classes < 2:
+        raise InputError(f"num_classes is {num_classes!r}; expected a whole number of at least 2")
     parameters = inspect.signature(build).parameters
     defaults = {key: parameter.default for key, parameter in parameters.items() if key not in NOT_OPTIONS}
     options = {key: value for key, value in options.items() if value is not None}

@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
+import jax
 
 from kd_jax.errors import InputError, choose
 from kd_jax.models.layers import at_least_float32
@@ -32,12 +34,17 @@ def from_linen(module: nn.Module, *, head: tuple[str, ...] = (), torch_key: Torc
 
     def init(rng: Array, images: Array) -> Variables:
         variables = dict(module.init(rng, images, **accepted(train=False)))
-        params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
-        if variables:
-            raise InputError(f"the network has the collection {min(variables)!r}; expected 'params' and 'batch_stats'")
+        kept = {name: variables.pop(name, {}) for name in ("params", "batch_stats")}
+        if variables:  # what is sown may be left out, what is read may not
+            try:
+                jax.eval_shape(lambda: apply(kept, images, train=False))
+            except flax.errors.ScopeCollectionNotFound as error:
+                raise InputError(
+                    f"the network reads the collection {min(variables)!r}; expected 'params' and 'batch_stats' alone"
+                ) from error
         for name in head:
-            choose("a module of the network's head", name, params)
-        return {"params": params, "batch_stats": batch_stats}
+            choose("a module of the network's head", name, kept["params"])
+        return kept
 
     def apply(
         variables: Variables,

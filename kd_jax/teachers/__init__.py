@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from kd_jax import registry, runs, weights
 from kd_jax.data import Dataset
-from kd_jax.errors import check_callable, choose
+from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.teachers import file, run
 from kd_jax.types import Teacher
 
@@ -63,7 +63,11 @@ def create(setting: Setting) -> Teacher | None:
     Raises:
       InputError: for an unknown kind, and for whatever is wrong with the teacher.
     """
-    return choose("teacher.kind", setting.config["teacher"]["kind"], KINDS).build(setting)
+    kind = setting.config["teacher"]["kind"]
+    teacher = choose("teacher.kind", kind, KINDS).build(setting)
+    if not (teacher is None or isinstance(teacher, Teacher)):
+        raise InputError(f"teacher.kind {kind!r} builds a {type(teacher).__name__}; expected a Teacher, or None")
+    return teacher
 
 
 def identify(section: Mapping[str, Any], identify_config: Callable[[Mapping[str, Any]], Identity]) -> Identity | None:

@@ -223,3 +223,9 @@ def test_a_source_that_is_none_is_refused(monkeypatch):
 def test_a_path_that_is_not_read_is_refused():
     with pytest.raises(InputError, match=r"dataset.path is 'flowers', which the source 'digits' does not read"):
         load(path="flowers")
+
+
+@pytest.mark.parametrize(("read", "fingerprint"), [(None, None), (lambda section: None, "abc")])
+def test_a_source_that_cannot_be_called_is_not_registered(read, fingerprint):
+    with pytest.raises(InputError, match=r"of source 'own' is of type .*; expected a function, or a class"):
+        data.register("own", read, fingerprint)

@@ -77,8 +77,10 @@ def test_the_command_line_cannot_name_arrays():
 def run(tmp_path_factory):
     """A run on arrays."""
     folder = tmp_path_factory.mktemp("memory")
-    config = tiny.config(**{"dataset.train_images": 0, "train.batch_size": 8, "train.steps": 2})
-    data = ((IMAGES, LABELS), (IMAGES, LABELS))
+    short = {"dataset.train_images": 0, "train.batch_size": 8, "train.steps": 2}
+    config = tiny.taught(**short)
+    config["teacher"]["config"]["train"] |= {"batch_size": 8, "steps": 2}
+    data = [(IMAGES, LABELS), (IMAGES, LABELS)]
     return folder, data, config, training.train(config, folder / "run", data=data, runs_folder=folder)
 
 
@@ -94,10 +96,17 @@ def test_it_is_evaluated_on_the_same_arrays(run):
     assert measured == result.result["test"]
 
 
-def test_it_is_not_evaluated_on_others(run):
+def test_it_is_explained_on_the_same_arrays(run, tmp_path):
+    folder, data, _, result = run
+    summary = kd_jax.explain_run(folder / "run", to=tmp_path, data=data, runs_folder=folder, stage=2, num_images=1)
+    assert summary["students"][0]["accuracy"] == pytest.approx(result.accuracy)
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS % 3], ids=["other images", "other classes"])
+def test_it_is_not_evaluated_on_others(run, labels):
     folder, _, _, _ = run
     with pytest.raises(InputError, match=r"the data is not what .* was trained on"):
-        kd_jax.evaluate_run(folder / "run", data=memory.from_arrays((IMAGES ^ 1, LABELS)))
+        kd_jax.evaluate_run(folder / "run", data=memory.from_arrays((IMAGES ^ 1, labels)))
 
 
 def test_the_same_call_again_returns_the_finished_run(run, capsys):

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 def explained(folder):
     """The folder with the files for `kd` against its teacher."""
     kd, teacher, to = (str(folder / name) for name in ("kd", "teacher", "explained"))
-    agreement.explain_run(kd, [teacher], to=to, runs_folder=str(folder / "runs"), stage=2, num_images=12)
+    agreement.explain_run(kd, teacher, to=to, runs_folder=str(folder / "runs"), stage=2, num_images=12)
     return folder / "explained"
 
 

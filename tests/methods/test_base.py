@@ -97,7 +97,8 @@ def test_a_parameter_of_another_name_is_refused():
     [
         (lambda student: student, r"the loss is float32 \[6, 5\]; expected \[\], or \[6\], one for each image"),
         (lambda student: student[:3, 0], r"the loss is float32 \[3\]; expected"),
-        (lambda student: None, r"the loss is None; expected"),
+        (lambda student: None, r"the loss is of type NoneType; expected"),
+        (lambda student: (student[:, 0], 0.0), r"the loss is of type tuple; expected"),
     ],
 )
 def test_a_loss_of_another_shape_is_refused(function, said):
@@ -114,8 +115,38 @@ def test_a_modules_loss_is_one_number():
         apply(base.combine({"term": base.from_module(PerImage)("term")}))
 
 
-def test_a_loss_may_be_a_constant():
-    assert apply(base.from_loss(lambda student: 0.5)("term"))["term"] == 0.5
+@pytest.mark.parametrize("value", [2, 0.5, np.float32(0.5), np.full(6, 0.5)])
+def test_a_loss_may_be_a_constant(value):
+    assert apply(base.from_loss(lambda student: value)("term"))["term"] == np.mean(value)
+
+
+def test_a_part_that_is_no_number_is_named():
+    class Parts(nn.Module):
+        def __call__(self, context):
+            return {"good": 0.0, "bad": context.student.logits}
+
+    with pytest.raises(InputError, match=r"method.term/bad: the loss is float32 \[6, 5\]; expected \[\]"):
+        apply(base.combine({"term": base.from_module(Parts)("term")}))
+
+
+@pytest.mark.parametrize("module", [Outputs, "Regress", nn.Dense(3)])
+def test_what_is_no_class_of_modules_is_refused(module):
+    with pytest.raises(InputError, match=r"from_module is given a .*; expected a class of Flax modules"):
+        base.from_module(module)
+
+
+def test_a_prediction_of_another_shape_is_refused():
+    class Predicts(nn.Module):
+        def __call__(self, context):
+            return 0.0
+
+        def predict(self, outputs):
+            return outputs.logits[:, 0]
+
+    method = base.combine({"term": base.from_module(Predicts)("term")})
+    variables = MethodVariables({"term": {}}, {"term": {}})
+    with pytest.raises(InputError, match=r"method.term: it predicts \[6\]; expected \[6, 5\]"):
+        method.predict(variables, outputs(STUDENT))
 
 
 def test_where_without_labels_has_no_meaning():
@@ -244,9 +275,10 @@ def test_a_waiting_term_lets_another_move():
 
 
 def test_a_method_that_replaces_the_prediction_predicts_for_the_sum():
-    own = counter("b", 3.0, predict=lambda variables, out: variables.params)
+    own = counter("b", 3.0, predict=lambda variables, out: variables.params * out.logits)
     combined = base.combine({"a": counter("a"), "b": own})
-    assert combined.predict(combined.init(jax.random.key(0), context(STUDENT)), outputs(STUDENT)) == 3.0
+    predicted = combined.predict(combined.init(jax.random.key(0), context(STUDENT)), outputs(STUDENT))
+    np.testing.assert_allclose(predicted, 3 * STUDENT, rtol=1e-6)
 
 
 def test_two_methods_that_replace_the_prediction_are_refused():

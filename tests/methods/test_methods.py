@@ -82,6 +82,8 @@ def test_labels_need_no_teacher():
         ({"kd": {"weight": "1"}}, "method.kd.weight is '1'; expected a finite number"),
         ({"kd": {"weight": True}}, "method.kd.weight is True; expected a finite number"),
         ({"kd": {"weight": float("nan")}}, "method.kd.weight is nan; expected a finite number"),
+        ("kd", "method is 'kd'; expected its terms, as in"),
+        ({"kd": {"method": ["kd"]}}, r"method.kd.method is \['kd'\]; expected one of"),
         ({"kd": None}, r"method.kd is None; expected its options, as in \{'weight': 1.0\}, or \{\}"),
         ({"kd": 1.0}, r"method.kd is 1.0; expected its options"),
         ({"kd": {"optimzer": {}}}, "expected one of: .*; did you mean 'optimizer'"),
@@ -114,18 +116,35 @@ def test_an_option_without_a_default_is_required(monkeypatch):
 @pytest.mark.parametrize(
     ("constructor", "said"),
     [
-        (None, "the constructor of method 'own' is None; expected a function"),
-        (
-            lambda student, teacher: student,
-            r"first parameter is not `name`; expected from_loss\(function\), from_module",
-        ),
-        (nn.Dense, r"Dense.*, whose first parameter is not `name`"),
+        (None, "the constructor of method 'own' is of type NoneType; expected a function"),
+        (lambda student, teacher: student, r"makes no method of a term's name; expected from_loss\(function\), from_m"),
+        (nn.Dense, "makes no method of a term's name"),
+        (max, "is <built-in function max>, whose parameters cannot be read; expected a function"),
     ],
 )
 def test_what_makes_no_method_is_not_registered(constructor, said):
     with pytest.raises(InputError, match=said):
         methods.register("own", constructor)
     assert "own" not in methods.METHODS
+
+
+def test_a_constructor_may_call_the_terms_name_as_it_likes_and_take_any_option(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    seen = {}
+
+    def constructor(term, **options):
+        seen.update(options)
+        return methods.from_loss(lambda student: student[:, 0])(term)
+
+    methods.register("own", constructor)
+    assert methods.create({"own": {"scale": 2.0}}).weights == {"own": 1.0}
+    assert seen == {"scale": 2.0}
+
+
+def test_a_constructor_that_returns_something_else_is_refused(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "own", lambda name: "a method")
+    with pytest.raises(InputError, match=r"method.own is made of type str; expected a Method"):
+        methods.create({"own": {}})
 
 
 def test_a_registered_losses_unknown_option_is_named_with_the_choices(monkeypatch):

@@ -77,7 +77,17 @@ def test_a_module_without_parameters_is_a_network():
 
 
 def test_a_collection_that_a_step_does_not_carry_is_refused():
-    with pytest.raises(
-        InputError, match="the network has the collection 'memory'; expected 'params' and 'batch_stats'"
-    ):
+    with pytest.raises(InputError, match="the network reads the collection 'memory'; expected 'params' and 'ba"):
         from_linen(Brightness(remembers=True)).init(jax.random.key(0), IMAGES)
+
+
+def test_what_a_module_only_sows_is_left_out():
+    class Sows(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            self.sow("metrics", "mean", images.mean())
+            return nn.Dense(3)(self.perturb("pooled", images.mean((1, 2))))
+
+    network = from_linen(Sows())
+    variables = network.init(jax.random.key(0), IMAGES)
+    assert network.apply(variables, IMAGES, train=True)[0].logits.shape == (len(IMAGES), 3)

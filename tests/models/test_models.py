@@ -138,7 +138,7 @@ def test_a_wrong_option_is_named_with_the_choices(name, options, said):
 
 
 def test_fewer_than_two_classes_are_refused():
-    with pytest.raises(InputError, match="num_classes is 1; expected at least 2"):
+    with pytest.raises(InputError, match="num_classes is 1; expected a whole number of at least 2"):
         models.create("resnet20", 1)
 
 
@@ -188,13 +188,24 @@ def test_a_registered_function_may_return_a_module_or_a_network(register):
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (None, "the network 'own' is None; expected a function, or a class"),
+        (None, "the network 'own' is of type NoneType; expected a function, or a class"),
         (Plain(5, 3), "the network 'own' is an instance of Plain; expected the class itself"),
     ],
 )
 def test_what_builds_no_network_is_not_registered(register, build, said):
     with pytest.raises(InputError, match=said):
         register("own", build)
+
+
+def test_a_head_is_a_tuple_of_names(register):
+    with pytest.raises(InputError, match=r"head is 'classifier'; expected the names of modules, as in \('cl"):
+        register("own", Plain, head="classifier")
+
+
+def test_what_builds_something_else_is_refused(register):
+    register("own", lambda num_classes: "a network")
+    with pytest.raises(InputError, match="the network 'own' is built of type str; expected a Flax module"):
+        models.create("own", 5)
 
 
 def test_a_name_that_is_registered_again_is_replaced(register):
