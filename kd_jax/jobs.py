@@ -83,6 +83,7 @@ def run(job: Job, runs_folder: str, cores: Sequence[int] = ()) -> Result | Failu
                 [sys.executable, *job.command, f"--runs={runs_folder}", f"--workdir={job.folder}"],
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # else the error is not the last line of the log
             )
             if cores:  # not between fork and exec, where JAX's threads make Python code unsafe
                 os.sched_setaffinity(process.pid, cores)

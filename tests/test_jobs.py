@@ -33,7 +33,8 @@ def test_a_run_that_has_a_result_is_not_run_again(tmp_path):
     assert jobs.run(job(tmp_path / "a", FAIL), "runs")["name"] == "kd"
 
 
-def test_a_failure_is_the_last_line_of_the_log_and_the_status(tmp_path):
+def test_a_failure_is_the_last_line_of_the_log_and_the_status(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     assert jobs.run(job(tmp_path / "a", FAIL), "runs").reason == f"no memory (exit status 3, see {tmp_path / 'a.log'})"
 
 
