@@ -1,1 +1,1 @@
-"""One file per experiment: the paper and the command are in its docstring, measured results in docs/results.md."""
+"""One file per experiment: the paper and the command are in its docstring; docs/results.md has what was measured."""

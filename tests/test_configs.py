@@ -48,6 +48,11 @@ def assert_trainable(config, has_teacher):
     assert (made.teacher is not None) == has_teacher
 
 
+@pytest.mark.parametrize("scale", recipes.SCALES)
+def test_the_whole_networks_of_a_scale_can_be_trained(scale):
+    assert_trainable(get_config("kd", scale), has_teacher=True)
+
+
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("preset", ["", ",faithful"])
 @pytest.mark.parametrize("row", original.ROWS)

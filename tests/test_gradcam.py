@@ -179,8 +179,9 @@ def test_maps_that_are_negative_give_finite_values():
     assert np.isfinite(call({"w": jnp.array([[0.5]])}, images, jnp.array([0]))).all()
 
 
-def test_jit_changes_nothing():
-    maps, compiled = (call(WEIGHTS, stage=0, variant="gradcam++") for call in (eager_maps, tiny_maps))
+@pytest.mark.parametrize("variant", gradcam.VARIANTS)
+def test_jit_changes_nothing(variant):
+    maps, compiled = (call(WEIGHTS, stage=0, variant=variant) for call in (eager_maps, tiny_maps))
     np.testing.assert_allclose(compiled, maps, rtol=1e-5, atol=1e-6 * float(maps.max()))
 
 

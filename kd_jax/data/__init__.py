@@ -18,7 +18,6 @@ __all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "load", "regis
 Section = Mapping[str, Any]  # `dataset` of a config
 
 NORMALIZE = ("dataset", "imagenet")
-WITHOUT_PATH = ("digits", "memory")  # sources whose images lie in no folder
 MAX_IMAGE_SIDE = 4096  # pixels
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -31,6 +30,7 @@ class Kind(NamedTuple):
 
     read: Callable[[Section], Source]
     fingerprint: Callable[[Section], str] | None = None  # `Source.fingerprint` where it is had without reading
+    reads_path: bool = True  # whether `path` means anything to it
 
 
 def _folder(section: Section) -> Source:
@@ -59,10 +59,10 @@ def _memory(section: Section) -> Source:
 
 
 SOURCES: dict[str, Kind] = {
-    "digits": Kind(lambda section: digits.load(image_size=section["image_size"])),
+    "digits": Kind(lambda section: digits.load(image_size=section["image_size"]), reads_path=False),
     "folder": Kind(_folder, _folder_fingerprint),
     "tfds": Kind(_tfds),
-    "memory": Kind(_memory),
+    "memory": Kind(_memory, reads_path=False),
 }
 
 
@@ -163,7 +163,7 @@ def _read(name: str, section: str) -> Source:
 
 def _check(section: Section) -> None:
     choose("dataset.source", section["source"], SOURCES)
-    if section["source"] in WITHOUT_PATH and section["path"]:
+    if section["path"] and not SOURCES[section["source"]].reads_path:
         raise InputError(
             f"dataset.path is {section['path']!r}, which the source {section['source']!r} does not read; expected"
             " dataset.source 'folder' or 'tfds', or no path"

@@ -3,7 +3,8 @@
 usage: python launch/results/rekey.py FILE [flags and changes of `python -m kd_jax.table` that made it]
 
 A key of version 0.1 was the hash of a config; it is now the digest of the run's identity, with the fingerprints of the
-images and of the pretrained weights, so the images have to be there. Results stay as they were recorded.
+images and of the pretrained weights, so the images have to be there. Numbers stay as they were recorded, and
+names become today's.
 """
 
 import json
