@@ -10,14 +10,15 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from flax.traverse_util import empty_node, flatten_dict
 
-from kd_jax import registry
+from kd_jax import checksums, registry
 from kd_jax.config import translate
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, one_line
 
 RUN_FILE_KEYS = {  # required keys of each file
     "config.json": {"config", "identity", "hash", "data"},
@@ -33,6 +34,9 @@ CONFIG_KEYS = {  # of the parts of config.json from which a run is built again
 }
 TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves
 NOT_IDENTITY = ("name", "log", "checkpoint")
+RUN_FILES = (".lock", "config.json", "metrics.jsonl", "result.json", "test_details.json")  # that training writes
+# A full disk, a quota, a disk that fails: not the fault of the input.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -87,21 +91,31 @@ def _canonical(value: Any) -> Any:
     return {} if value is empty_node else value
 
 
-def write_json(path: str, value: Any, indent: int | None = 1) -> None:
-    """Writes a file whole or not at all; with `indent` None on one line."""
-    with open(path + ".tmp", "w") as file:
-        json.dump(value, file, indent=indent)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)
+def json_text(value: Mapping[str, Any], indent: int | None = 1) -> str:
+    """The text of a file that `read_json` reads, with its checksum; with `indent` None on one line."""
+    return json.dumps(checksums.add(value), indent=indent, allow_nan=False) + "\n"
+
+
+def write_json(path: str, value: Mapping[str, Any], indent: int | None = 1) -> None:
+    """Writes the `json_text` of a value into a file: whole or not at all."""
+    partial = f"{path}.tmp"
+    try:
+        with open(partial, "w") as file:
+            file.write(json_text(value, indent))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 def write_files(folder: str, files: Mapping[str, bytes]) -> None:
     """Writes files into a folder, which is made where it is missing: each whole, and all of them or none.
 
     Raises:
-      InputError: when they cannot be written. OSError: the disk is full.
+      InputError: when they cannot be written. OSError: the disk is full, or fails.
     """
     paths = {os.path.join(folder, name): content for name, content in files.items()}
     try:
@@ -115,9 +129,7 @@ def write_files(folder: str, files: Mapping[str, bytes]) -> None:
         for path in paths:
             with contextlib.suppress(OSError):
                 os.remove(path + ".tmp")
-        if error.errno == errno.ENOSPC:
-            raise
-        raise InputError(f"{folder!r} cannot be written: {error.strerror}") from error
+        raise refused(f"{folder!r} cannot be written", error) from error
 
 
 def read_json(folder: str, name: str) -> Any:
@@ -133,9 +145,18 @@ def read_json(folder: str, name: str) -> Any:
             ) from None
         raise InputError(f"{folder} has no {name}; expected the folder of a run") from None
     except (OSError, ValueError, RecursionError) as error:  # of the disk, of the text, of the JSON
-        raise InputError(f"{path} cannot be read; expected a run's {name}: {error}") from None
+        raise InputError(f"{path} cannot be read; expected a run's {name}: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no keys; expected a run's {name}")
+    try:
+        checked = checksums.take(value)
+    except ValueError as error:
+        raise InputError(
+            f"{path} cannot be used: {error}; expected it as it was written (without its key"
+            f" {checksums.KEY!r} it is read unchecked)"
+        ) from None
+    if not checked:
+        checksums.say_unchecked(folder)
     if missing := RUN_FILE_KEYS[name] - {
         key for key, part in value.items() if key not in TREES or isinstance(part, dict)
     }:
@@ -173,8 +194,15 @@ def has_result(folder: str) -> bool:
 
 
 def check(folder: str, own: Mapping[str, Any]) -> None:
-    """Raises InputError when the folder cannot be written, or holds a run of another identity. Writes nothing."""
-    check_writable(folder)
+    """Raises InputError when the folder cannot be written, or holds a run of another identity. Writes nothing.
+
+    A run that has finished need not be writable.
+    """
+    if not has_result(folder):
+        check_writable(folder, files=RUN_FILES)
+        checkpoints = os.path.join(folder, "checkpoints")
+        if os.path.lexists(checkpoints) and not os.path.isdir(checkpoints):
+            raise InputError(f"{checkpoints!r} is not a folder; expected that of the run's checkpoints, or none")
     if not os.path.exists(os.path.join(folder, "config.json")):
         return
     saved = read_json(folder, "config.json")
@@ -199,29 +227,55 @@ def check_writable(folder: str, what: str = "the work directory", files: Iterabl
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{what} {folder!r} cannot be written: {parent} is not a writable folder")
     for name in files:
-        if os.path.isdir(os.path.join(folder, name)):
-            raise InputError(f"{what} {folder!r} cannot be written: {name} in it is a folder; expected a file or none")
+        path = os.path.join(folder, name)
+        if os.path.lexists(path) and not os.path.isfile(path):
+            kind = "a folder" if os.path.isdir(path) else "no ordinary file"
+            raise InputError(f"{what} {folder!r} cannot be written: {name} in it is {kind}; expected a file or none")
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise InputError(f"{what} {folder!r} cannot be written: {name} in it is write-protected")
+
+
+def refused(what: str, error: OSError) -> Exception:
+    """What to raise when a place cannot be written: InputError, but what the disk does is no fault of the input."""
+    return error if error.errno in DISK_ERRORS else InputError(f"{what}: {error.strerror}")
 
 
 @contextlib.contextmanager
 def locked(folder: str, *, wait: bool) -> Iterator[None]:
     """Makes the folder and holds its lock, which a killed process releases.
 
-    With `wait` a second starter waits for the first; otherwise it gets InputError.
+    With `wait` a second starter waits for the first; otherwise it gets InputError. On a file system without locks, a
+    line says that nothing keeps a second one out.
     """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, ".lock"), "w")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"the work directory {folder!r} cannot be written: {error.strerror}") from None
-    with file:
+    path = os.path.join(folder, ".lock")
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise InputError(
-                    f"the work directory {folder!r} is in use by another process; expected a free one"
-                ) from None
-            print(f"waiting for another process to finish the run in {folder}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            os.makedirs(folder, exist_ok=True)
+            file = open(path, "w")  # noqa: SIM115
+        except OSError as error:
+            raise refused(f"the work directory {folder!r} cannot be written", error) from None
+        with file:
+            _lock(file, folder, wait)
+            # Whoever held it before may have removed the folder: what is locked is then a file without a name.
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                continue
+            yield
+            return
+
+
+def _lock(file: IO[str], folder: str, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise InputError(
+                f"the work directory {folder!r} is in use by another process; expected a free one"
+            ) from None
+        print(f"waiting for another process to finish the run in {folder}", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        print(
+            f"{folder} lies on a file system without locks ({one_line(error)}): nothing keeps a second process from"
+            " training the same run there",
+            file=sys.stderr,
+        )

@@ -1,7 +1,9 @@
 """A run's folder: what decides its identity, who may write into it."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -71,7 +73,38 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     runs.write_json(str(path), {"a": 1})
     with pytest.raises(TypeError):
         runs.write_json(str(path), {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text())["a"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+RESULT = {"name": "run", "checkpoint": 12, "test": {"accuracy": 0.5}}
+
+
+@pytest.mark.parametrize(("old", "new"), [("12", "13"), ("0.5", "0.7"), ('"run"', '"ran"'), ("accuracy", "accurate")])
+def test_a_changed_file_is_refused_by_its_checksum(tmp_path, old, new):
+    path = tmp_path / "result.json"
+    runs.write_json(str(path), RESULT)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError, match=r"result\.json cannot be used: its content does not match its checksum"):
+        runs.read_json(str(tmp_path), "result.json")
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path, capsys):
+    runs.write_json(str(tmp_path / "result.json"), RESULT)
+    assert runs.read_json(str(tmp_path), "result.json") == RESULT
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_without_a_checksum_is_read_and_a_line_says_so(tmp_path, capsys):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    assert runs.read_json(str(tmp_path), "result.json") == RESULT
+    said = f"{tmp_path} was written without checksums, by an older version; it is read unchecked\n"
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_no_number_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        runs.write_json(str(tmp_path / "result.json"), {"nll": float("nan")})
 
 
 @pytest.mark.parametrize(
@@ -114,6 +147,62 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
 def test_checking_writes_nothing(tmp_path):
     runs.check(str(tmp_path / "a" / "b"), identity())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "said"),
+    [
+        ("metrics.jsonl", os.mkdir, "metrics.jsonl in it is a folder"),
+        ("metrics.jsonl", os.mkfifo, "metrics.jsonl in it is no ordinary file"),
+        (".lock", os.mkdir, ".lock in it is a folder"),
+        ("checkpoints", lambda path: open(path, "w").close(), "is not a folder; expected that of the run's"),
+    ],
+)
+def test_what_is_of_another_kind_in_the_folder_is_refused(tmp_path, name, make, said):
+    make(str(tmp_path / name))
+    with pytest.raises(InputError, match=said):
+        runs.check(str(tmp_path), identity())
+
+
+def test_without_locks_a_line_warns_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(runs.fcntl, "flock", no_locks)
+    with runs.locked(str(tmp_path), wait=False):
+        pass
+    assert "lies on a file system without locks (No locks available)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, OSError), (errno.EDQUOT, OSError), (errno.EROFS, InputError)]
+)
+def test_only_what_the_disk_does_is_no_fault_of_the_input(tmp_path, monkeypatch, number, kind):
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(runs.os, "makedirs", fails)
+    with pytest.raises(kind), runs.locked(str(tmp_path), wait=False):
+        pass
+    with pytest.raises(kind):
+        runs.write_files(str(tmp_path), {"a": b""})
+
+
+def test_a_folder_that_was_removed_while_waited_for_is_made_again(tmp_path, monkeypatch):
+    folder, waits, order = tmp_path / "run", threading.Event(), []
+    monkeypatch.setattr(runs, "print", lambda *_, **__: waits.set(), raising=False)
+
+    def second():
+        with runs.locked(str(folder), wait=True):
+            order.append((folder / ".lock").exists())
+
+    with runs.locked(str(folder), wait=False):
+        thread = threading.Thread(target=second)
+        thread.start()
+        waits.wait()
+        shutil.rmtree(folder)
+    thread.join()
+    assert order == [True]
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -3,16 +3,20 @@
 The only importer of clu.metric_writers, and so of TensorFlow. Where these are missing the rest still works.
 """
 
-import contextlib
+import glob
+import io
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from kd_jax import checksums, runs
+from kd_jax.errors import first_few
 from kd_jax.logging.wandb_run import Mirror
 from kd_jax.quiet_tensorflow import import_tensorflow
 
@@ -26,12 +30,10 @@ class Writer:
         kept = [line for line in read(folder) if line["step"] <= step]
         self.seconds = kept[-1]["seconds"] if kept else 0.0  # that earlier processes spent on this run
         self._start = time.monotonic()
-        with open(path + ".tmp", "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-        os.replace(path + ".tmp", path)
+        runs.write_files(folder, {"metrics.jsonl": "".join(map(_text, kept)).encode()})
         self._file = open(path, "a")  # noqa: SIM115
         self._mirror = Mirror(folder, saved)
-        self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal")
+        self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal", step)
 
     def elapsed(self) -> float:
         """Seconds spent on this run, those before a restart included."""
@@ -41,7 +43,7 @@ class Writer:
         """Adds a line to metrics.jsonl and the scalars that are numbers to TensorBoard and W&B."""
         numbers = {name: value for name, value in scalars.items() if value is not None}
         line = {"step": step, "seconds": round(self.elapsed(), 3), **scalars}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(_text(line))
         self._file.flush()
         if self._clu:
             self._clu.write_scalars(step, numbers)
@@ -59,19 +61,32 @@ class Writer:
 
 
 def read(folder: str, most: int | None = None) -> list[dict]:
-    """The lines of a run's metrics.jsonl, up to one that a killed process or a power cut left unreadable.
+    """The lines of a run's metrics.jsonl. Each that is damaged is named and left out.
 
     With `most`, of a longer file only about so many lines of training and so many of validation, evenly spaced, and the
     last of each.
     """
     path = os.path.join(folder, "metrics.jsonl")
-    lines: list[dict] = []
     if not os.path.exists(path):
-        return lines
-    with open(path, errors="replace") as file, contextlib.suppress(json.JSONDecodeError, RecursionError):
-        for line in file if most is None else _thinned(file.readlines(), most):
-            lines.append(json.loads(line))
+        return []
+    with open(path, errors="replace") as file:
+        texts = list(enumerate(file, start=1))
+    lines, bad = [], []
+    for number, text in texts if most is None else _thinned(texts, most):
+        try:
+            line = json.loads(text)
+            if not checksums.take(line):
+                checksums.say_unchecked(folder)
+            lines.append({"seconds": 0.0, **line, "step": int(line["step"])})
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            bad.append(str(number))
+    if bad:
+        print(f"{path}: line {first_few(bad)} is damaged and is left out", file=sys.stderr, flush=True)
     return lines
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps(checksums.add(line), allow_nan=False) + "\n"
 
 
 def write_image(folder: str, step: int, name: str, image: np.ndarray) -> None:
@@ -81,15 +96,16 @@ def write_image(folder: str, step: int, name: str, image: np.ndarray) -> None:
         clu.close()
 
 
-def _thinned(lines: list[str], most: int) -> list[str]:
+def _thinned(lines: list[tuple[int, str]], most: int) -> list[tuple[int, str]]:
     kinds: dict[bool, list[int]] = {True: [], False: []}
-    for index, line in enumerate(lines):
+    for index, (_, line) in enumerate(lines):
         kinds['"validation/' in line].append(index)
     kept = {index for kind in kinds.values() for index in kind[:: math.ceil(len(kind) / most) or 1] + kind[-1:]}
     return [lines[index] for index in sorted(kept)]
 
 
-def _clu_writer(folder: str, instead: str) -> Any:
+def _clu_writer(folder: str, instead: str, step: int | None = None) -> Any:
+    """CLU's writer into a folder, where events behind `step` are removed: a run that goes on writes them again."""
     try:
         import_tensorflow()
         from clu import metric_writers
@@ -97,4 +113,23 @@ def _clu_writer(folder: str, instead: str) -> Any:
         name = error.name or "TensorFlow"
         print(f"{name} is not installed: {instead}, not to TensorBoard", flush=True)
         return None
+    if step is not None:
+        _remove_events(folder, step)
     return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
+
+
+def _remove_events(folder: str, step: int) -> None:
+    """Removes what lies behind a step from TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    for path in glob.glob(os.path.join(glob.escape(folder), "events.out.tfevents.*")):
+        records = list(RawEventFileLoader(path).Load())
+        kept = [record for record in records if Event.FromString(record).step <= step]
+        if len(kept) < len(records):
+            buffer = io.BytesIO()
+            writer = RecordWriter(buffer)
+            for record in kept:
+                writer.write(record)
+            runs.write_files(folder, {os.path.basename(path): buffer.getvalue()})

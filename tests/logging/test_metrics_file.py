@@ -21,6 +21,7 @@ def test_scalars_become_a_line_with_step_and_seconds(tmp_path, without_tensorflo
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     line = json.loads(line)
     assert line.pop("seconds") >= 0
+    assert len(line.pop("checksum")) == 16
     assert line == {"step": 3, "train/loss": 0.5, "validation/agreement": None}
 
 
@@ -42,9 +43,43 @@ def test_a_restart_cuts_the_lines_behind_its_step_and_those_cut_short(tmp_path, 
     assert metrics_file.read(str(tmp_path))[-1]["loss"] == 1.0
 
 
+def written(folder, steps):
+    """The file of a run that has logged these steps."""
+    writer = metrics_file.Writer(str(folder), 0)
+    for step in steps:
+        writer.write(step, {"loss": 1.0 + step})
+    writer.close()
+    return folder / "metrics.jsonl"
+
+
 def test_what_a_power_cut_left_is_no_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "seconds": 2.0}\n' + bytes(40) + b"\n")
     assert [line["step"] for line in metrics_file.read(str(tmp_path))] == [1]
+
+
+@pytest.mark.parametrize(("old", "new"), [("3.0", "3.1"), ('"loss": 3', '"lost": 3'), ("}\n", "\n"), ("{", "[")])
+def test_a_damaged_line_is_named_and_those_after_it_are_read(tmp_path, without_tensorflow, capsys, old, new):
+    path = written(tmp_path, (1, 2, 3))
+    first, second, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second.replace(old, new) + third)
+    assert [line["step"] for line in metrics_file.read(str(tmp_path))] == [1, 3]
+    assert f"{path}: line 2 is damaged and is left out\n" in capsys.readouterr().err
+
+
+def test_lines_of_an_older_version_are_read_and_said_once_to_be_unchecked(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 2.0}\n{"step": 2, "seconds": 3.0}\n')
+    assert [line["step"] for line in metrics_file.read(str(tmp_path))] == [1, 2]
+    assert capsys.readouterr().err.count("was written without checksums, by an older version") == 1
+
+
+def test_after_a_restart_no_step_stands_twice_in_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written(tmp_path, (1, 2, 3))
+    again = metrics_file.Writer(str(tmp_path), 2)
+    again.write(3, {"loss": 7.0})
+    again.close()
+    assert [event.step for event in EventAccumulator(str(tmp_path)).Reload().Tensors("loss")] == [1, 2, 3]
 
 
 def test_a_long_file_is_thinned_by_kind_and_keeps_the_last_of_each(tmp_path):

@@ -24,7 +24,9 @@ def test_the_curves_are_those_of_accuracy_and_of_every_term(table):
 
 def test_what_a_killed_process_left_of_the_metrics_does_not_stop_the_report(tmp_path):
     write_run(tmp_path / "one")
-    (tmp_path / "one" / "metrics.jsonl").write_bytes(b'7\n{"epoch": "x"}\n{"epoch": 1, "train/loss": null}\n\x00')
+    (tmp_path / "one" / "metrics.jsonl").write_bytes(
+        b'7\n{"step": 1, "epoch": "x"}\n{"step": 1, "epoch": 1, "train/loss": null}\n\x00'
+    )
     (page,) = figures.pages(groups(tmp_path))
     assert figures.curves(page) == []
 
