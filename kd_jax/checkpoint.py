@@ -1,105 +1,271 @@
 """Checkpoints: the latest and the best of a run, written in the background. The only importer of Orbax.
 
-Orbax writes into a temporary folder and renames it, so a process killed at any moment leaves whole checkpoints only.
+A checkpoint is a folder named by its step: what Orbax writes, and `checkpoint.json` with the SHA-256 of each of these
+files, the validation accuracy, and what else the run has to remember. It is written under another name and then
+renamed, so a process that is killed at any moment leaves whole checkpoints only.
 """
 
-import contextlib
+import concurrent.futures
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterator
-from typing import Any
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from kd_jax.errors import InputError
+from kd_jax import checksums, runs
+from kd_jax.errors import InputError, TrainingError, first_few, one_line
 from kd_jax.types import TrainState
 
-# What goes wrong in the background is raised by the next call; Orbax logs it before, with many tracebacks.
+RECORD = "checkpoint.json"
+DAMAGED = ".damaged"  # what a checkpoint that does not match its digests is called from then on
+
+# What goes wrong is raised by the next call; Orbax logs it before, with many tracebacks.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 
 
+class Restored(NamedTuple):
+    """A state that goes on."""
+
+    state: TrainState
+    step: int
+    extra: dict[str, Any]  # as it was saved
+
+
 class Checkpoints:
-    """The checkpoints in a folder, each named by its step."""
+    """The checkpoints in a folder, each named by its step. Nothing is written before the first `save`."""
 
     def __init__(self, folder: str, *, keep: int = 1):
-        """Keeps the `keep` latest, and the one with the highest "accuracy" among its metrics."""
-        policies = ocp.training.preservation_policies
-        self._folder = os.path.abspath(folder)
-        with _named(self._folder):
-            self._checkpointer = ocp.training.Checkpointer(
-                self._folder,
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(keep),
-                        policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
-                    ]
-                ),
-                cleanup_tmp_directories=True,
-            )
+        """Keeps the `keep` latest, and the one with the highest accuracy."""
+        self._folder, self._keep = Path(os.path.abspath(folder)), keep
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._writing: concurrent.futures.Future[None] | None = None
+        self._saved = _saved(self._folder)  # {step: accuracy or None}
 
-    def latest(self) -> int | None:
-        """The step of the latest checkpoint, or None."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+    def steps(self) -> list[int]:
+        """The steps that are saved, in order."""
+        return sorted(self._saved)
 
     def best(self) -> int | None:
-        """The step of the checkpoint with the highest validation accuracy, the earliest of equals, or None."""
-        rated = [c for c in self._checkpointer.checkpoints if c.metrics]
-        return max(rated, key=lambda c: _rank(c.metrics)).step if rated else None
+        """The step with the highest validation accuracy, the earliest of equals, or None."""
+        rated = {step: accuracy for step, accuracy in self._saved.items() if accuracy is not None}
+        return max(rated, key=lambda step: (rated[step], -step)) if rated else None
 
-    def save(self, state: TrainState, step: int, accuracy: float | None) -> None:
-        """Starts to save `state`, unless that step is saved already. `accuracy`: on the validation split, or None."""
-        if any(c.step == step for c in self._checkpointer.checkpoints):
+    def save(
+        self, state: TrainState, step: int, accuracy: float | None = None, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Starts to save a state, unless that step is saved already.
+
+        Args:
+          state: is copied, as the next step donates its buffers.
+          step: of the state.
+          accuracy: on the validation split, where that was measured.
+          extra: what JSON can hold, for `restore`.
+        Raises:
+          TrainingError: when a number in the state is not finite. What an earlier save raised.
+        """
+        if step in self._saved:
             return
-        # The next step donates the state's buffers while this one is still being written.
-        state = jax.tree.map(jnp.copy, state)
-        metrics = None if accuracy is None else {"accuracy": accuracy, "step": step}
-        self._checkpointer.save_async(step, state, metrics=metrics)
+        check_finite(state, step)
+        self.wait()
+        self._saved[step] = accuracy
+        superseded = self._saved.keys() - {*self.steps()[-self._keep :], self.best()}
+        for old in superseded:
+            del self._saved[old]
+        record = {"step": step, "accuracy": accuracy, "extra": dict(extra or {})}
+        self._writing = self._thread.submit(self._write, jax.tree.map(jnp.copy, state), record, superseded)
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Loads a step into the structure, types and shardings of `like`; raises InputError when it is not whole."""
-        with _named(os.path.join(self._folder, str(step))):
-            return self._checkpointer.load(step, jax.tree.map(_abstract, like))
+        return self._load(step, like).state
+
+    def restore(self, like: TrainState) -> Restored | None:
+        """Loads the newest whole checkpoint, and says what a damaged one costs; None where there is none.
+
+        Raises:
+          InputError: when all are damaged.
+        """
+        newest, damaged = max(self._saved, default=0), []
+        for step in reversed(self.steps()):
+            try:
+                restored = self._load(step, like)
+            except InputError as error:
+                damaged.append((step, error))
+                continue
+            for bad, reason in damaged:
+                self._set_aside(bad)
+                print(f"{reason}; step {step} is used instead", flush=True)
+            if damaged:
+                print(f"{newest - step} steps have to be trained again", flush=True)
+            return restored
+        if damaged:
+            raise damaged[0][1]
+        return None
 
     def wait(self) -> None:
-        """Waits until all is written."""
-        self._checkpointer.wait()
+        """Waits until all is written, and raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
     def close(self) -> None:
-        """Waits until all is written, and ends the background threads."""
-        self._checkpointer.close()
+        """Waits until all is written, and ends the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
+    def _load(self, step: int, like: TrainState) -> Restored:
+        self.wait()
+        path = self._folder / str(step)
+        record = _verified(path)
+        return Restored(_read(path, jax.tree.map(_abstract, like), record), step, record.get("extra", {}))
 
-def _rank(metrics: dict[str, float]) -> Any:
-    """By which checkpoints are kept and chosen: of equal ones the earliest, so that `keep` changes no result."""
-    return metrics["accuracy"], -metrics["step"]
+    def _write(self, state: TrainState, record: dict[str, Any], superseded: Iterable[int]) -> None:
+        name = str(record["step"])
+        partial = self._folder / f".{name}.tmp"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _clear(self._folder)
+        try:
+            ocp.save(partial, state)
+            files = {path.relative_to(partial).as_posix(): _digest(path) for path in _files(partial)}
+            runs.write_json(str(partial / RECORD), {**record, "files": files})
+            partial.rename(self._folder / name)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for step in superseded:
+            _remove(self._folder / str(step))
 
-
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    def _set_aside(self, step: int) -> None:
+        """Keeps a damaged checkpoint under another name, or removes it where it was never whole."""
+        del self._saved[step]
+        path = self._folder / str(step)
+        if not (path / RECORD).exists():
+            _remove(path)
+            return
+        aside = self._folder / f"{step}{DAMAGED}"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
 
 
 def load_tree(folder: str, step: int) -> dict[str, Any]:
     """The whole state of a step as nested dictionaries, on one device, wherever it was saved from."""
-    path = os.path.join(os.path.abspath(folder), str(step))
+    path = Path(os.path.abspath(folder), str(step))
+    record = _verified(path)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def abstract(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
 
-    with _named(path):
-        return ocp.load(path, jax.tree.map(abstract, ocp.metadata(path).metadata))
+    return _read(path, lambda: jax.tree.map(abstract, ocp.metadata(path).metadata), record)
 
 
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """What Orbax and its file formats raise about a damaged checkpoint, as one line with its path."""
+def check_finite(state: TrainState, step: int) -> None:
+    """Raises TrainingError when a number of a state is not finite, so that no such state is saved."""
+    if bad := [where for where, finite in jax.device_get(_finite(state)).items() if not finite]:
+        raise TrainingError(
+            f"{first_few(bad)} is not finite at step {step}; the last checkpoint before it is kept."
+            " Try a lower optimizer.learning_rate, or train.clip"
+        )
+
+
+@jax.jit
+def _finite(state: TrainState) -> dict[str, jax.Array]:
+    """Whether all numbers are finite, by group of the state."""
+    trees = {
+        **{f"the parameters of {group}": tree for group, tree in state.params.items()},
+        **{f"the statistics of {group}": tree for group, tree in state.stats.items()},
+        "the moving average": state.ema,
+        "the optimizer's state": state.optimizer_state,
+    }
+
+    def all_finite(tree: Any) -> jax.Array:
+        numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return jnp.array([jnp.isfinite(x).all() for x in numbers], bool).all()
+
+    return {where: all_finite(tree) for where, tree in trees.items()}
+
+
+def _saved(folder: Path) -> dict[int, float | None]:
+    """{step: validation accuracy} of the checkpoints in a folder, whole or not; what a killed process left is not."""
+    found: dict[int, float | None] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.isdecimal() and path.is_dir() and any(path.iterdir()):
+            found[int(path.name)] = _accuracy(path)
+    return found
+
+
+def _accuracy(path: Path) -> float | None:
+    for name in (RECORD, "metrics/metrics"):  # the second is of older versions
+        try:
+            return json.loads((path / name).read_text())["accuracy"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a killed process left: half written, half deleted, or empty."""
+    for path in folder.iterdir():
+        unfinished = path.name.endswith(".tmp") or "orbax-checkpoint-tmp" in path.name
+        if path.is_dir() and (unfinished or not any(path.iterdir())):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint: at no moment is there a part of one under its name."""
+    partial = path.with_name(f".{path.name}.tmp")
+    path.rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """What a checkpoint's record says; {} for one of an older version. Raises InputError when a file is damaged."""
+    if path.is_dir() and not (path / RECORD).exists():
+        checksums.say_unchecked(str(path))
+        return {}
     try:
-        yield
+        record = json.loads((path / RECORD).read_text())
+        if not checksums.take(record) or record["step"] != int(path.name):
+            raise ValueError(f"{RECORD} is not that of this step")
+        for name, digest in record["files"].items():
+            if _digest(path / name) != digest:
+                raise ValueError(f"{name} in it does not match its digest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    return record
+
+
+def _read(path: Path, abstract: Any, record: Mapping[str, Any]) -> Any:
+    """Loads a checkpoint. Only without digests may an error be one of a damaged file."""
+    try:
+        return ocp.load(path, abstract() if callable(abstract) else abstract)
     except Exception as error:  # of no class of its own where a file is cut in the middle
-        text = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{path} cannot be read; expected a whole checkpoint, or none: {text}") from error
+        if record:
+            raise
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read; expected a whole checkpoint, or none: {one_line(error, 160)}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
