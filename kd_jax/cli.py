@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags, logging
 
 import kd_jax
-from kd_jax import registry
+from kd_jax import registry, stopping
 from kd_jax.config.checks import OLD_KEYS
 from kd_jax.errors import InputError, Preempted, TrainingError, choose, one_line
 
@@ -38,6 +38,14 @@ usage: kd_jax --config=NAME|FILE[:ARGUMENT] [FLAGS]    train, for example kd_jax
 
 commands (each has its own --help, as training has: python -m kd_jax.main --help):
 """
+
+# What the system says about the disk, whatever library met it: errno -> what people are told.
+DISK = {
+    errno.ENOSPC: "the disk is full; make room and start the same command again",
+    errno.EDQUOT: "the disk quota is used up; make room and start the same command again",
+    errno.EIO: "the disk fails (input/output error); see the system's log, and start the same command again elsewhere",
+    errno.EROFS: "the file system has become read-only; make it writable and start the same command again",
+}
 
 # Flags of more than one command; each command declares those it has with `flags.declare_key_flag`.
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -120,7 +128,14 @@ def run(
             registry.import_file(path)
         main(arguments)
 
-    sys.exit(_exit_code(call))
+    with stopping.listening(_leave):
+        sys.exit(_exit_code(call))
+
+
+def _leave() -> None:
+    """Ends the process at once, without waiting for what is still being written."""
+    print("\nleft at once; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def _unraisable_hook(unraisable: Any) -> None:
@@ -163,14 +178,14 @@ def _exit_code(call: Callable[[], None]) -> int:
         return _report(one_line(error), 1)
     except Preempted as error:
         return _report(one_line(error), 143)
-    except KeyboardInterrupt:
-        return _report("interrupted; the same command starts again, a run from its last checkpoint", 130)
+    except KeyboardInterrupt as error:
+        return _report(str(error) or "interrupted; the same command starts again, a run from its last checkpoint", 130)
     except BrokenPipeError:  # of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
         return 0
     except Exception as error:
-        if _disk_is_full(error):
-            return _report("the disk is full; make room and start the same command again", 1)
+        if found := next((text for number, text in DISK.items() if _is_of(error, number)), None):
+            return _report(found, 1)
         raise
     return 0
 
@@ -180,9 +195,10 @@ def _report(line: str, code: int) -> int:
     return code
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
+def _is_of(error: BaseException | None, number: int) -> bool:
+    """Whether an error, or one that it was raised from, is that of the system with this number."""
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -23,8 +23,8 @@ class TrainingError(RuntimeError):
     """A run cannot go on, though its input was valid, for example because the loss is not finite."""
 
 
-class Preempted(Exception):
-    """The process was asked to stop (SIGTERM), and its state is saved."""
+class Preempted(BaseException):
+    """The process was asked to stop (SIGTERM); what there was to save is saved. Like KeyboardInterrupt no Exception."""
 
 
 def choose(what: str, value: Any, choices: Collection[Any]) -> Any:

@@ -16,7 +16,7 @@ from kd_jax.errors import InputError
 from kd_jax.identity import identify
 from kd_jax.logging import wandb_run
 from kd_jax.steps import Components, StepOptions
-from kd_jax.types import Feed, Hyper, Method, Teacher, Variables
+from kd_jax.types import Feed, Hyper, Method, Teacher, TrainState, Variables
 
 
 class Experiment(NamedTuple):
@@ -61,6 +61,13 @@ class Experiment(NamedTuple):
     def place(self, tree: Any) -> Any:
         """Puts arrays on every device."""
         return jax.device_put(tree, sharding.replicated(self.mesh))
+
+    def state_shapes(self) -> TrainState:
+        """The shapes of the state, on every device: what a checkpoint is loaded into."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(self.mesh)),
+            tracing.state_shapes(self.components, self.options, self.dataset.train),
+        )
 
     def feed(self) -> Feed:
         """The training data, on the devices."""

@@ -5,24 +5,24 @@ import functools
 import html
 import math
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from kd_jax import evaluation, metrics, registry, runs, steps, tracing
+from kd_jax import evaluation, metrics, registry, runs, steps, stopping, tracing
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
-from kd_jax.errors import Preempted, TrainingError
+from kd_jax.errors import TrainingError
 from kd_jax.evaluation import Evaluator
 from kd_jax.experiment import Experiment, create
 from kd_jax.identity import config_json, versions
 from kd_jax.logging import metrics_file
 from kd_jax.logging.progress import Progress
-from kd_jax.types import Batch, MethodVariables, Network, Outputs, TrainState, Variables, student_logits
+from kd_jax.types import Batch, Feed, MethodVariables, Network, Outputs, TrainState, Variables, student_logits
+
+MOST_INITIAL = 0.1  # of an average of weights may be what a run starts from, before a line says so
 
 
 class Result(NamedTuple):
@@ -65,12 +65,15 @@ def train(
       runs_folder: where the folders of runs and of teachers lie.
     Raises:
       InputError: the config, the data or the folder is wrong; nothing was written.
-      TrainingError: the loss is not finite. Preempted: SIGTERM came, and the state is saved.
+      TrainingError: the loss is not finite.
+      Preempted: SIGTERM came, and the state is saved. KeyboardInterrupt: the same by Ctrl-C; a second one does not
+        wait for that.
     """
     registry.end_import()
-    experiment = create(config, source=memory.source_of(data), runs_folder=os.fspath(runs_folder))
-    folder = workdir or default_folder(experiment, os.fspath(runs_folder))
-    return run(experiment, os.fspath(folder))
+    with stopping.listening():
+        experiment = create(config, source=memory.source_of(data), runs_folder=os.path.expanduser(runs_folder))
+        folder = workdir or default_folder(experiment, os.path.expanduser(runs_folder))
+        return run(experiment, os.path.expanduser(folder))
 
 
 def default_folder(experiment: Experiment, runs_folder: str) -> str:
@@ -81,17 +84,34 @@ def default_folder(experiment: Experiment, runs_folder: str) -> str:
 def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
     """Runs an experiment in a folder, or goes on with it. `wait`: for another process that runs the same one."""
     runs.check(folder, experiment.identity)
+    if runs.has_result(folder):
+        return _finished(experiment, folder)
     missing = _missing_teacher(experiment)
     loaded = None if missing else _load_teacher(experiment)  # before anything is written: it may be damaged
-    with runs.locked(folder, wait=wait):
+    with stopping.listening() as request, runs.locked(folder, wait=wait):
+        if runs.has_result(folder):  # of the process that was waited for
+            return _finished(experiment, folder)
         path = os.path.join(folder, "config.json")
         if not os.path.exists(path):
             runs.write_json(path, config_json(experiment))
         if missing:
             untrained, source = missing
-            print(f"training the teacher {untrained.config['model']['name']}: {source}")
+            print(f"training the teacher {untrained.config['model']['name']}: {source}", flush=True)
             run(untrained, source, wait=True)
-        return _train(experiment, folder, *(loaded or _load_teacher(experiment)))
+            request.check()
+        with contextlib.ExitStack() as stack:
+            return _train(experiment, folder, *(loaded or _load_teacher(experiment)), request, stack)
+
+
+def _finished(experiment: Experiment, folder: str) -> Result:
+    """The result of a run that has finished; nothing is written."""
+    result = runs.read_json(folder, "result.json")
+    with contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"))) as checkpoints:
+        state = checkpoints.load(result["checkpoint"], experiment.state_shapes())
+    print(f"finished already: {_describe(result)}  {folder}", flush=True)
+    if project := experiment.config["log"]["wandb"]:
+        print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
+    return Result(result["test"]["accuracy"], folder, state, result)
 
 
 def _missing_teacher(experiment: Experiment) -> tuple[Experiment, str] | None:
@@ -132,46 +152,45 @@ def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, 
         method=experiment.components.method._replace(predict=student_logits),
     )
     alone = experiment._replace(components=components)
-    return Evaluator(alone, {})(variables, MethodVariables({}, {}), experiment.dataset.test)
+    measured = Evaluator(alone, {})(variables, MethodVariables({}, {}), experiment.dataset.test)
+    return _checked(measured, f"of the teacher {teacher.name}")
 
 
 def _train(
-    experiment: Experiment, folder: str, teacher_variables: Variables, teacher_result: dict[str, Any] | None
+    experiment: Experiment,
+    folder: str,
+    teacher_variables: Variables,
+    teacher_result: dict[str, Any] | None,
+    request: stopping.Request,
+    stack: contextlib.ExitStack,
 ) -> Result:
+    """Trains in a locked folder; what has to be closed in the end goes onto `stack`."""
     config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
     feed, hyper = experiment.feed(), experiment.place(experiment.hyper)
-    init = experiment.jit(steps.init_state, fast_compile=True)
     train_steps = experiment.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
     evaluate = Evaluator(experiment, teacher_variables)
-    checkpoints = Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"])
-    state = init(np.uint32(config["seed"]), teacher_variables, feed.example, feed.labels)
-    if runs.has_result(folder):
-        result = runs.read_json(folder, "result.json")
-        with contextlib.closing(checkpoints):
-            state = checkpoints.load(result["checkpoint"], state)
-        print(f"finished already: {_describe(result)}  {folder}", flush=True)
-        if project := config["log"]["wandb"]:
-            print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
-        return Result(result["test"]["accuracy"], folder, state, result)
-    if step := checkpoints.latest() or 0:
-        state = checkpoints.load(step, state)
-    elif experiment.pretrained:
-        state = steps.start_from(state, experiment.place(experiment.pretrained))
+    checkpoints = stack.enter_context(
+        contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
+    )
+    state, step, window = _start(experiment, feed, checkpoints, teacher_variables)
+    request.goes_on = f" from step {step}"
 
     per_epoch = feed.steps_per_epoch
-    for term in tracing.terms_that_never_count(config["method"], steps=total, steps_per_epoch=per_epoch):
-        print(f"method.{term}.epochs begin after the run's {total / per_epoch:g}: the term counts nothing in it")
-    print(f"{'going on with' if step else 'training'} {config['model']['name']} from step {step} to {total}: {folder}")
-    writer, window = metrics_file.Writer(folder, step, {"config": config, "hash": experiment.digest}), Window()
+    for warning in _warnings(config, total, per_epoch):
+        print(warning, flush=True)
+    begins = "going on with" if step else "training"
+    print(f"{begins} {config['model']['name']} from step {step} to {total}: {folder}", flush=True)
+    writer = stack.enter_context(
+        contextlib.closing(metrics_file.Writer(folder, step, {"config": config, "hash": experiment.digest}))
+    )
     progress = Progress(total, config["train"]["batch_size"])
-    with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(progress), _sigterm() as stop:
+    with contextlib.closing(progress), request.deferred():
         for rows, end in feed.calls(step):
             begin, step = step, end
             state, scalars = train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)
             window.add(step - begin, scalars)
-            epoch = step / feed.steps_per_epoch
             # Whole epochs done, where one ends here. The last step counts as an end.
-            ended = math.ceil(epoch) if step == total or step % feed.steps_per_epoch == 0 else 0
+            ended = -(-step // per_epoch) if step == total or step % per_epoch == 0 else 0
 
             def due(every: int, ended: int = ended, step: int = step) -> bool:
                 return bool(ended) and (ended % every == 0 or step == total)
@@ -182,28 +201,29 @@ def _train(
             # Before an evaluation or a checkpoint too: the flush stops a run whose loss is not finite.
             if step // every > begin // every or evaluates or saves or step == total:
                 means = window.flush(step)
-                writer.write(step, {"epoch": epoch} | _prefixed("train", means))
-                progress.show(step, math.ceil(epoch), means)
+                writer.write(step, {"epoch": step / per_epoch} | _prefixed("train", means))
+                progress.show(step, -(-step // per_epoch), means)
             accuracy = None
             if validation and evaluates:
-                measured = evaluate(*evaluation.evaluated(state), validation)
+                measured = _checked(evaluate(*evaluation.evaluated(state), validation), f"at step {step}")
                 accuracy = measured["accuracy"]
-                writer.write(step, {"epoch": epoch} | _prefixed("validation", measured))
+                writer.write(step, {"epoch": step / per_epoch} | _prefixed("validation", measured))
             rated = accuracy is not None and config["evaluate"]["select"] == "best-validation"
             if rated or saves:
                 checkpoints.save(state, step, accuracy)
             if evaluates or saves:
                 progress.pause(step)
-            if stop.is_set() and step < total:
-                window.flush(step)
-                checkpoints.save(state, step, None)
-                raise Preempted(f"stopped at step {step} of {total}; the same command goes on from there")
+            if request and step < total:
+                checkpoints.save(state, step, extra={"window": window.sums(step)})
+                checkpoints.wait()
+                request.stop(f"stopped at step {step} of {total}; the same command goes on from there")
 
         checkpoints.wait()
-        if config["evaluate"]["select"] == "best-validation":
-            step = checkpoints.best() or step
-            state = checkpoints.load(step, state)
+        request.goes_on = f" from step {total}"
+        if config["evaluate"]["select"] == "best-validation" and (best := checkpoints.best()):
+            step, state = best, checkpoints.load(best, experiment.state_shapes())
         total_of_test = evaluate.total(*evaluation.evaluated(state), experiment.dataset.test)
+        where = f"of the checkpoint of step {step}"
         result = {
             "name": config["name"],
             "model": config["model"]["name"],
@@ -211,8 +231,8 @@ def _train(
             "config_hash": experiment.digest,
             "teacher": teacher_result
             and {"name": teacher_result["name"], "accuracy": teacher_result["test"]["accuracy"]},
-            "test": metrics.summarize(total_of_test),
-            "validation": evaluate(*evaluation.evaluated(state), validation) if validation else None,
+            "test": _checked(metrics.summarize(total_of_test), where),
+            "validation": _checked(evaluate(*evaluation.evaluated(state), validation), where) if validation else None,
             "selected": config["evaluate"]["select"],
             "checkpoint": step,
             "steps": total,
@@ -232,43 +252,67 @@ def _train(
     return Result(result["test"]["accuracy"], folder, state, result)
 
 
+def _start(
+    experiment: Experiment, feed: Feed, checkpoints: Checkpoints, teacher_variables: Variables
+) -> tuple[TrainState, int, "Window"]:
+    """The state that a run goes on with or starts from, its step, and what its next log line has of before."""
+    if restored := checkpoints.restore(experiment.state_shapes()):
+        return restored.state, restored.step, Window(restored.extra.get("window"))
+    init = experiment.jit(steps.init_state, fast_compile=True)
+    state = init(np.uint32(experiment.config["seed"]), teacher_variables, feed.example, feed.labels)
+    if experiment.pretrained:
+        state = steps.start_from(state, experiment.place(experiment.pretrained))
+    return state, 0, Window()
+
+
+def _warnings(config: Mapping[str, Any], total: int, per_epoch: int) -> Iterator[str]:
+    """What of a config cannot be meant, though it can be done."""
+    for term in tracing.terms_that_never_count(config["method"], steps=total, steps_per_epoch=per_epoch):
+        yield f"method.{term}.epochs begin after the run's {total / per_epoch:g}: the term counts nothing in it"
+    decay = config["train"]["ema"]
+    if (initial := decay**total) > MOST_INITIAL:
+        yield (
+            f"train.ema is {decay:g}: after {total} steps, {100 * initial:.0f}% of the average is still what the run"
+            f" starts from; for less than {100 * MOST_INITIAL:.0f}%, set at most {MOST_INITIAL ** (1 / total):.4f}"
+        )
+
+
+def _checked(measured: dict[str, Any], where: str) -> dict[str, Any]:
+    """Metrics whose numbers are finite; raises TrainingError otherwise."""
+    if bad := [name for name, value in measured.items() if value is not None and not math.isfinite(value)]:
+        raise TrainingError(f"{', '.join(bad)} {where} is not finite; try a lower optimizer.learning_rate")
+    return measured
+
+
 class Window:
     """Scalars since the last log line, left on the device until they are needed."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._sums: list[Mapping[str, jax.Array]] = []
+    def __init__(self, before: Mapping[str, Any] | None = None) -> None:
+        """`before`: what `sums` gave when the run was stopped."""
+        self._count = before["count"] if before else 0
+        self._sums: list[Mapping[str, Any]] = [before["sums"]] if before and before["sums"] else []
 
     def add(self, count: int, scalars: Mapping[str, jax.Array]) -> None:
         self._count += count
         self._sums.append(scalars)
 
-    def flush(self, step: int) -> dict[str, float]:
-        """Means over the window; raises TrainingError when the loss is not finite, before such a state is saved."""
-        sums = jax.device_get(self._sums)
-        means = {name: float(sum(s[name] for s in sums)) / self._count for name in sums[0]} if sums else {}
-        self._count, self._sums = 0, []
-        bad = [name for name, value in means.items() if not np.isfinite(value)]
-        if bad:
+    def sums(self, step: int) -> dict[str, Any]:
+        """{"count": of steps, "sums": by name}; raises TrainingError when one is not finite, before it is saved."""
+        on_host = jax.device_get(self._sums)
+        self._sums = [{name: float(sum(float(s[name]) for s in on_host)) for name in on_host[0]}] if on_host else []
+        sums = self._sums[0] if self._sums else {}
+        if bad := [name for name, value in sums.items() if not np.isfinite(value)]:
             raise TrainingError(
                 f"{', '.join(bad)} is not finite by step {step}; the last checkpoint before it is kept."
                 " Try a lower optimizer.learning_rate, or train.clip"
             )
-        return means
+        return {"count": self._count, "sums": sums}
 
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; outside of the main thread, where no signal arrives, it stays unset."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def flush(self, step: int) -> dict[str, float]:
+        """Means over the window, which begins anew; raises what `sums` raises."""
+        of_window = self.sums(step)
+        self._count, self._sums = 0, []
+        return {name: value / of_window["count"] for name, value in of_window["sums"].items()}
 
 
 def _prefixed(prefix: str, scalars: Mapping[str, Any]) -> dict[str, Any]:

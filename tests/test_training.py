@@ -177,7 +177,7 @@ def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
     _copy(taught[0], teacher)
     saved = json.loads((teacher / "config.json").read_text())
     saved["data"]["class_names"] = ["cat", "dog"]
-    (teacher / "config.json").write_text(json.dumps(saved))
+    runs.write_json(str(teacher / "config.json"), saved)
     config = tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)})
     with pytest.raises(InputError, match=r"knows 2 classes \(cat, dog\); expected the student's 10 classes \(0, 1, "):
         experiment.create(config)
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     with pytest.raises(TrainingError, match="is not finite by step 4; the last checkpoint"):
         train(config, tmp_path)
     assert not (tmp_path / "run" / "result.json").exists()
-    assert [entry for entry in (tmp_path / "run" / "checkpoints").iterdir() if entry.name.isdecimal()] == []
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_folder_with_a_run_of_another_config_is_left_as_it_is(taught):

@@ -1,0 +1,90 @@
+"""Requests to stop: Ctrl-C (SIGINT) and SIGTERM.
+
+They end a command at once, but for training, which ends at the next step and saves its state. A second Ctrl-C does not
+wait for that.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+from kd_jax.errors import Preempted
+
+
+class Request:
+    """Whether the process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.goes_on = ""  # where the same command goes on, for people
+        self._deferred = False
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def stop(self, message: str = "") -> NoReturn:
+        """Raises KeyboardInterrupt or Preempted, as was asked for."""
+        message = message or f"stopped; the same command starts again{self.goes_on}"
+        raise KeyboardInterrupt(message) if self.signal == signal.SIGINT else Preempted(message)
+
+    def check(self) -> None:
+        """Stops where that was asked for."""
+        if self:
+            self.stop()
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What runs inside is not ended by a request, and asks for it itself."""
+        outer, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = outer
+
+    def _handle(self, number: int, leave: Callable[[], Any]) -> None:
+        if number == signal.SIGTERM and self:
+            return
+        again, self.signal = number == self.signal == signal.SIGINT, number
+        if again:
+            leave()
+        if again or not self._deferred:
+            self.stop()
+        if number == signal.SIGINT:
+            print("\nstopping after this step, to save it; Ctrl-C again leaves at once", flush=True)
+
+
+_request: Request | None = None
+
+
+@contextlib.contextmanager
+def listening(leave: Callable[[], Any] = lambda: None) -> Iterator[Request]:
+    """Listens to both signals; inside of another one, it is the same request.
+
+    Outside of the main thread, where no signal arrives, nothing is ever asked for.
+
+    Args:
+      leave: what a second Ctrl-C does before KeyboardInterrupt is raised.
+    """
+    global _request
+    if _request is not None:
+        yield _request
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield Request()
+        return
+    request = _request = Request()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request._handle(number, leave)
+
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as nohup wants
+    previous = {number: signal.signal(number, handle) or signal.SIG_DFL for number in numbers}
+    try:
+        yield request
+    finally:
+        _request = None
+        for number, handler in previous.items():
+            signal.signal(number, handler)
