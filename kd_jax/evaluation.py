@@ -79,13 +79,13 @@ def restore(
     Raises:
       InputError: when the folder holds no finished run, or the data is not what it was trained on.
     """
-    folder, runs_folder = os.fspath(folder), os.fspath(runs_folder)
+    folder, runs_folder = os.path.expanduser(folder), os.path.expanduser(runs_folder)
     saved = runs.read_config(folder)
     variables, method = weights.read_run(folder)
     config = saved["config"]
     config["model"]["pretrained"] = ""  # where training started from need not exist any more
-    config["dataset"]["path"] = os.fspath(path) if path else config["dataset"]["path"]
-    config["teacher"] = teachers.finished(config["teacher"], saved["teacher_hash"], runs_folder)
+    config["dataset"]["path"] = os.path.expanduser(path) if path else config["dataset"]["path"]
+    config["teacher"] = teachers.finished(saved, folder, runs_folder)
     source = memory.source_of(data)
     fingerprint = source.fingerprint if source else datasets.fingerprint(config["dataset"])
     if fingerprint != saved["data"]["fingerprint"]:

@@ -114,7 +114,7 @@ def create(
     mesh = sharding.mesh(devices)
     total, per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
     nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices)
-    teacher = teachers.create(teachers.Setting(config, dataset, runs_folder, nested))
+    teacher = teachers.create(teachers.Setting(config, dataset, runs_folder, nested, training))
     method = methods.create(config["method"], steps_per_epoch=per_epoch)
     if training and method.needs_teacher and teacher is None:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import os
 import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def config_json(experiment: "Experiment") -> dict[str, Any]:
         "identity": experiment.identity,
         "hash": experiment.digest,
         "teacher_hash": experiment.teacher.config_hash if experiment.teacher else None,
+        "teacher_source": os.path.abspath(experiment.teacher.source) if experiment.teacher else None,
         "imports": registry.files_of(used),
         "data": {
             "name": dataset.name,

@@ -1,5 +1,6 @@
 """The loop: what a run leaves behind, and that a run which was stopped ends as one that was not."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax import augment, evaluation, experiment, runs, training, weights
+from kd_jax import augment, evaluation, experiment, export, runs, training, weights
 from kd_jax.config.checks import plain
 from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.experiment import Experiment
@@ -99,10 +100,15 @@ def test_evaluating_a_finished_run_gives_its_result_again(taught):
     assert evaluation.evaluate_run(str(folder / "run"), runs_folder=str(folder)) == result["test"]
 
 
-def test_without_the_teachers_run_evaluation_leaves_out_the_comparison(taught, tmp_path):
+@pytest.mark.parametrize("moved", ["the run alone", "both"])
+def test_a_run_finds_its_teacher_where_it_lay_and_beside_it(taught, tmp_path, moved):
     folder, _, result = taught
-    measured = evaluation.evaluate_run(str(folder / "run"), runs_folder=str(tmp_path))
-    assert (measured["accuracy"], measured["agreement"]) == (result["test"]["accuracy"], None)
+    shutil.copytree(folder / "run", tmp_path / "run")
+    if moved == "both":
+        shutil.copytree(folder / "teachers", tmp_path / "teachers")
+        saved = runs.read_json(str(tmp_path / "run"), "config.json") | {"teacher_source": "/nowhere"}
+        runs.write_json(str(tmp_path / "run" / "config.json"), saved)
+    assert evaluation.evaluate_run(tmp_path / "run", runs_folder=tmp_path / "other") == result["test"]
 
 
 def test_a_finished_run_is_not_trained_again(taught, capsys):
@@ -180,6 +186,38 @@ def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
     runs.write_json(str(teacher / "config.json"), saved)
     config = tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)})
     with pytest.raises(InputError, match=r"knows 2 classes \(cat, dog\); expected the student's 10 classes \(0, 1, "):
+        experiment.create(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("fingerprint", "0" * 64, "was trained on other data, so it may have seen what the student is measured on"),
+        ("image_shape", [8, 8, 3], "reads images of channels 3; expected the student's 1"),
+        ("mean", [0.5, 0.5, 0.5], r"reads images of mean \[0.5, 0.5, 0.5\]; expected the student's"),
+        ("std", [0.9], r"reads images of std \[0.9\]; expected the student's"),
+    ],
+)
+def test_a_teacher_of_other_data_is_refused(taught, tmp_path, key, value, said):
+    teacher = tmp_path / "teacher"
+    _copy(taught[0], teacher)
+    saved = runs.read_json(str(teacher), "config.json")
+    saved["data"][key] = value
+    runs.write_json(str(teacher / "config.json"), saved)
+    with pytest.raises(InputError, match=said):
+        experiment.create(tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)}))
+
+
+@pytest.mark.parametrize(("holdout", "seen"), [(0.05, True), (0.5, False)])
+def test_a_teacher_that_held_out_less_is_refused(taught, tmp_path, holdout, seen):
+    teacher = tmp_path / "teacher"
+    _copy(taught[0], teacher)
+    saved = runs.read_json(str(teacher), "config.json")
+    saved["config"]["dataset"]["holdout"] = holdout
+    runs.write_json(str(teacher / "config.json"), saved)
+    config = tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)})
+    said = r"was trained with dataset.holdout 0\.05, so it has seen validation images of the student"
+    with pytest.raises(InputError, match=said) if seen else contextlib.nullcontext():
         experiment.create(config)
 
 
@@ -288,14 +326,42 @@ def test_a_damaged_teacher_is_refused_before_anything_is_written(taught, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["config", "run"])
-def test_a_run_can_be_evaluated_when_its_teacher_is_gone(taught, tmp_path, kind):
+def test_a_run_can_be_evaluated_when_its_teacher_is_gone(taught, tmp_path, kind, capsys):
     folder, _, result = taught
     shutil.copytree(folder / "run", tmp_path / "run")
-    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    saved = json.loads((tmp_path / "run" / "config.json").read_text()) | {"teacher_source": str(tmp_path / "moved")}
     saved["config"]["teacher"] |= {"kind": kind, "path": str(tmp_path / "gone")}
     runs.write_json(str(tmp_path / "run" / "config.json"), saved)
     measured = evaluation.evaluate_run(str(tmp_path / "run"), runs_folder=str(tmp_path))
     assert measured == result["test"] | {"agreement": None, "fidelity_kl": None}
+    assert f"or {tmp_path / 'moved'} or {tmp_path / 'gone'}: what compares with the" in capsys.readouterr().err
+
+
+def test_another_run_in_the_teachers_place_is_not_taken_for_it(taught, tmp_path, capsys):
+    folder, _, result = taught
+    shutil.copytree(folder / "run", tmp_path / "run")
+    saved = runs.read_json(str(tmp_path / "run"), "config.json") | {"teacher_source": str(folder / "run")}
+    runs.write_json(str(tmp_path / "run" / "config.json"), saved)
+    measured = evaluation.evaluate_run(tmp_path / "run", runs_folder=tmp_path)
+    assert measured == result["test"] | {"agreement": None, "fidelity_kl": None}
+
+
+@pytest.mark.parametrize("now", ["gone", "other"])
+def test_a_run_can_be_evaluated_when_its_teachers_weights_moved_or_changed(taught, tmp_path, capsys, now):
+    folder, _, _ = taught
+    teacher, path = next((folder / "teachers").iterdir()), tmp_path / "teacher.safetensors"
+    export.export(teacher, path)
+    config = tiny.taught() | {"method": tiny.METHODS["kd"]}
+    config["teacher"] |= {"kind": "weights", "path": str(path)}
+    _, result = train(config, tmp_path)
+    assert evaluation.evaluate_run(tmp_path / "run") == result["test"]
+    path.unlink()
+    if now == "other":
+        path.write_bytes(b"something else")
+    measured = evaluation.evaluate_run(tmp_path / "run")
+    assert measured == result["test"] | {"agreement": None, "fidelity_kl": None}
+    said = {"gone": "the teacher's weights are gone (no weights found", "other": "are not those that taught the run"}
+    assert said[now] in capsys.readouterr().err
 
 
 def test_a_feed_that_streams_trains_as_one_whose_images_lie_on_the_device(tmp_path, monkeypatch):

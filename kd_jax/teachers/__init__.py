@@ -21,6 +21,7 @@ class Setting(NamedTuple):
     dataset: Dataset
     runs_folder: str
     create_experiment: Callable[[Mapping[str, Any]], Any]  # config -> Experiment, for a teacher that is a run
+    training: bool = True  # False where a run that has finished is evaluated
 
 
 class Kind(NamedTuple):
@@ -75,6 +76,19 @@ def identify(section: Mapping[str, Any], identify_config: Callable[[Mapping[str,
     return choose("teacher.kind", section["kind"], KINDS).identify(section, identify_config)
 
 
-def finished(section: Mapping[str, Any], teacher_hash: str | None, runs_folder: str) -> dict[str, Any]:
-    """The section `teacher` of a run that has finished, so that nothing would be trained: "none" where it is gone."""
-    return run.section_of_finished(section, teacher_hash, runs_folder)
+def finished(saved: Mapping[str, Any], folder: str, runs_folder: str) -> dict[str, Any]:
+    """The section `teacher` of a run that has finished, so that nothing would be trained.
+
+    Args:
+      saved: the run's config.json. folder: of the run.
+      runs_folder: where the runs of teachers lie; they are also looked for beside the run, and where they lay.
+    Returns:
+      A section whose kind is "none", and a line says so, where the teacher is gone or has become another one.
+    """
+    section = dict(saved["config"]["teacher"])
+    if section["kind"] in ("config", "run"):
+        found = run.find(saved, folder, runs_folder)
+        return {**section, **({"kind": "run", "path": found} if found else {"kind": "none"})}
+    if section["kind"] == "weights" and not file.is_there(saved):
+        return {**section, "kind": "none"}
+    return section

@@ -1,13 +1,15 @@
 """A teacher whose weights lie in a file, without a run."""
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax import networks, weights
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, one_line
 from kd_jax.teachers.network import network_teacher
 from kd_jax.types import Teacher
 
@@ -20,7 +22,7 @@ def from_weights(setting: "Setting") -> Teacher:
     section = setting.config["teacher"]
     if not section["config"]:
         raise InputError("teacher.config is empty; expected a whole config, whose model the weights are of")
-    source = section["path"]
+    source = os.path.expanduser(section["path"])
     if not source:
         raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
     config = {**section["config"], "precision": setting.config["precision"]}
@@ -37,3 +39,16 @@ def from_weights(setting: "Setting") -> Teacher:
         source=source,
         network=network,
     )
+
+
+def is_there(saved: Mapping[str, Any]) -> bool:
+    """Whether the weights that taught a finished run are where they were, and the same; where not, a line says so."""
+    source = saved["config"]["teacher"]["path"]
+    try:
+        if weights.fingerprint(source) == saved["identity"]["teacher"]["run"]["weights"]:
+            return True
+        why = f"the weights {source!r} are not those that taught the run any more"
+    except (InputError, OSError) as error:
+        why = f"the teacher's weights are gone ({one_line(error)})"
+    print(f"{why}: what compares with the teacher is left out", file=sys.stderr, flush=True)
+    return False

@@ -1,6 +1,7 @@
 """A teacher that is a run: one that has finished, or one that is trained when it is missing."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def from_config(setting: "Setting") -> Teacher:
         if key not in (*OWN_CHOICE, "skip_unreadable") and theirs[key] != value:
             raise InputError(
                 f"teacher.config.dataset.{key} is {theirs[key]!r}; expected the student's {value!r}"
-                " (a teacher of other data is given as a run)"
+                " (a teacher of other data is given as weights)"
             )
     try:
         experiment = setting.create_experiment(section["config"])
@@ -53,29 +54,56 @@ def from_config(setting: "Setting") -> Teacher:
 
 def finished(setting: "Setting") -> Teacher:
     """The finished run in the folder `teacher.path`."""
-    folder, dataset = setting.config["teacher"]["path"], setting.dataset
+    folder = os.path.expanduser(setting.config["teacher"]["path"])
     if not folder:
         raise InputError("teacher.path is empty; expected the folder of a finished run")
     saved = runs.read_config(folder)
     if not runs.has_result(folder):
         raise InputError(f"teacher.path is {folder!r}, a run without result.json; expected a finished run")
-    class_names = tuple(saved["data"]["class_names"])
+    _check_data(folder, saved, setting)
+    teacher = _teacher(setting, folder, saved["config"], lambda: jax.eval_shape(lambda: weights.read_run(folder)[1]))
+    return teacher._replace(config_hash=saved["hash"])
+
+
+def _check_data(folder: str, saved: Mapping[str, Any], setting: "Setting") -> None:
+    """Raises InputError unless a teacher's run reads its student's images, and none that the student is measured on.
+
+    Args:
+      folder: of the teacher's run. saved: its config.json.
+      setting: of the student; where a finished one is evaluated, what the teacher was trained on does not matter.
+    """
+    section, dataset = setting.config["dataset"], setting.dataset
+    theirs, data = saved["config"]["dataset"], saved["data"]
+    class_names = tuple(data["class_names"])
     if class_names != dataset.class_names:
-        theirs, own = (f"{len(names)} classes ({first_few(names)})" for names in (class_names, dataset.class_names))
-        raise InputError(f"the teacher {folder!r} knows {theirs}; expected the student's {own}")
-    image_size = setting.config["dataset"]["image_size"]
-    for what, there, here in (
-        ("image_size", saved["config"]["dataset"]["image_size"], image_size),
-        ("mean", saved["data"]["mean"], dataset.mean),
-        ("std", saved["data"]["std"], dataset.std),
-    ):
-        if not np.allclose(there, here, atol=1e-4):
+        known, own = (f"{len(names)} classes ({first_few(names)})" for names in (class_names, dataset.class_names))
+        raise InputError(f"the teacher {folder!r} knows {known}; expected the student's {own}")
+    channels = dataset.train.images.shape[-1]
+    reads: tuple[tuple[str, Any, Any], ...] = (
+        ("channels", data["image_shape"][-1], channels),
+        ("image_size", theirs["image_size"], section["image_size"]),
+        ("mean", data["mean"], dataset.mean),
+        ("std", data["std"], dataset.std),
+    )
+    for what, there, here in reads:
+        if np.shape(there) != np.shape(here) or not np.allclose(there, here, atol=1e-4):
             raise InputError(
                 f"the teacher {folder!r} reads images of {what} {there}; expected the student's {here}"
                 " (see dataset.image_size and dataset.normalize)"
             )
-    teacher = _teacher(setting, folder, saved["config"], lambda: jax.eval_shape(lambda: weights.read_run(folder)[1]))
-    return teacher._replace(config_hash=saved["hash"])
+    if not setting.training:
+        return
+    if data["fingerprint"] != dataset.fingerprint:
+        raise InputError(
+            f"the teacher {folder!r} was trained on other data, so it may have seen what the student is measured on;"
+            " expected a run on the same images, or teacher.kind 'weights' with its folder as teacher.path and its"
+            " config as teacher.config"
+        )
+    if theirs["holdout"] < section["holdout"]:
+        raise InputError(
+            f"the teacher {folder!r} was trained with dataset.holdout {theirs['holdout']}, so it has seen validation"
+            f" images of the student; expected at least the student's {section['holdout']}"
+        )
 
 
 def folder_of(digest: str, runs_folder: str) -> str:
@@ -83,12 +111,21 @@ def folder_of(digest: str, runs_folder: str) -> str:
     return os.path.join(runs_folder, "teachers", digest[:8])
 
 
-def section_of_finished(section: Mapping[str, Any], teacher_hash: str | None, runs_folder: str) -> dict[str, Any]:
-    """See `teachers.finished`."""
-    if section["kind"] not in ("config", "run"):
-        return dict(section)
-    path = folder_of(teacher_hash or "", runs_folder) if section["kind"] == "config" else section["path"]
-    return {**section, "path": path, "kind": "run" if runs.has_result(path) else "none"}
+def find(saved: Mapping[str, Any], folder: str, runs_folder: str) -> str | None:
+    """Where the teacher's run of a finished run lies; None, and a line says so, where it is gone. See `teachers`."""
+    digest = saved["teacher_hash"] or ""
+    places = [folder_of(digest, runs_folder), folder_of(digest, os.path.dirname(os.path.abspath(folder)))]
+    places += [os.path.expanduser(x) for x in (saved.get("teacher_source"), saved["config"]["teacher"]["path"]) if x]
+    for path in places:
+        if runs.has_result(path) and runs.read_json(path, "config.json")["hash"] == digest:
+            return path
+    print(
+        f"the teacher's run of {folder} is not in {' or '.join(dict.fromkeys(places))}: what compares with the teacher"
+        " is left out; see --runs",
+        file=sys.stderr,
+        flush=True,
+    )
+    return None
 
 
 def _teacher(
