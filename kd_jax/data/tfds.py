@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data import images
-from kd_jax.data.split import Source, with_test
+from kd_jax.data.split import Source, cut, with_test
 from kd_jax.errors import InputError, one_line
 from kd_jax.quiet_tensorflow import import_tensorflow
 from kd_jax.types import Split
@@ -109,5 +109,5 @@ def _read(tfds: ModuleType, builder: Any, names: list[str], size: int, channels:
     if (both.labels < 0).any():
         raise InputError(f"dataset.name is {builder.name!r}, with images without a label; expected one for every image")
     if len(names) == 1:
-        return with_test(both)
-    return Split(*(array[: counts[0]] for array in both)), Split(*(array[counts[0] :] for array in both))
+        return with_test(both, in_place=True)
+    return cut(both, counts[0])
