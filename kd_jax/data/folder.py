@@ -240,7 +240,7 @@ def _walk(
     status = os.stat(folder)
     own = (status.st_dev, status.st_ino)
     if own in above:
-        raise InputError(f"{folder} is a link to a folder that it lies in; expected links that do not lead back")
+        raise InputError(f"{folder} leads back to a folder that it lies in; expected links without a loop")
     folders, files = _entries(folder, left_out)
     for name in files:
         if name.lower().endswith(suffixes):
