@@ -61,6 +61,12 @@ def _tfds(section: Section) -> Source:
     return tfds.load(section["name"], image_size=section["image_size"], data_dir=section["path"])
 
 
+def _former_tfds_fingerprint(section: Section) -> str | None:
+    from kd_jax.data import tfds
+
+    return tfds.former_fingerprint(section["name"], data_dir=section["path"])
+
+
 def _memory(section: Section) -> Source:
     raise InputError(
         "dataset.source is 'memory', whose arrays only a program has; expected kd_jax.train, kd_jax.evaluate_run or"
@@ -71,7 +77,7 @@ def _memory(section: Section) -> Source:
 SOURCES: dict[str, Kind] = {
     "digits": Kind(lambda section: digits.load(image_size=section["image_size"]), reads_path=False),
     "folder": Kind(_folder, _folder_fingerprint, owned=True, former_fingerprint=_former_folder_fingerprint),
-    "tfds": Kind(_tfds, owned=True),
+    "tfds": Kind(_tfds, owned=True, former_fingerprint=_former_tfds_fingerprint),
     "memory": Kind(_memory, reads_path=False),
 }
 
