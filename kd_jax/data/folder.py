@@ -26,7 +26,7 @@ SPLITS = {  # what the folder of a split may be called, in small or capital lett
 }
 FORMER_TEST_NAMES = ("test", "val", "validation")  # the first that was there was the test set
 
-Files = list[tuple[Path, int]]  # image files, each with its label
+Files = list[tuple[str, int]]  # image files, relative to the whole folder, each with its label
 
 
 class Listing(NamedTuple):
@@ -57,9 +57,9 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
       InputError: if folders, classes or images are missing or unreadable, or if the images do not fit in memory.
     """
     root = _existing_folder(path)
-    listing = _list(root)
+    listing = _list_checked(root)
     files = [file for part in listing.files.values() for file in part]
-    pixels, readable = _read(files, image_size, skip_unreadable)
+    pixels, readable = _read(root, files, image_size, skip_unreadable)
     class_names = tuple(printable(name) for name in listing.class_names)
     rest = Split(pixels, np.array([label for _, label in files], np.int32)[readable])
     splits, start = {}, 0
@@ -88,7 +88,7 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
 def fingerprint(path: str) -> str:
     """The `Source.fingerprint` of a folder, of the names and contents of its images; see `hashes` for what it costs."""
     root = _existing_folder(path)
-    return _fingerprint(root, _list(root))
+    return _fingerprint(root, _list_checked(root))
 
 
 def former_fingerprint(path: str) -> str | None:
@@ -97,9 +97,8 @@ def former_fingerprint(path: str) -> str | None:
     None for a folder in which the versions that made them saw other splits.
     """
     root = _existing_folder(path)
-    listing = _list(root)
-    wanted = [file for name in ("train", "test") for file in listing.files[name]]
-    names = [path.relative_to(root).as_posix() for path, _ in wanted]
+    listing = _list_checked(root)
+    names = [name for split in ("train", "test") for name, _ in listing.files[split]]
     depth = 1  # of a class folder, which may be a link; the folders within it were not followed where they are
     if _split_folders(root):
         depth = 2
@@ -118,33 +117,36 @@ def _existing_folder(path: str) -> Path:
     if not path:
         raise InputError("dataset.path is empty; expected a folder of images: set --config.dataset.path=FOLDER")
     root = Path(os.path.expanduser(path))
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
+    if not os.path.isdir(root):  # False for whatever goes wrong, unlike that of Path
+        problem = "is not a folder" if os.path.exists(root) else "does not exist"
         raise InputError(f"dataset.path is {path!r}, which {problem}; expected a folder that holds class folders")
     return root
 
 
-def _list(root: Path) -> Listing:
-    """The image files of every split.
+def _list_checked(root: Path) -> Listing:
+    """The image files of every split; raises InputError for a layout that is not understood."""
+    try:
+        return _list(root)
+    except InputError as error:
+        raise InputError(f"dataset.path is {str(root)!r}: {error}") from None
 
-    Raises:
-      InputError: for a layout that is not understood.
-    """
+
+def _list(root: Path) -> Listing:
     left_out: collections.Counter[str] = collections.Counter()
     folders = _split_folders(root)
     if not folders:
         class_names = _class_names(root, left_out)
-        files = _class_files(root, class_names, left_out)
+        files = _class_files(root, "", class_names, left_out)
         test, train = stratified_split(np.array([label for _, label in files]), TEST_SHARE)
         if not len(test):
-            raise InputError(f"{_at(root)} holds too few images for a test set; expected at least three of each class")
+            raise InputError("it holds too few images for a test set; expected at least three of each class")
         parts = {"train": [files[i] for i in sorted(train)], "test": [files[i] for i in sorted(test)]}
         return Listing(parts, class_names, +left_out)
     if "test" not in folders:
         if "validation" not in folders:
             expected = ", ".join(name for split in ("test", "validation") for name in SPLITS[split])
             raise InputError(
-                f"{_at(root)} holds {folders['train'].name} and no test set; expected one of these folders: {expected}"
+                f"it holds {folders['train'].name} and no test set; expected one of these folders: {expected}"
             )
         folders["test"] = folders.pop("validation")
     inner, loose = _entries(root, left_out)
@@ -158,16 +160,14 @@ def _list(root: Path) -> Listing:
         ]
         if only:
             raise InputError(
-                f"{_at(root)} has {len(only)} class folders in only one of {own} and {folder.name}:"
+                f"it has {len(only)} class folders in only one of {own} and {folder.name}:"
                 f" {', '.join(only)}; expected the same class folders in both"
             )
     order = ("train", "test", "validation")
-    files_of = {split: _class_files(folders[split], names["train"], left_out) for split in order if split in folders}
+    files_of = {
+        split: _class_files(root, folders[split].name, names["train"], left_out) for split in order if split in folders
+    }
     return Listing(files_of, names["train"], +left_out)
-
-
-def _at(root: Path) -> str:
-    return f"dataset.path is {str(root)!r}, which"
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -183,7 +183,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for folders in found.values():
         if len(folders) > 1:
             both = " and ".join(folder.name for folder in folders)
-            raise InputError(f"{_at(root)} holds {both}; expected one of them")
+            raise InputError(f"it holds {both}; expected one of them")
     return {split: folders[0] for split, folders in found.items() if folders}
 
 
@@ -222,35 +222,41 @@ def _class_names(folder: Path, left_out: collections.Counter[str]) -> tuple[str,
     return tuple(names)
 
 
-def _class_files(folder: Path, class_names: Sequence[str], left_out: collections.Counter[str]) -> Files:
+def _class_files(root: Path, split: str, class_names: Sequence[str], left_out: collections.Counter[str]) -> Files:
     known = (*SUFFIXES, *(suffix for suffix in NEW_SUFFIXES if suffix in Image.registered_extensions()))
     files = []
     for label, name in enumerate(class_names):
-        found = list(_walk(folder / name, known, left_out, ()))
+        found = list(_walk(root, os.path.join(split, name), known, left_out, ()))
         if not found:
-            raise InputError(f"class folder {folder / name} holds no images; expected files named {', '.join(known)}")
+            raise InputError(
+                f"class folder {root / split / name} holds no images; expected files named {', '.join(known)}"
+            )
         files += [(path, label) for path in found]
     return files
 
 
 def _walk(
-    folder: Path, suffixes: tuple[str, ...], left_out: collections.Counter[str], above: tuple[tuple[int, int], ...]
-) -> Iterator[Path]:
+    root: Path,
+    folder: str,
+    suffixes: tuple[str, ...],
+    left_out: collections.Counter[str],
+    above: tuple[tuple[int, int], ...],
+) -> Iterator[str]:
     """The image files of a folder, then those of the folders in it, links among them."""
-    status = os.stat(folder)
+    folders, files = _entries(root / folder, left_out)
+    status = os.stat(root / folder)
     own = (status.st_dev, status.st_ino)
     if own in above:
-        raise InputError(f"{folder} leads back to a folder that it lies in; expected links without a loop")
-    folders, files = _entries(folder, left_out)
+        raise InputError(f"{root / folder} leads back to a folder that it lies in; expected links without a loop")
     for name in files:
         if name.lower().endswith(suffixes):
-            yield folder / name
+            yield f"{folder}/{name}"
         elif name.lower().endswith(NEW_SUFFIXES):
             left_out["images of a kind that Pillow cannot read here"] += 1
         else:
             left_out["not images by name"] += 1
     for name in folders:
-        yield from _walk(folder / name, suffixes, left_out, (*above, own))
+        yield from _walk(root, f"{folder}/{name}", suffixes, left_out, (*above, own))
 
 
 def _through_link(root: Path, name: str, depth: int) -> bool:
@@ -258,7 +264,7 @@ def _through_link(root: Path, name: str, depth: int) -> bool:
     return any((root / folder).is_symlink() for folder in Path(name).parents if len(folder.parts) > depth)
 
 
-def _read(files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read(root: Path, files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
     """The pixels [M, H, H, 3] of the files that can be read, and which of the N files these are, [N] bool."""
     readable = np.ones(len(files), bool)
     threads = min(8, os.cpu_count() or 1)  # more threads than cores halve the speed on small images
@@ -270,7 +276,9 @@ def _read(files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
         while True:
             # No more than this, which would take the memory of another copy.
             while len(running) < 2 * threads and (block := next(blocks, None)):
-                running.append(pool.submit(lambda block: [_read_one(path, size, skip) for path, _ in block], block))
+                running.append(
+                    pool.submit(lambda block: [_read_one(root / name, size, skip) for name, _ in block], block)
+                )
             if not running:
                 return
             for pixels in running.popleft().result():
@@ -299,6 +307,6 @@ def _read_one(path: Path, size: int, skip: bool) -> np.ndarray | None:
 
 def _fingerprint(root: Path, listing: Listing) -> str:
     """Of the names and contents of the files, independent of where the folder lies."""
-    names = [path.relative_to(root).as_posix() for part in listing.files.values() for path, _ in part]
+    names = [name for files in listing.files.values() for name, _ in files]
     lines = sorted(f"{name}\0{content}\n" for name, content in zip(names, hashes.of_files(root, names), strict=True))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -83,9 +83,9 @@ def collect(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
     kept, done, note_due = np.empty((0, 0, 0, 0), np.uint8), 0, time.monotonic() + 2
     for image in images:
         if not done:
-            kept = _room(count, image.shape)
+            kept = _room(count, image.shape, size)
         elif kept.shape[1:] not in (image.shape, (size, size, image.shape[-1])):
-            smaller, kept = kept, _room(count, (size, size, image.shape[-1]))
+            smaller, kept = kept, _room(count, (size, size, image.shape[-1]), size)
             for index in range(done):
                 kept[index] = crop_and_resize(to_image(smaller[index]), size)
             del smaller
@@ -161,14 +161,14 @@ def _array(image: Image.Image) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _room(count: int, shape: tuple[int, ...]) -> np.ndarray:
+def _room(count: int, shape: tuple[int, ...], size: int) -> np.ndarray:
     """An array [count, *shape], of which only what is written takes memory; refused where the whole would not fit."""
     needed, available = count * int(np.prod(shape)), available_memory()
     if needed > available / 2:
         raise InputError(
-            f"{count} images of {shape[0]}x{shape[1]} pixels take {needed / 2**30:.1f} GiB; expected at most half of "
-            f"the {available / 2**30:.1f} GiB of free memory, since placing them for training takes as much again: "
-            "lower dataset.image_size, or use a smaller data set"
+            f"dataset.image_size is {size}, and {count} images of {shape[0]}x{shape[1]} pixels take"
+            f" {needed / 2**30:.1f} GiB; expected at most half of the {available / 2**30:.1f} GiB of free memory, since"
+            " placing them for training takes as much again: lower dataset.image_size, or use a smaller data set"
         )
     return np.empty((count, *shape), np.uint8)
 
