@@ -94,23 +94,29 @@ def fingerprint(path: str) -> str:
 def former_fingerprint(path: str) -> str | None:
     """The fingerprint of names and sizes that stands in the config.json of older runs.
 
-    None for a folder in which the versions that made them saw other splits.
+    None for a folder of which the versions that made them saw another test set.
     """
     root = _existing_folder(path)
-    listing = _list_checked(root)
-    names = [name for split in ("train", "test") for name, _ in listing.files[split]]
-    depth = 1  # of a class folder, which may be a link; the folders within it were not followed where they are
-    if _split_folders(root):
-        depth = 2
+    files = _list_checked(root).files
+    whole = not _split_folders(root)  # of which the test set is a part
+    if not whole:
         test = next((name for name in FORMER_TEST_NAMES if (root / name).is_dir()), None)
-        if not all(name.startswith(("train/", f"{test}/")) for name in names):
+        if not (files["train"][0][0].startswith("train/") and files["test"][0][0].startswith(f"{test}/")):
             return None
-    lines = sorted(
-        f"{name}\0{(root / name).stat().st_size}\n"
-        for name in names
-        if name.lower().endswith(SUFFIXES) and (root / name).is_file() and not _through_link(root, name, depth)
-    )
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    lines = []
+    for split in ("train", "test"):
+        for name, _ in files[split]:
+            if _was_seen(root, name, class_depth=1 if whole else 2):
+                lines.append(f"{name}\0{(root / name).stat().st_size}\n")
+            elif whole or split == "test":
+                return None
+    return hashlib.sha256("".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _was_seen(root: Path, name: str, class_depth: int) -> bool:
+    """Whether earlier versions read a file: of fewer kinds, and not through a link below a class folder."""
+    inner = (root / folder for folder in Path(name).parents if len(folder.parts) > class_depth)
+    return name.lower().endswith(SUFFIXES) and (root / name).is_file() and not any(x.is_symlink() for x in inner)
 
 
 def _existing_folder(path: str) -> Path:
@@ -257,11 +263,6 @@ def _walk(
             left_out["not images by name"] += 1
     for name in folders:
         yield from _walk(root, f"{folder}/{name}", suffixes, left_out, (*above, own))
-
-
-def _through_link(root: Path, name: str, depth: int) -> bool:
-    """Whether a file lies in a folder, more than `depth` below the root, that is a link."""
-    return any((root / folder).is_symlink() for folder in Path(name).parents if len(folder.parts) > depth)
 
 
 def _read(root: Path, files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:

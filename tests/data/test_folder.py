@@ -399,6 +399,12 @@ def test_the_former_fingerprint_is_of_names_and_sizes_without_validation(three_r
     assert folder.former_fingerprint(str(three_root)) == former
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_there_is_no_former_fingerprint_where_the_test_set_was_another(flat_root, seen):
+    write(flat_root / "dog" / "a.jpg").rename(flat_root / "dog" / ("a.jpeg" if seen else "a.jfif"))
+    assert (folder.former_fingerprint(str(flat_root)) is not None) == seen
+
+
 def test_there_is_no_former_fingerprint_where_other_splits_were_seen(split_root):
     (split_root / "test").rename(split_root / "Test")
     assert folder.former_fingerprint(str(split_root)) is None
