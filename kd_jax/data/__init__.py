@@ -129,8 +129,8 @@ def load(section: Section, source: Source | None = None) -> Dataset:
     if source is None:
         source, held = _read_now(section)
     else:
-        print(_described(source), flush=True)
         source, held = _arranged(source, section["holdout"], owned=False)
+        _say(_described(source, held))
     classes = len(source.class_names)
     validation, rest = cut(source.train, held)
     if source.validation is not None:
@@ -184,8 +184,14 @@ def _read(name: str, section: str, holdout: float, folder: str, state: str) -> t
     source = SOURCES[name].read(json.loads(section))
     if not isinstance(source, Source):
         raise InputError(f"dataset.source {name!r} returns {type(source).__name__}; expected a Source")
-    print(_described(source), flush=True)
-    return _arranged(source, holdout, owned=SOURCES[name].owned)
+    source, held = _arranged(source, holdout, owned=SOURCES[name].owned)
+    print(_described(source, held), flush=True)
+    return source, held
+
+
+@functools.lru_cache(maxsize=1)  # a teacher and its student have the same arrays of a program
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _arranged(source: Source, holdout: float, *, owned: bool) -> tuple[Source, int]:
@@ -201,8 +207,8 @@ def _arranged(source: Source, holdout: float, *, owned: bool) -> tuple[Source, i
     return source._replace(train=select(source.train, order, in_place=owned)), len(held)
 
 
-def _described(source: Source) -> str:
-    """What was read, on one line."""
+def _described(source: Source, held: int) -> str:
+    """What was read, on one line; the first `held` training images are those held out."""
     sizes = np.bincount(source.train.labels, minlength=len(source.class_names))
     small, large = sizes.argmin(), sizes.argmax()
     parts = [f"{len(source.train.labels)} images to train on", f"{len(source.test.labels)} to test on"]
@@ -215,9 +221,10 @@ def _described(source: Source) -> str:
         f" ({printable(source.class_names[large])}) to train on in a class"
     )
     said = [f"data {printable(source.name)}: {len(sizes)} classes, {', '.join(parts)}", range_of_sizes]
-    for what, split in (("test", source.test), ("validation", source.validation)):
-        if split is not None and len(without := set(range(len(sizes))) - set(np.asarray(split.labels).tolist())):
-            names = first_few(printable(source.class_names[label]) for label in sorted(without))
+    validation = source.validation or (cut(source.train, held)[0] if held else None)
+    for what, split in (("test", source.test), ("validation", validation)):
+        if split and (without := set(range(len(sizes))) - set(np.asarray(split.labels).tolist())):
+            names = first_few((printable(source.class_names[label]) for label in sorted(without)), 20)
             said.append(f"no {what} image of {names}")
     if source.left_out:
         said.append(f"left out: {', '.join(source.left_out)}")

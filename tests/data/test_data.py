@@ -230,7 +230,7 @@ def test_one_line_says_what_was_read_once(colors, tmp_path, capsys):
     load(source="folder", path=colors, labeled=10)
     assert capsys.readouterr().out == (
         f"data {tmp_path.name}: 3 classes, 35 images to train on, 9 to test on; 1 (eel) to 18 (dog) to train on in a"
-        " class; no test image of eel; left out: 1 not images by name\n"
+        " class; no test image of eel; no validation image of eel; left out: 1 not images by name\n"
     )
 
 
@@ -261,11 +261,21 @@ def with_validation():
     return memory.from_arrays((images, np.arange(40) % 4), validation=VALIDATION)
 
 
-def test_with_its_own_validation_split_nothing_is_held_out(capsys):
+def test_arrays_are_described_once_for_a_teacher_and_its_student(capsys):
+    data._say.cache_clear()
+    source = with_validation()
+    for labeled in (0, 8):
+        data.load(CONFIG | {"source": "memory", "labeled": labeled}, source)
+    assert capsys.readouterr().out == (
+        "data arrays: 4 classes, 32 images to train on, 8 to test on, 4 to validate on, so that dataset.holdout is not"
+        " used; 8 to train on in each class\n"
+    )
+
+
+def test_with_its_own_validation_split_nothing_is_held_out():
     dataset = data.load(CONFIG | {"source": "memory", "holdout": 0.5}, with_validation())
     assert (dataset.validation.images == 9).all()
     assert (len(dataset.train.labels), len(dataset.validation.labels), len(dataset.test.labels)) == (32, 4, 8)
-    assert "4 to validate on, so that dataset.holdout is not used" in capsys.readouterr().out
 
 
 def test_arrays_to_validate_on_are_another_data_set_than_to_test_on():
