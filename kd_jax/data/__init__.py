@@ -114,6 +114,8 @@ class Dataset(NamedTuple):
 def load(section: Section, source: Source | None = None) -> Dataset:
     """Reads a data set and chooses the images to train on. The choice depends on the data alone, never on a seed.
 
+    A line says what was read. What was read last is kept, and read again only where it has changed.
+
     Args:
       section: `dataset` of a run's configuration; `kd_jax/config/base.py` explains its keys.
       source: the images, where a program has them already.

@@ -71,8 +71,8 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
         if lost:
             kind = {"train": "training"}.get(name, name)
             raise InputError(f"no {kind} image of class {class_names[min(lost)]!r} in {root} can be read")
-    left_out = [f"{count} {why}" for why, count in sorted(listing.left_out.items())]
     skipped = int(np.count_nonzero(~readable))
+    left_out = listing.left_out + collections.Counter({"unreadable images": skipped})  # without what is 0
     return Source(
         splits["train"],
         splits["test"],
@@ -81,7 +81,7 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
         skipped=skipped,
         name=printable(root.resolve().name),
         validation=splits.get("validation"),
-        left_out=tuple([f"{skipped} unreadable images"] if skipped else []) + tuple(left_out),
+        left_out=tuple(f"{why} ({count})" for why, count in sorted(left_out.items())),
     )
 
 
@@ -201,7 +201,7 @@ def _entries(folder: Path, left_out: collections.Counter[str] | None = None) -> 
         for entry in os.scandir(folder):
             if entry.name.startswith(".") or entry.name == "__MACOSX":  # the latter is of zip files made on a Mac
                 if left_out is not None:
-                    left_out["hidden"] += 1
+                    left_out["hidden files or folders"] += 1
                 continue
             try:
                 inner = entry.is_dir()
@@ -260,7 +260,7 @@ def _walk(
         elif name.lower().endswith(NEW_SUFFIXES):
             left_out["images of a kind that Pillow cannot read here"] += 1
         else:
-            left_out["not images by name"] += 1
+            left_out["files that are no images by name"] += 1
     for name in folders:
         yield from _walk(root, f"{folder}/{name}", suffixes, left_out, (*above, own))
 

@@ -19,7 +19,7 @@ class Source(NamedTuple):
     skipped: int  # unreadable images that were left out
     name: str  # for people
     validation: Split | None = None  # of a data set that has one; else a part of `train` is held out for it
-    left_out: tuple[str, ...] = ()  # what else was not read, and why: "3 hidden files"
+    left_out: tuple[str, ...] = ()  # what else was not read, and why: "hidden files or folders (3)"
 
 
 def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

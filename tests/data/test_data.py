@@ -230,8 +230,21 @@ def test_one_line_says_what_was_read_once(colors, tmp_path, capsys):
     load(source="folder", path=colors, labeled=10)
     assert capsys.readouterr().out == (
         f"data {tmp_path.name}: 3 classes, 35 images to train on, 9 to test on; 1 (eel) to 18 (dog) to train on in a"
-        " class; no test image of eel; no validation image of eel; left out: 1 not images by name\n"
+        " class; no test image of eel; no validation image of eel; left out: files that are no images by name (1)\n"
     )
+
+
+def test_the_splits_of_a_folder_are_views_of_one_array(colors):
+    student, teacher = (load(source="folder", path=colors, labeled=labeled) for labeled in (10, 0))
+    bases = {id(dataset.test.images.base) for dataset in (student, teacher)}
+    for dataset in (student, teacher):
+        bases |= {id(split.images.base) for split in (dataset.train, dataset.validation)}
+    assert len(bases) == 1
+
+
+def test_a_students_choice_of_labels_leaves_its_teachers(colors):
+    student, teacher = (load(source="folder", path=colors, labeled=labeled) for labeled in (10, 0))
+    assert ((student.train.labels >= 0).sum(), (teacher.train.labels >= 0).all()) == (10, True)
 
 
 def test_images_that_were_added_are_read(colors, tmp_path):

@@ -301,12 +301,12 @@ def test_what_is_left_out_is_counted_by_reason(split_root):
     (split_root / "README").write_bytes(b"x")
     (split_root / "train" / "dog" / "0.png").write_bytes(b"")
     assert load(split_root, skip_unreadable=True).left_out == (
-        "1 unreadable images",
-        "1 files beside the class folders",
-        "1 files or folders beside the splits",
-        "1 hidden",
-        "1 images of a kind that Pillow cannot read here",
-        "1 not images by name",
+        "files beside the class folders (1)",
+        "files or folders beside the splits (1)",
+        "files that are no images by name (1)",
+        "hidden files or folders (1)",
+        "images of a kind that Pillow cannot read here (1)",
+        "unreadable images (1)",
     )
 
 
