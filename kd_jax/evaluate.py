@@ -3,8 +3,10 @@
 usage: python -m kd_jax.evaluate --workdir=FOLDER [--path=DATA]
 """
 
+import contextlib
 import json
 import os
+import sys
 
 from absl import flags
 
@@ -20,7 +22,8 @@ def main(arguments: list[str]) -> None:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and nothing else")
     from kd_jax import evaluation
 
-    metrics = evaluation.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
+    with contextlib.redirect_stdout(sys.stderr):  # what is said of the data is no part of the JSON
+        metrics = evaluation.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
     print(json.dumps({"workdir": os.path.normpath(cli.WORKDIR.value), **metrics}, indent=1))
 
 

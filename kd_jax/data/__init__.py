@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,11 +10,12 @@ import numpy as np
 
 from kd_jax import augment, registry
 from kd_jax.data import digits
-from kd_jax.data.split import Source, select, stratified_split
-from kd_jax.errors import InputError, check_callable, choose
+from kd_jax.data.names import printable
+from kd_jax.data.split import Source, cut, select, stratified_split
+from kd_jax.errors import InputError, check_callable, choose, first_few
 from kd_jax.types import Split
 
-__all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "load", "register"]
+__all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "fingerprints", "load", "register"]
 
 Section = Mapping[str, Any]  # `dataset` of a config
 
@@ -31,6 +33,8 @@ class Kind(NamedTuple):
     read: Callable[[Section], Source]
     fingerprint: Callable[[Section], str] | None = None  # `Source.fingerprint` where it is had without reading
     reads_path: bool = True  # whether `path` means anything to it
+    owned: bool = False  # whether what it returns is nobody else's, so that no copy has to be made
+    former_fingerprint: Callable[[Section], str | None] | None = None  # by which runs of earlier versions know the data
 
 
 def _folder(section: Section) -> Source:
@@ -45,10 +49,22 @@ def _folder_fingerprint(section: Section) -> str:
     return folder.fingerprint(section["path"])
 
 
+def _former_folder_fingerprint(section: Section) -> str | None:
+    from kd_jax.data import folder
+
+    return folder.former_fingerprint(section["path"])
+
+
 def _tfds(section: Section) -> Source:
     from kd_jax.data import tfds
 
     return tfds.load(section["name"], image_size=section["image_size"], data_dir=section["path"])
+
+
+def _former_tfds_fingerprint(section: Section) -> str | None:
+    from kd_jax.data import tfds
+
+    return tfds.former_fingerprint(section["name"], data_dir=section["path"])
 
 
 def _memory(section: Section) -> Source:
@@ -60,8 +76,8 @@ def _memory(section: Section) -> Source:
 
 SOURCES: dict[str, Kind] = {
     "digits": Kind(lambda section: digits.load(image_size=section["image_size"]), reads_path=False),
-    "folder": Kind(_folder, _folder_fingerprint),
-    "tfds": Kind(_tfds),
+    "folder": Kind(_folder, _folder_fingerprint, owned=True, former_fingerprint=_former_folder_fingerprint),
+    "tfds": Kind(_tfds, owned=True, former_fingerprint=_former_tfds_fingerprint),
     "memory": Kind(_memory, reads_path=False),
 }
 
@@ -78,8 +94,7 @@ def register(name: str, read: Callable[[Section], Source], fingerprint: Callable
     if fingerprint is not None:
         check_callable(f"the fingerprint of source {name!r}", fingerprint)
     registry.add(SOURCES, name, Kind(read, fingerprint))
-    for cached in (_read, _fingerprint):
-        cached.cache_clear()
+    _read.cache_clear()
 
 
 class Dataset(NamedTuple):
@@ -99,6 +114,8 @@ class Dataset(NamedTuple):
 def load(section: Section, source: Source | None = None) -> Dataset:
     """Reads a data set and chooses the images to train on. The choice depends on the data alone, never on a seed.
 
+    A line says what was read. What was read last is kept, and read again only where it has changed.
+
     Args:
       section: `dataset` of a run's configuration; `kd_jax/config/base.py` explains its keys.
       source: the images, where a program has them already.
@@ -112,20 +129,25 @@ def load(section: Section, source: Source | None = None) -> Dataset:
     """
     _check(section)
     if source is None:
-        source = _read(section["source"], _read_keys(section))
+        source, held = _read_now(section)
+    else:
+        source, held = _arranged(source, section["holdout"], owned=False)
+        _say(_described(source, held))
     classes = len(source.class_names)
-    held, rest = stratified_split(source.train.labels, section["holdout"])
-    _check_holdout(section["holdout"], held, source.train.labels[rest], source.class_names)
-    train = select(source.train, rest[: _amount("train_images", section["train_images"], len(rest), classes)])
+    validation, rest = cut(source.train, held)
+    if source.validation is not None:
+        validation = source.validation
+    train, _ = cut(rest, _amount("train_images", section["train_images"], len(rest.labels), classes))
     mean, std = _normalization(section["normalize"], train.images)
     labeled = _amount("labeled", section["labeled"], len(train.labels), classes)
-    train.labels[labeled:] = -1
+    labels = train.labels.copy()
+    labels[labeled:] = -1
+    train = Split(train.images, labels)
     if not section["unlabeled"]:
-        train = Split(train.images[:labeled], train.labels[:labeled])
-    validation = select(source.train, held) if len(held) else None
+        train, _ = cut(train, labeled)
     return Dataset(
         train,
-        validation,
+        validation if len(validation.labels) else None,
         source.test,
         source.class_names,
         mean,
@@ -138,27 +160,77 @@ def load(section: Section, source: Source | None = None) -> Dataset:
 
 def fingerprint(section: Section) -> str:
     """The `Dataset.fingerprint` of what `load` would read."""
-    choose("dataset.source", section["source"], SOURCES)
-    return _fingerprint(section["source"], _read_keys(section))
+    _check(section)
+    kind = SOURCES[section["source"]]
+    return kind.fingerprint(section) if kind.fingerprint else _read_now(section)[0].fingerprint
 
 
-@functools.lru_cache(maxsize=8)  # of the runs of a table
-def _fingerprint(name: str, section: str) -> str:
-    kind, keys = SOURCES[name], json.loads(section)
-    return kind.fingerprint(keys) if kind.fingerprint else _read(name, section).fingerprint
+def fingerprints(section: Section) -> tuple[str, ...]:
+    """The same, and the one by which the runs of earlier versions know the data where that was another."""
+    now, kind = fingerprint(section), SOURCES[section["source"]]
+    former = kind.former_fingerprint(section) if kind.former_fingerprint else None
+    return (now, former) if former else (now,)
 
 
-def _read_keys(section: Section) -> str:
-    """The keys that say what is read, as JSON."""
-    return json.dumps({key: value for key, value in section.items() if key not in CHOICE}, sort_keys=True)
+def _read_now(section: Section) -> tuple[Source, int]:
+    """What `_arranged` returns of the data as it is now: read again where it has changed."""
+    kind = SOURCES[section["source"]]
+    keys = {key: value for key, value in section.items() if key not in CHOICE}
+    folder = os.path.abspath(os.path.expanduser(section["path"]))  # what a relative path means may change
+    state = kind.fingerprint(section) if kind.fingerprint else ""
+    return _read(section["source"], json.dumps(keys, sort_keys=True), section["holdout"], folder, state)
 
 
 @functools.lru_cache(maxsize=1)  # a teacher and its student read the same images
-def _read(name: str, section: str) -> Source:
+def _read(name: str, section: str, holdout: float, folder: str, state: str) -> tuple[Source, int]:
     source = SOURCES[name].read(json.loads(section))
     if not isinstance(source, Source):
         raise InputError(f"dataset.source {name!r} returns {type(source).__name__}; expected a Source")
-    return source
+    source, held = _arranged(source, holdout, owned=SOURCES[name].owned)
+    print(_described(source, held), flush=True)
+    return source, held
+
+
+@functools.lru_cache(maxsize=1)  # a teacher and its student have the same arrays of a program
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _arranged(source: Source, holdout: float, *, owned: bool) -> tuple[Source, int]:
+    """The source with its training images in the order of `stratified_split`, and how many of them are held out.
+
+    Where the data has a validation split, that is none. The order is made once, and all choices are then slices.
+    """
+    labels = source.train.labels
+    held, rest = stratified_split(labels, holdout if source.validation is None else 0.0)
+    if source.validation is None:
+        _check_holdout(holdout, held, labels[rest], source.class_names)
+    order = np.concatenate([held, rest])
+    return source._replace(train=select(source.train, order, in_place=owned)), len(held)
+
+
+def _described(source: Source, held: int) -> str:
+    """What was read, on one line; the first `held` training images are those held out."""
+    sizes = np.bincount(source.train.labels, minlength=len(source.class_names))
+    small, large = sizes.argmin(), sizes.argmax()
+    parts = [f"{len(source.train.labels)} images to train on", f"{len(source.test.labels)} to test on"]
+    if source.validation is not None:
+        parts.append(f"{len(source.validation.labels)} to validate on, so that dataset.holdout is not used")
+    range_of_sizes = (
+        f"{sizes[small]} to train on in each class"
+        if sizes[small] == sizes[large]
+        else f"{sizes[small]} ({printable(source.class_names[small])}) to {sizes[large]}"
+        f" ({printable(source.class_names[large])}) to train on in a class"
+    )
+    said = [f"data {printable(source.name)}: {len(sizes)} classes, {', '.join(parts)}", range_of_sizes]
+    validation = source.validation or (cut(source.train, held)[0] if held else None)
+    for what, split in (("test", source.test), ("validation", validation)):
+        if split and (without := set(range(len(sizes))) - set(np.asarray(split.labels).tolist())):
+            names = first_few((printable(source.class_names[label]) for label in sorted(without)), 20)
+            said.append(f"no {what} image of {names}")
+    if source.left_out:
+        said.append(f"left out: {', '.join(source.left_out)}")
+    return "; ".join(said)
 
 
 def _check(section: Section) -> None:

@@ -1,154 +1,296 @@
 """Images in class folders: `train/CLASS/FILE` and `test/CLASS/FILE`, or `CLASS/FILE` alone."""
 
+import collections
 import hashlib
-import itertools
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from kd_jax.data import images
-from kd_jax.data.split import TEST_SHARE, Source, stratified_split
-from kd_jax.errors import InputError
+from kd_jax.data import hashes, images
+from kd_jax.data.names import printable
+from kd_jax.data.split import TEST_SHARE, Source, cut, stratified_split
+from kd_jax.errors import InputError, first_few
 from kd_jax.types import Split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-TEST_NAMES = ("test", "val", "validation")  # the first that is there is the test set
+NEW_SUFFIXES = (".jfif", ".avif", ".heic", ".heif")  # read where Pillow can; the former fingerprint knows none of them
+SPLITS = {  # what the folder of a split may be called, in small or capital letters
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+FORMER_TEST_NAMES = ("test", "val", "validation")  # the first that was there was the test set
 
-Files = list[tuple[Path, int]]  # image files, each with its label
+Files = list[tuple[str, int]]  # image files, relative to the whole folder, each with its label
+
+
+class Listing(NamedTuple):
+    """What a folder holds."""
+
+    files: dict[str, Files]  # of "train", "test" and, if there is one, "validation", in this order
+    class_names: tuple[str, ...]  # as the folders are called
+    left_out: collections.Counter[str]  # {why: how many}
 
 
 def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source:
     """Reads all images of a folder into memory, as RGB.
 
     Args:
-      path: holds `train` and one of `test`, `val` and `validation`, each with one folder per class; or the class
-        folders themselves, of which a fixed, class-balanced fifth is then the test set. Images may lie in folders
-        within a class's folder. What is hidden, and what is no image by its name, is ignored.
+      path: holds a folder for each split, as `SPLITS` names them, each with one folder per class; or the class folders
+        themselves, of which a fixed, class-balanced fifth is then the test set. With `train` and a validation split
+        alone, that is the test set. Images may lie in folders within a class's folder, and links are followed. What is
+        hidden, and what is no image by its name, is left out and counted.
       image_size: in pixels. Images that all share one square size of at most this are kept as they are. Otherwise each
         is made upright and resized so that its shorter side has this size, and its center square is kept.
       skip_unreadable: leave out and count what cannot be decoded, instead of raising.
 
     Returns:
-      Images [N, H, H, 3]; the class names are the folders', sorted.
+      Images [N, H, H, 3]; the class names are the folders', sorted. The train and the test images are views of one
+      array, which is nobody else's.
 
     Raises:
       InputError: if folders, classes or images are missing or unreadable, or if the images do not fit in memory.
     """
     root = _existing_folder(path)
-    train, test, class_names = _list_images(root)
-    files = train + test
-    pixels, readable = _read(files, image_size, skip_unreadable)
-    labels = np.array([label for _, label in files], np.int32)
-    in_train = np.arange(len(files)) < len(train)
-    for name, part in (("training", in_train), ("test", ~in_train)):
-        lost = set(labels[part]) - set(labels[part & readable])
+    listing = _list_checked(root)
+    files = [file for part in listing.files.values() for file in part]
+    pixels, readable = _read(root, files, image_size, skip_unreadable)
+    class_names = tuple(printable(name) for name in listing.class_names)
+    rest = Split(pixels, np.array([label for _, label in files], np.int32)[readable])
+    splits, start = {}, 0
+    for name, part in listing.files.items():
+        kept = readable[start : start + len(part)]
+        start += len(part)
+        splits[name], rest = cut(rest, int(np.count_nonzero(kept)))
+        lost = {label for _, label in part} - set(splits[name].labels.tolist())
         if lost:
-            raise InputError(f"no {name} image of class {class_names[min(lost)]!r} in {root} can be read")
-    if skipped := int(np.count_nonzero(~readable)):
-        print(f"{skipped} of {len(files)} images in {root} cannot be read and are left out", flush=True)
-    count = np.count_nonzero(in_train & readable)
-    labels = labels[readable]
+            kind = {"train": "training"}.get(name, name)
+            raise InputError(f"no {kind} image of class {class_names[min(lost)]!r} in {root} can be read")
+    skipped = int(np.count_nonzero(~readable))
+    left_out = listing.left_out + collections.Counter({"unreadable images": skipped})  # without what is 0
     return Source(
-        Split(pixels[:count], labels[:count]),
-        Split(pixels[count:], labels[count:]),
+        splits["train"],
+        splits["test"],
         class_names,
-        _fingerprint(root, files),
+        _fingerprint(root, listing),
         skipped=skipped,
-        name=root.resolve().name,
+        name=printable(root.resolve().name),
+        validation=splits.get("validation"),
+        left_out=tuple(f"{why} ({count})" for why, count in sorted(left_out.items())),
     )
 
 
 def fingerprint(path: str) -> str:
-    """The `Source.fingerprint` of a folder, without reading its images."""
+    """The `Source.fingerprint` of a folder, of the names and contents of its images; see `hashes` for what it costs."""
     root = _existing_folder(path)
-    train, test, _ = _list_images(root)
-    return _fingerprint(root, train + test)
+    return _fingerprint(root, _list_checked(root))
+
+
+def former_fingerprint(path: str) -> str | None:
+    """The fingerprint of names and sizes that stands in the config.json of older runs.
+
+    None for a folder of which the versions that made them saw another test set.
+    """
+    root = _existing_folder(path)
+    files = _list_checked(root).files
+    whole = not _split_folders(root)  # of which the test set is a part
+    if not whole:
+        test = next((name for name in FORMER_TEST_NAMES if (root / name).is_dir()), None)
+        if not (files["train"][0][0].startswith("train/") and files["test"][0][0].startswith(f"{test}/")):
+            return None
+    lines = []
+    for split in ("train", "test"):
+        for name, _ in files[split]:
+            if _was_seen(root, name, class_depth=1 if whole else 2):
+                lines.append(f"{name}\0{(root / name).stat().st_size}\n")
+            elif whole or split == "test":
+                return None
+    return hashlib.sha256("".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _was_seen(root: Path, name: str, class_depth: int) -> bool:
+    """Whether earlier versions read a file: of fewer kinds, and not through a link below a class folder."""
+    inner = (root / folder for folder in Path(name).parents if len(folder.parts) > class_depth)
+    return name.lower().endswith(SUFFIXES) and (root / name).is_file() and not any(x.is_symlink() for x in inner)
 
 
 def _existing_folder(path: str) -> Path:
     if not path:
         raise InputError("dataset.path is empty; expected a folder of images: set --config.dataset.path=FOLDER")
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
+    root = Path(os.path.expanduser(path))
+    if not os.path.isdir(root):  # False for whatever goes wrong, unlike that of Path
+        problem = "is not a folder" if os.path.exists(root) else "does not exist"
         raise InputError(f"dataset.path is {path!r}, which {problem}; expected a folder that holds class folders")
     return root
 
 
-def _list_images(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
-    """The training files, the test files, and the class names."""
-    # A folder `train` that holds files only is the class of the trains.
-    if not (root / "train").is_dir() or not _subfolders(root / "train"):
-        class_names = _class_names(root)
-        files = _class_files(root, class_names)
+def _list_checked(root: Path) -> Listing:
+    """The image files of every split; raises InputError for a layout that is not understood."""
+    try:
+        return _list(root)
+    except InputError as error:
+        raise InputError(f"dataset.path is {str(root)!r}: {error}") from None
+
+
+def _list(root: Path) -> Listing:
+    left_out: collections.Counter[str] = collections.Counter()
+    folders = _split_folders(root)
+    if not folders:
+        class_names = _class_names(root, left_out)
+        files = _class_files(root, "", class_names, left_out)
         test, train = stratified_split(np.array([label for _, label in files]), TEST_SHARE)
         if not len(test):
-            raise InputError(f"{root} holds too few images for a test set; expected at least three of each class")
-        return [files[i] for i in sorted(train)], [files[i] for i in sorted(test)], class_names
-    test_root = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
-    if test_root is None:
-        raise InputError(f"{root} holds train and no test set; expected one of these folders: {', '.join(TEST_NAMES)}")
-    class_names, test_names = _class_names(root / "train"), _class_names(test_root)
-    different = sorted(set(class_names) ^ set(test_names))
-    if different:
-        owner = "train" if different[0] in class_names else test_root.name
-        raise InputError(
-            f"{root} has {len(different)} class folders in only one of train and {test_root.name}, such as "
-            f"{different[0]!r} in {owner}; expected the same class folders in both"
-        )
-    return _class_files(root / "train", class_names), _class_files(test_root, class_names), class_names
+            raise InputError("it holds too few images for a test set; expected at least three of each class")
+        parts = {"train": [files[i] for i in sorted(train)], "test": [files[i] for i in sorted(test)]}
+        return Listing(parts, class_names, +left_out)
+    if "test" not in folders:
+        if "validation" not in folders:
+            expected = ", ".join(name for split in ("test", "validation") for name in SPLITS[split])
+            raise InputError(
+                f"it holds {folders['train'].name} and no test set; expected one of these folders: {expected}"
+            )
+        folders["test"] = folders.pop("validation")
+    inner, loose = _entries(root, left_out)
+    left_out["files or folders beside the splits"] += len(inner) - len(folders) + len(loose)
+    names = {split: _class_names(folder, left_out) for split, folder in folders.items()}
+    for split, folder in folders.items():
+        own = folders["train"].name
+        only = [
+            f"{printable(name)!r} in {own if name in names['train'] else folder.name}"
+            for name in sorted(set(names["train"]) ^ set(names[split]))
+        ]
+        if only:
+            raise InputError(
+                f"it has {len(only)} class folders in only one of {own} and {folder.name}:"
+                f" {', '.join(only)}; expected the same class folders in both"
+            )
+    order = ("train", "test", "validation")
+    files_of = {
+        split: _class_files(root, folders[split].name, names["train"], left_out) for split in order if split in folders
+    }
+    return Listing(files_of, names["train"], +left_out)
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits; empty for one that holds class folders itself."""
+    found: dict[str, list[Path]] = collections.defaultdict(list)
+    for name in _entries(root)[0]:
+        for split, names in SPLITS.items():
+            if name.lower() in names:
+                found[split].append(root / name)
+    # A folder `train` that holds files only is the class of the trains.
+    if not any(_entries(folder)[0] for folder in found["train"]):
+        return {}
+    for folders in found.values():
+        if len(folders) > 1:
+            both = " and ".join(folder.name for folder in folders)
+            raise InputError(f"it holds {both}; expected one of them")
+    return {split: folders[0] for split, folders in found.items() if folders}
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(_subfolders(folder))
+def _entries(folder: Path, left_out: collections.Counter[str] | None = None) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files in a folder, each sorted, without what is hidden."""
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":  # the latter is of zip files made on a Mac
+                if left_out is not None:
+                    left_out["hidden files or folders"] += 1
+                continue
+            try:
+                inner = entry.is_dir()
+            except OSError:  # a link to itself
+                inner = False
+            (folders if inner else files).append(entry.name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed: {error.strerror}; expected a folder that can be read") from None
+    return sorted(folders), sorted(files)
+
+
+def _class_names(folder: Path, left_out: collections.Counter[str]) -> tuple[str, ...]:
+    names, files = _entries(folder, left_out)
+    left_out["files beside the class folders"] += len(files)
     if len(names) < 2:
         found = f"one class folder ({names[0]!r})" if names else "no class folders"
         raise InputError(f"{folder} holds {found}; expected one folder of images for each of at least two classes")
-    return names
+    within = {tuple(_entries(folder / name)[0]) for name in names}
+    if len(within) == 1 and len(same := within.pop()) > 1:
+        raise InputError(
+            f"{folder} holds the folders {first_few(names)}, which all hold the folders {first_few(same)}; expected"
+            f" class folders, or those of the splits: {', '.join(name for split in SPLITS.values() for name in split)}"
+        )
+    return tuple(names)
 
 
-def _class_files(folder: Path, class_names: Sequence[str]) -> Files:
+def _class_files(root: Path, split: str, class_names: Sequence[str], left_out: collections.Counter[str]) -> Files:
+    known = (*SUFFIXES, *(suffix for suffix in NEW_SUFFIXES if suffix in Image.registered_extensions()))
     files = []
     for label, name in enumerate(class_names):
-        found = list(_walk(folder / name))
+        found = list(_walk(root, os.path.join(split, name), known, left_out, ()))
         if not found:
             raise InputError(
-                f"class folder {folder / name} holds no images; expected files named {', '.join(SUFFIXES)}"
+                f"class folder {root / split / name} holds no images; expected files named {', '.join(known)}"
             )
         files += [(path, label) for path in found]
     return files
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for where, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(where, name)
+def _walk(
+    root: Path,
+    folder: str,
+    suffixes: tuple[str, ...],
+    left_out: collections.Counter[str],
+    above: tuple[tuple[int, int], ...],
+) -> Iterator[str]:
+    """The image files of a folder, then those of the folders in it, links among them."""
+    folders, files = _entries(root / folder, left_out)
+    status = os.stat(root / folder)
+    own = (status.st_dev, status.st_ino)
+    if own in above:
+        raise InputError(f"{root / folder} leads back to a folder that it lies in; expected links without a loop")
+    for name in files:
+        if name.lower().endswith(suffixes):
+            yield f"{folder}/{name}"
+        elif name.lower().endswith(NEW_SUFFIXES):
+            left_out["images of a kind that Pillow cannot read here"] += 1
+        else:
+            left_out["files that are no images by name"] += 1
+    for name in folders:
+        yield from _walk(root, f"{folder}/{name}", suffixes, left_out, (*above, own))
 
 
-def _read(files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read(root: Path, files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
     """The pixels [M, H, H, 3] of the files that can be read, and which of the N files these are, [N] bool."""
     readable = np.ones(len(files), bool)
+    threads = min(8, os.cpu_count() or 1)  # more threads than cores halve the speed on small images
 
     def decoded(pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-        blocks = [files[start : start + 64] for start in range(0, len(files), 64)]  # a task per image would cost more
-        results = pool.map(lambda block: [_read_one(path, size, skip) for path, _ in block], blocks)
-        for index, pixels in enumerate(itertools.chain.from_iterable(results)):
-            if pixels is None:
-                readable[index] = False
-            else:
-                yield pixels
+        blocks = (files[start : start + 64] for start in range(0, len(files), 64))  # a task per image would cost more
+        running: collections.deque[Future] = collections.deque()
+        index = 0
+        while True:
+            # No more than this, which would take the memory of another copy.
+            while len(running) < 2 * threads and (block := next(blocks, None)):
+                running.append(
+                    pool.submit(lambda block: [_read_one(root / name, size, skip) for name, _ in block], block)
+                )
+            if not running:
+                return
+            for pixels in running.popleft().result():
+                if pixels is None:
+                    readable[index] = False
+                else:
+                    yield pixels
+                index += 1
 
-    # Pillow decodes outside the interpreter's lock. More threads than cores halve the speed on small images.
-    with images.quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    # Pillow decodes outside the interpreter's lock.
+    with images.quiet(), ThreadPoolExecutor(threads) as pool:
         try:
             return images.collect(decoded(pool), len(files), size), readable
         finally:
@@ -157,14 +299,15 @@ def _read(files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_one(path: Path, size: int, skip: bool) -> np.ndarray | None:
     try:
-        return images.shrink_to(images.decode(path, size, channels=3), size)
+        return images.read_shrunk(path, size, channels=3)
     except InputError as error:
         if skip:
             return None
         raise InputError(f"{error}; remove it, or set dataset.skip_unreadable=true to skip such images") from None
 
 
-def _fingerprint(root: Path, files: Files) -> str:
-    """Of the names and sizes of the files: quick, and independent of where the folder lies."""
-    lines = sorted(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\n" for path, _ in files)
+def _fingerprint(root: Path, listing: Listing) -> str:
+    """Of the names and contents of the files, independent of where the folder lies."""
+    names = [name for files in listing.files.values() for name, _ in files]
+    lines = sorted(f"{name}\0{content}\n" for name, content in zip(names, hashes.of_files(root, names), strict=True))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

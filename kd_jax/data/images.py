@@ -1,18 +1,26 @@
 """From image files of any kind and size to pixels of one size."""
 
 import contextlib
+import io
 import os
 import re
+import stat
+import struct
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from kd_jax.errors import InputError, one_line
+
+LARGE = 2**24  # pixels; decoding more takes hundreds of megabytes, and so one such image is decoded at a time
+_one_large_image = threading.Lock()
 
 
 def read_image(path: str | os.PathLike, size: int, channels: int) -> np.ndarray:
@@ -24,13 +32,19 @@ def read_image(path: str | os.PathLike, size: int, channels: int) -> np.ndarray:
       channels: 3 (RGB) or 1 (gray).
 
     Returns:
-      [size, size, channels] uint8: the center square of the upright image, resized with antialiasing.
+      [size, size, channels] uint8: the center square of the upright image, resized with antialiasing. What is
+      transparent is white; more than 8 bits are brought to 8 by the range of the format.
 
     Raises:
       InputError: if the file is missing, damaged, or no image.
     """
     with quiet():
-        return crop_and_resize(decode(path, size, channels), size)
+        return _decode(path, size, channels, crop_and_resize)
+
+
+def read_shrunk(path: str | os.PathLike, size: int, channels: int) -> np.ndarray:
+    """The same as `read_image`, but a square of at most `size` pixels is kept as it is; to be called within `quiet`."""
+    return _decode(path, size, channels, shrink_to)
 
 
 @contextlib.contextmanager
@@ -39,18 +53,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def decode(path: str | os.PathLike, size: int, channels: int) -> Image.Image:
-    """The upright image in a file, gray or RGB, with each side as in the file or at least `2 * size` pixels."""
-    try:
-        with Image.open(path) as image:
-            image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size: much faster
-            ImageOps.exif_transpose(image, in_place=True)
-            return _convert(image, "L" if channels == 1 else "RGB")
-    except Exception as error:  # Pillow raises a dozen types, SyntaxError among them, on damaged files
-        cause = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
-        raise InputError(f"{path} cannot be read as an image: {cause}") from None
 
 
 def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
@@ -64,11 +66,11 @@ def shrink_to(image: Image.Image, size: int) -> np.ndarray:
 
 
 def collect(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
-    """Collects the results of `shrink_to`.
+    """Collects the results of `shrink_to`, in one array that is made once: at its peak there is no second copy.
 
     Args:
       images: uint8 [h, h, C] each, h at most `size`.
-      count: how many there are at most, for the estimate of the memory that they need.
+      count: how many there are at most.
       size: in pixels, what images of several sizes are brought to.
 
     Returns:
@@ -78,21 +80,23 @@ def collect(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
       InputError: if there are none, or more than fit in memory. The latter is raised at the first image that is too
         large for all to be of its size.
     """
-    kept, largest, note_due = [], 0, time.monotonic() + 2
+    kept, done, note_due = np.empty((0, 0, 0, 0), np.uint8), 0, time.monotonic() + 2
     for image in images:
-        if image.nbytes > largest:
-            largest = image.nbytes
-            _check_memory(count, image.shape)
-        kept.append(image)
+        if not done:
+            kept = _room(count, image.shape, size)
+        elif kept.shape[1:] not in (image.shape, (size, size, image.shape[-1])):
+            smaller, kept = kept, _room(count, (size, size, image.shape[-1]), size)
+            for index in range(done):
+                kept[index] = crop_and_resize(to_image(smaller[index]), size)
+            del smaller
+        kept[done] = image if image.shape == kept.shape[1:] else crop_and_resize(to_image(image), size)
+        done += 1
         if time.monotonic() > note_due:
-            print(f"read {len(kept)} of {count} images", file=sys.stderr, flush=True)
+            print(f"read {done} of {count} images", file=sys.stderr, flush=True)
             note_due += 10
-    if not kept:
+    if not done:
         raise InputError(f"none of the {count} images can be read; expected at least one per class")
-    if len({image.shape for image in kept}) > 1:
-        _check_memory(count, (size, size, kept[0].shape[-1]))
-        kept = [crop_and_resize(to_image(image), size) for image in kept]
-    return np.stack(kept)
+    return kept[:done]
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
@@ -100,12 +104,56 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
+def _decode(
+    path: str | os.PathLike, size: int, channels: int, finish: Callable[[Image.Image, int], np.ndarray]
+) -> np.ndarray:
+    """`finish(image, size)` of the upright image in a file, each of whose sides is whole or at least `2 * size`."""
+
+    def read(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
+        with Image.open(file) as image:
+            image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size: much faster
+            with _one_large_image if image.width * image.height > LARGE else contextlib.nullcontext():
+                ImageOps.exif_transpose(image, in_place=True)
+                return finish(_convert(image, "L" if channels == 1 else "RGB"), size)
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise ValueError("it is no regular file")
+        try:
+            return read(path)
+        except ValueError as error:  # Pillow limits the size of texts, which are not needed
+            if "PngImagePlugin.MAX_TEXT" not in str(error) and "MAX_TEXT_MEMORY" not in str(error):
+                raise
+            return read(_without_texts(Path(path).read_bytes()))
+    except Exception as error:  # Pillow raises a dozen types, SyntaxError among them, on damaged files
+        cause = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
+        raise InputError(f"{os.fspath(path)} cannot be read as an image: {cause}") from None
+
+
+def _without_texts(png: bytes) -> IO[bytes]:
+    """A PNG file without its texts and its color profile, the chunks that may be compressed without limit."""
+    chunks, start = [png[:8]], 8
+    while start + 8 <= len(png):
+        length, kind = struct.unpack(">I4s", png[start : start + 8])
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            chunks.append(png[start : start + 12 + length])
+        start += 12 + length
+    return io.BytesIO(b"".join(chunks))
+
+
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in ("I", "F"):  # the range of such values is not known
+    netpbm = image.mode == "I" and image.format == "PPM"  # of 16 bits, whatever its own range was: Pillow scales it
+    if image.mode in ("I", "F") and not netpbm:  # the range of such values is not known
         raise ValueError("it has 32 bits per channel; expected 8 or 16")
-    if image.mode.startswith("I;16"):  # Pillow would clip to 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert(mode)
+    if netpbm or image.mode.startswith("I;16"):  # Pillow would clip to 255
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # a TIFF may have 12 in 16
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    if image.has_transparency_data:  # what lies under it is arbitrary, often black
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    image.load()
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _array(image: Image.Image) -> np.ndarray:
@@ -113,18 +161,45 @@ def _array(image: Image.Image) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _check_memory(count: int, shape: tuple[int, ...]) -> None:
-    """Refuses more than half of the memory: splitting the images takes as much again."""
-    needed, available = count * int(np.prod(shape)), _available_memory()
+def _room(count: int, shape: tuple[int, ...], size: int) -> np.ndarray:
+    """An array [count, *shape], of which only what is written takes memory; refused where the whole would not fit."""
+    needed, available = count * int(np.prod(shape)), available_memory()
     if needed > available / 2:
         raise InputError(
-            f"{count} images of {shape[0]}x{shape[1]} pixels take {needed / 2**30:.1f} GiB; expected at most half of "
-            f"the {available / 2**30:.1f} GiB of free memory: lower dataset.image_size, or use a smaller data set"
+            f"dataset.image_size is {size}, and {count} images of {shape[0]}x{shape[1]} pixels take"
+            f" {needed / 2**30:.1f} GiB; expected at most half of the {available / 2**30:.1f} GiB of free memory, since"
+            " placing them for training takes as much again: lower dataset.image_size, or use a smaller data set"
         )
+    return np.empty((count, *shape), np.uint8)
 
 
-def _available_memory() -> int:
-    """Bytes of memory that can be used: what Linux says is available, or all there is on another system."""
-    meminfo = Path("/proc/meminfo")
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that can be used: what Linux says is available and its containers allow, or all there is."""
+    meminfo = root / "proc/meminfo"
     found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    return 1024 * int(found[1]) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = 1024 * int(found[1]) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([free, *_allowed_by_containers(root)])
+
+
+def _allowed_by_containers(root: Path) -> Iterator[int]:
+    """Bytes that each control group above this process has left: of version 2, or the memory part of version 1."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, inside = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        limit, usage, cache = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else ("memory.max", "memory.current", "inactive_file")
+        )
+        own = top / inside.lstrip("/")  # may be seen from the outside only: then the top is the container's own
+        for group in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                most, used = (int((group / name).read_text()) for name in (limit, usage))
+                # Files that were read count as used, and give way.
+                freed = re.search(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+                yield max(most - used + (int(freed[1]) if freed else 0), 0)
+            if group == top:
+                break

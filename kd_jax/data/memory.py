@@ -14,13 +14,20 @@ Arrays = tuple[Any, Any]  # images [N, H, W, C] or [N, H, W] uint8; labels [N], 
 Data = Source | tuple[Arrays, Arrays]  # to train and to test on
 
 
-def from_arrays(train: Arrays, test: Arrays | None = None, class_names: Sequence[str] | None = None) -> Source:
+def from_arrays(
+    train: Arrays,
+    test: Arrays | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    validation: Arrays | None = None,
+) -> Source:
     """Makes a data set of arrays.
 
     Args:
       train: (images [N, H, W, C] or [N, H, W] uint8, labels [N] of integers from 0); C is 1 or 3.
       test: the same; None to take a fixed, class-balanced fifth of `train`.
       class_names: one for each label; by default "0", "1", ...
+      validation: as `test`; None to hold a part of `train` out (`dataset.holdout`).
     Raises:
       InputError: for arrays of another kind, or labels without a name.
 
@@ -29,10 +36,14 @@ def from_arrays(train: Arrays, test: Arrays | None = None, class_names: Sequence
     >>> source.train.images.shape, source.class_names
     ((10, 8, 8, 1), ('cat', 'dog'))
     """
-    splits = [_split(name, part) for name, part in (("train", train), ("test", test)) if part is not None]
-    if len({split.images.shape[1:] for split in splits}) > 1:
-        raise InputError(f"the test images are {splits[1].images.shape[1:]}; expected {splits[0].images.shape[1:]}")
-    present, everywhere = np.unique(splits[0].labels), np.unique(np.concatenate([split.labels for split in splits]))
+    given = {"train": train, "test": test, "validation": validation}
+    splits = {name: _split(name, part) for name, part in given.items() if part is not None}
+    shape = splits["train"].images.shape[1:]
+    for name, split in splits.items():
+        if split.images.shape[1:] != shape:
+            raise InputError(f"the {name} images are {split.images.shape[1:]}; expected {shape}")
+    present = np.unique(splits["train"].labels)
+    everywhere = np.unique(np.concatenate([split.labels for split in splits.values()]))
     names = tuple(map(str, range(len(present)) if class_names is None else class_names))
     if len(set(names)) < max(len(names), 2) or everywhere[-1] >= len(names) or len(present) < len(names):
         raise InputError(
@@ -41,12 +52,17 @@ def from_arrays(train: Arrays, test: Arrays | None = None, class_names: Sequence
             " 0, with a name and a training image each"
         )
     digest = hashlib.sha256()
-    for split in splits:
-        digest.update(repr(split.images.shape).encode() + split.images.tobytes() + split.labels.astype("<i4").tobytes())
-    both = (splits[0], splits[1]) if test is not None else with_test(splits[0])
+    for name, split in splits.items():
+        if name == "validation":  # which is not a test set of the same arrays
+            digest.update(b"validation")
+        digest.update(repr(split.images.shape).encode())
+        for image in split.images:  # one after another: no copy of them all
+            digest.update(image.tobytes())
+        digest.update(split.labels.astype("<i4").tobytes())
+    both = (splits["train"], splits["test"]) if test is not None else with_test(splits["train"])
     if not len(both[1].labels):
         raise InputError("no class has 3 images, of which one could be for the test; expected more, or test images")
-    return Source(*both, names, digest.hexdigest(), skipped=0, name="arrays")
+    return Source(*both, names, digest.hexdigest(), skipped=0, name="arrays", validation=splits.get("validation"))
 
 
 def source_of(data: Data | None) -> Source | None:

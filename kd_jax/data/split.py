@@ -18,6 +18,8 @@ class Source(NamedTuple):
     fingerprint: str  # SHA-256, hexadecimal; the same data set has the same one wherever it lies
     skipped: int  # unreadable images that were left out
     name: str  # for people
+    validation: Split | None = None  # of a data set that has one; else a part of `train` is held out for it
+    left_out: tuple[str, ...] = ()  # what else was not read, and why: "hidden files or folders (3)"
 
 
 def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -44,15 +46,41 @@ def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, n
     return order[:count], order[count:]
 
 
-def with_test(split: Split) -> tuple[Split, Split]:
+def with_test(split: Split, *, in_place: bool = False) -> tuple[Split, Split]:
     """Divides the images of a set that has no test set into (train, test), class-balanced and always the same."""
-    test, train = stratified_split(split.labels, TEST_SHARE)
-    return select(split, np.sort(train)), select(split, np.sort(test))
+    test, train = (np.sort(part) for part in stratified_split(split.labels, TEST_SHARE))
+    both = select(split, np.concatenate([train, test]), in_place=in_place)
+    return cut(both, len(train))
 
 
-def select(split: Split, index: np.ndarray) -> Split:
-    """The images at the positions `index`, in that order."""
-    return Split(split.images[index], split.labels[index])
+def select(split: Split, index: np.ndarray, *, in_place: bool = False) -> Split:
+    """The images at the positions `index`, in that order: a copy, or `split` itself, whose every image is in `index`.
+
+    With `in_place` no second copy of the images is made.
+    """
+    images, labels = split.images, split.labels[index]
+    if in_place:
+        _reorder(images, index)
+        return Split(images, labels)
+    return Split(images[index], labels)
+
+
+def cut(split: Split, count: int) -> tuple[Split, Split]:
+    """The first `count` images and the others, not copied."""
+    return Split(*(array[:count] for array in split)), Split(*(array[count:] for array in split))
+
+
+def _reorder(array: np.ndarray, order: np.ndarray) -> None:
+    """Makes an array what `array[order]` is, in place, along the cycles of the permutation `order`."""
+    placed = np.zeros(len(order), bool)
+    for start in range(len(order)):
+        if placed[start]:
+            continue
+        first, here = array[start].copy(), start
+        while (source := order[here]) != start:
+            array[here] = array[source]
+            placed[here], here = True, source
+        array[here], placed[here] = first, True
 
 
 def _places(labels: np.ndarray) -> np.ndarray:

@@ -6,18 +6,21 @@ would ask about a class that is absent wherever the teacher is wrong.
 """
 
 import collections
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax import data as datasets
 from kd_jax import evaluation, gradcam, loaded, networks, runs, sharding, steps
 from kd_jax.data import memory
+from kd_jax.data.names import printable
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
 from kd_jax.explaining import grid
@@ -60,9 +63,10 @@ def explain_run(
     variant: str = "gradcam",
     num_images: int = 15,
 ) -> dict[str, Any]:
-    """Writes saliency.json and saliency.png, overwriting existing ones, and prints a summary.
+    """Writes saliency.json, prints a summary and writes saliency.png; existing ones are overwritten.
 
-    The picture also goes to TensorBoard, and to W&B if the run is mirrored there.
+    The numbers are written before anything is drawn. The picture also goes to TensorBoard, and to W&B if the run is
+    mirrored there.
 
     Args:
       run: the folder of a finished run with a teacher.
@@ -81,7 +85,7 @@ def explain_run(
     others = [os.fspath(other) for other in against]
     folder = os.fspath(to or run)
     runs.check_writable(folder, "--to:" if to else "the work directory", OUTPUT_FILES)
-    _check_runs([run, *others])
+    _check_runs([run, *others], path)
     experiment, student_variables, method_variables, teacher_variables = evaluation.restore(
         run, path=path, data=data, runs_folder=runs_folder
     )
@@ -101,19 +105,21 @@ def explain_run(
     )
     measurements = measure(experiment, models, stage=stage, variant=variant)
     summary = {"stage": stage, "variant": variant, **summarize(measurements, models)}
-    picture = _picture(experiment, models, measurements, stage=stage, variant=variant, num_images=num_images)
-    content = json.dumps(summary, indent=1).encode(), grid.png(picture)
-    runs.write_files(folder, dict(zip(OUTPUT_FILES, content, strict=True)))
-    _print_summary(summary)
     numbers, image = (os.path.join(folder, name) for name in OUTPUT_FILES)
-    print(f"wrote {numbers} and {image}")
+    runs.write_files(folder, {OUTPUT_FILES[0]: json.dumps(summary, indent=1).encode()})
+    _print_summary(summary)
+    with contextlib.suppress(FileNotFoundError):  # a picture that is there shows other numbers
+        os.remove(image)
+    picture = _picture(experiment, models, measurements, stage=stage, variant=variant, num_images=num_images)
+    runs.write_files(folder, {OUTPUT_FILES[1]: grid.png(picture)})
+    print(printable(f"wrote {numbers} and {image}"))
     result = runs.read_json(run, "result.json")
     metrics_file.write_image(folder, result["checkpoint"], "saliency", picture)
     wandb_run.add_image(run, "saliency", image, result["steps"])
     return summary
 
 
-def _check_runs(folders: Sequence[str]) -> None:
+def _check_runs(folders: Sequence[str], path: str | os.PathLike[str] | None) -> None:
     """Raises InputError unless all are finished runs on the same data, and the first has a teacher."""
     saved = {folder: runs.read_config(folder) for folder in folders}
     for folder in folders:
@@ -122,9 +128,22 @@ def _check_runs(folders: Sequence[str]) -> None:
     if saved[first]["config"]["teacher"]["kind"] == "none":
         raise InputError(f"the run in {first} has no teacher; expected a distilled one, and others as --against")
     for folder in others:
-        for what, key in (("test set", "fingerprint"), ("image size", "image_shape")):
-            if saved[folder]["data"][key] != saved[first]["data"][key]:
-                raise InputError(f"{folder} has a different {what} from {first}; expected runs on the same data")
+        theirs, own = saved[folder]["data"], saved[first]["data"]
+        different = {
+            "test set": theirs["fingerprint"] != own["fingerprint"]
+            and not {theirs["fingerprint"], own["fingerprint"]} <= _fingerprints(saved[first]["config"], path),
+            "image size": theirs["image_shape"] != own["image_shape"],
+        }
+        for what in (what for what, differs in different.items() if differs):
+            raise InputError(f"{folder} has a different {what} from {first}; expected runs on the same data")
+
+
+def _fingerprints(config: Mapping[str, Any], path: str | os.PathLike[str] | None) -> set[str]:
+    """Those of the data of a run as it is now: an older run may know it by another than a new one."""
+    section = config["dataset"]
+    if section["source"] == "memory":
+        return set()
+    return set(datasets.fingerprints({**section, "path": os.fspath(path) if path else section["path"]}))
 
 
 def _model_of_run(
@@ -342,9 +361,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
         return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
     teacher, images = summary["teacher"], summary["images"]
-    print(f"teacher {teacher['name']}: accuracy {100 * teacher['accuracy']:.2f}% of {images} images")
+    print(f"teacher {printable(teacher['name'])}: accuracy {100 * teacher['accuracy']:.2f}% of {images} images")
     for student in summary["students"]:
-        line = f"{student['name']}: accuracy {100 * student['accuracy']:.2f}%, "
+        line = f"{printable(student['name'])}: accuracy {100 * student['accuracy']:.2f}%, "
         line += f"cosine with the teacher's maps {interval(student['agreement']['all']['cosine'], '.3f')}"
         if student["difference"]:
             line += f"; the first student's minus this {interval(student['difference']['all']['cosine'], '+.3f')}"

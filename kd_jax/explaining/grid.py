@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from kd_jax import gradcam
+from kd_jax.data.names import printable
 
 # Lengths are in inches.
 CELL, CAPTION, GAP, MARGIN, HEADER, HEADING, FOOTER = 1.2, 0.26, 0.08, 0.1, 0.5, 0.3, 0.4
@@ -172,5 +173,6 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def shortened(text: str, length: int) -> str:
-    """The text, cut to `length` characters with an ellipsis."""
+    """The text in characters that can be drawn, cut to `length` of them with an ellipsis."""
+    text = printable(text)
     return text if len(text) <= length else text[: length - 1] + "…"

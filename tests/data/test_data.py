@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kd_jax import data
-from kd_jax.data import memory, resident
+from kd_jax.data import folder, memory, resident
 from kd_jax.errors import InputError
 
 CONFIG = {
@@ -218,6 +218,97 @@ def test_a_source_that_is_none_is_refused(monkeypatch):
     data.register("nothing", lambda section: None)
     with pytest.raises(InputError, match=r"dataset\.source 'nothing' returns NoneType; expected a Source"):
         load(source="nothing")
+
+
+def test_one_line_says_what_was_read_once(colors, tmp_path, capsys):
+    for index in range(3):
+        Image.new("RGB", (4, 4)).save(tmp_path / "dog" / f"more{index}.png")
+    (tmp_path / "eel").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "eel" / "0.png")
+    (tmp_path / "eel" / "notes.txt").write_text("x")
+    load(source="folder", path=colors)
+    load(source="folder", path=colors, labeled=10)
+    assert capsys.readouterr().out == (
+        f"data {tmp_path.name}: 3 classes, 35 images to train on, 9 to test on; 1 (eel) to 18 (dog) to train on in a"
+        " class; no test image of eel; no validation image of eel; left out: files that are no images by name (1)\n"
+    )
+
+
+def test_the_splits_of_a_folder_are_views_of_one_array(colors):
+    student, teacher = (load(source="folder", path=colors, labeled=labeled) for labeled in (10, 0))
+    bases = {id(dataset.test.images.base) for dataset in (student, teacher)}
+    for dataset in (student, teacher):
+        bases |= {id(split.images.base) for split in (dataset.train, dataset.validation)}
+    assert len(bases) == 1
+
+
+def test_a_students_choice_of_labels_leaves_its_teachers(colors):
+    student, teacher = (load(source="folder", path=colors, labeled=labeled) for labeled in (10, 0))
+    assert ((student.train.labels >= 0).sum(), (teacher.train.labels >= 0).all()) == (10, True)
+
+
+def test_images_that_were_added_are_read(colors, tmp_path):
+    before = len(load(source="folder", path=colors).train.labels)
+    for index in range(5):
+        Image.new("RGB", (4, 4)).save(tmp_path / "cat" / f"more{index}.png")
+    assert len(load(source="folder", path=colors).train.labels) > before
+
+
+def test_a_relative_path_is_read_from_where_the_process_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SOURCES", dict(data.SOURCES))
+    images = np.zeros((48, 4, 4), np.uint8)
+    read = []
+    data.register("own", lambda s: read.append(s["path"]) or memory.from_arrays((images, np.arange(48) % 3)))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        load(source="own", path="images", image_size=4)
+    assert read == ["images", "images"]
+
+
+VALIDATION = np.full((4, 8, 8), 9, np.uint8), np.arange(4)
+
+
+def with_validation():
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    return memory.from_arrays((images, np.arange(40) % 4), validation=VALIDATION)
+
+
+def test_arrays_are_described_once_for_a_teacher_and_its_student(capsys):
+    data._say.cache_clear()
+    source = with_validation()
+    for labeled in (0, 8):
+        data.load(CONFIG | {"source": "memory", "labeled": labeled}, source)
+    assert capsys.readouterr().out == (
+        "data arrays: 4 classes, 32 images to train on, 8 to test on, 4 to validate on, so that dataset.holdout is not"
+        " used; 8 to train on in each class\n"
+    )
+
+
+def test_with_its_own_validation_split_nothing_is_held_out():
+    dataset = data.load(CONFIG | {"source": "memory", "holdout": 0.5}, with_validation())
+    assert (dataset.validation.images == 9).all()
+    assert (len(dataset.train.labels), len(dataset.validation.labels), len(dataset.test.labels)) == (32, 4, 8)
+
+
+def test_arrays_to_validate_on_are_another_data_set_than_to_test_on():
+    train = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 4
+    as_validation, as_test = (memory.from_arrays(train, **{name: VALIDATION}) for name in ("validation", "test"))
+    assert as_validation.fingerprint != as_test.fingerprint
+
+
+def test_a_source_that_a_program_keeps_is_not_reordered():
+    source = with_validation()
+    before = source.train.images.copy()
+    data.load(CONFIG | {"source": "memory"}, source)
+    np.testing.assert_array_equal(source.train.images, before)
+
+
+def test_former_fingerprints_are_known_beside_todays(colors):
+    section = CONFIG | {"source": "folder", "path": colors}
+    now, former = data.fingerprints(section)
+    assert now == data.load(section).fingerprint
+    assert former == folder.former_fingerprint(colors) != now
 
 
 def test_a_path_that_is_not_read_is_refused():

@@ -1,5 +1,6 @@
 """Class folders: the layouts that are accepted, and what is said about the others."""
 
+import hashlib
 import os
 import shutil
 import tarfile
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax.data import folder
+from kd_jax.data import folder, hashes
 from kd_jax.errors import InputError
 
 
@@ -36,6 +37,15 @@ def flat_root(tmp_path):
         for index in range(10):
             write(tmp_path / name / f"{index}.png", value=100 * label + index)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """Where the hashes are remembered."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    hashes._load.cache_clear()
+    return home
 
 
 def load(root, **options):
@@ -182,13 +192,13 @@ def test_a_class_without_images_is_named(split_root):
 
 def test_a_class_that_only_one_split_has_is_named(split_root):
     write(split_root / "test" / "eel" / "a.png")
-    with pytest.raises(InputError, match="in only one of train and test, such as 'eel' in test"):
+    with pytest.raises(InputError, match="in only one of train and test: 'eel' in test; expected"):
         load(split_root)
 
 
 def test_training_folders_without_a_test_set_are_named(split_root):
     shutil.rmtree(split_root / "test")
-    with pytest.raises(InputError, match="no test set; expected one of these folders: test, val, validation"):
+    with pytest.raises(InputError, match=r"no test set; .* these folders: test, testing, val, valid, validation"):
         load(split_root)
 
 
@@ -197,6 +207,207 @@ def test_too_few_images_for_a_test_set_are_named(tmp_path):
         write(tmp_path / name / "a.png")
     with pytest.raises(InputError, match="too few images for a test set"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAINING", "testing"), ("train", "Valid")])
+def test_splits_are_known_by_their_names_in_any_case(split_root, train, test):
+    (split_root / "train").rename(split_root / train)
+    (split_root / "test").rename(split_root / test)
+    source = load(split_root)
+    assert (source.class_names, len(source.train.labels), len(source.test.labels)) == (("cat", "dog"), 6, 6)
+
+
+@pytest.fixture
+def three_root(split_root):
+    """The same with a validation split of one image in each class."""
+    for label, name in enumerate(("cat", "dog")):
+        write(split_root / "val" / name / "a.png", value=100 * label + 50)
+    return split_root
+
+
+def test_val_beside_test_is_the_validation_split(three_root):
+    source = load(three_root)
+    np.testing.assert_array_equal(source.validation.images[:, 0, 0, 0], [50, 150])
+    np.testing.assert_array_equal(source.validation.labels, [0, 1])
+    assert (len(source.train.labels), len(source.test.labels)) == (6, 6)
+
+
+def test_the_fingerprint_covers_the_validation_split(three_root):
+    before = folder.fingerprint(str(three_root))
+    write(three_root / "val" / "cat" / "a.png", value=51)
+    assert folder.fingerprint(str(three_root)) != before
+
+
+def test_two_folders_of_one_split_are_named(three_root):
+    (three_root / "validation").mkdir()
+    with pytest.raises(InputError, match="holds val and validation; expected one of them"):
+        load(three_root)
+
+
+def test_splits_in_the_place_of_classes_are_refused(split_root):
+    (split_root / "train").rename(split_root / "one")
+    (split_root / "test").rename(split_root / "two")
+    with pytest.raises(InputError, match="folders one, two, which all hold the folders cat, dog; expected class"):
+        load(split_root)
+
+
+def test_all_classes_that_only_one_split_has_are_named(split_root):
+    for name in ("eel", "fox"):
+        write(split_root / "test" / name / "a.png")
+    write(split_root / "train" / "ape" / "a.png")
+    with pytest.raises(InputError, match=r"3 class folders .* 'ape' in train, 'eel' in test, 'fox' in test; expected"):
+        load(split_root)
+
+
+def test_links_to_folders_within_a_class_are_followed(split_root, tmp_path_factory):
+    more = tmp_path_factory.mktemp("more")
+    write(more / "a.png")
+    (split_root / "train" / "cat" / "more").symlink_to(more)
+    assert len(load(split_root).train.labels) == 7
+
+
+def test_a_link_that_leads_back_is_refused(split_root):
+    (split_root / "train" / "cat" / "back").symlink_to(split_root / "train")
+    with pytest.raises(InputError, match="cat/back/cat leads back to a folder that it lies in; expected"):
+        load(split_root)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(split_root, monkeypatch):
+    closed, scandir = split_root / "train" / "dog", os.scandir
+
+    def refuse(path):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="train/dog cannot be listed: Permission denied; expected"):
+        load(split_root)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".avif"])
+def test_newer_suffixes_are_read_where_pillow_can(split_root, suffix):
+    if suffix not in Image.registered_extensions():
+        pytest.skip(f"Pillow cannot read {suffix} here")
+    write(split_root / "train" / "cat" / f"a{suffix}")
+    assert len(load(split_root).train.labels) == 7
+
+
+def test_what_is_left_out_is_counted_by_reason(split_root):
+    (split_root / "train" / "__MACOSX").mkdir()
+    (split_root / "train" / "cat" / "Thumbs.db").write_bytes(b"x")
+    (split_root / "train" / "cat" / "a.heic").write_bytes(b"x")
+    (split_root / "train" / "note.txt").write_bytes(b"x")
+    (split_root / "README").write_bytes(b"x")
+    (split_root / "train" / "dog" / "0.png").write_bytes(b"")
+    assert load(split_root, skip_unreadable=True).left_out == (
+        "files beside the class folders (1)",
+        "files or folders beside the splits (1)",
+        "files that are no images by name (1)",
+        "hidden files or folders (1)",
+        "images of a kind that Pillow cannot read here (1)",
+        "unreadable images (1)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (os.mkfifo, "it is no regular file"),
+        (lambda path: path.symlink_to("/nowhere/a.png"), "No such file or directory"),
+        (lambda path: path.symlink_to("x.png"), "Too many levels of symbolic links"),
+    ],
+    ids=["pipe", "broken", "loop"],
+)
+def test_what_is_no_file_is_named_or_skipped(split_root, make, cause):
+    make(split_root / "train" / "cat" / "x.png")
+    with pytest.raises(InputError, match=rf"x\.png cannot be read as an image: {cause}"):
+        load(split_root)
+    assert load(split_root, skip_unreadable=True).skipped == 1
+
+
+def test_class_names_that_are_not_utf8_can_be_printed(split_root):
+    for split in ("train", "test"):
+        os.rename(split_root / split / "dog", os.fsencode(split_root / split / "d") + b"\xff")
+    assert load(split_root).class_names == ("cat", "d\\udcff")
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """A clock that is an hour ahead, so that what was just written is no longer fresh."""
+    now = hashes.time.time_ns()
+    monkeypatch.setattr(hashes.time, "time_ns", lambda: now + 3600 * 10**9)
+
+
+def counted_reads(monkeypatch):
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
+    return read
+
+
+def test_contents_of_one_size_and_time_have_other_fingerprints(split_root):
+    path = split_root / "train" / "cat" / "0.png"
+    before, status, content = folder.fingerprint(str(split_root)), path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert folder.fingerprint(str(split_root)) != before
+
+
+def test_files_that_have_not_changed_are_not_read_again(split_root, later, monkeypatch):
+    first = folder.fingerprint(str(split_root))
+    hashes._load.cache_clear()  # as in another process
+    read = counted_reads(monkeypatch)
+    write(split_root / "train" / "cat" / "new.png")
+    assert folder.fingerprint(str(split_root)) != first
+    assert [Path(name).name for name in read] == ["new.png"]
+
+
+def test_remembered_hashes_that_were_damaged_are_made_again(split_root, later, home):
+    first = folder.fingerprint(str(split_root))
+    (memory,) = (home / ".cache" / "kd_jax" / "hashes").iterdir()
+    memory.write_text(memory.read_text().replace('cat/0.png": [', 'cat/0.png": [1'))
+    hashes._load.cache_clear()
+    assert folder.fingerprint(str(split_root)) == first
+
+
+def test_a_home_that_cannot_be_written_is_no_error(split_root, later, monkeypatch):
+    first = folder.fingerprint(str(split_root))
+    hashes._load.cache_clear()
+    monkeypatch.setenv("HOME", str(split_root / "train" / "cat" / "0.png"))
+    assert folder.fingerprint(str(split_root)) == first
+
+
+def test_the_fingerprint_is_of_names_and_contents(split_root):
+    lines = sorted(
+        f"{path.relative_to(split_root)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        for path in split_root.rglob("*.png")
+    )
+    assert folder.fingerprint(str(split_root)) == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_the_former_fingerprint_is_of_names_and_sizes_without_validation(three_root, tmp_path_factory):
+    lines = sorted(
+        f"{path.relative_to(three_root)}\0{path.stat().st_size}\n"
+        for split in ("train", "test")
+        for path in (three_root / split).rglob("*.png")
+    )
+    former = hashlib.sha256("".join(lines).encode()).hexdigest()
+    more = tmp_path_factory.mktemp("more")
+    write(more / "a.png")
+    (three_root / "train" / "cat" / "more").symlink_to(more)  # was not followed
+    assert folder.former_fingerprint(str(three_root)) == former
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_there_is_no_former_fingerprint_where_the_test_set_was_another(flat_root, seen):
+    write(flat_root / "dog" / "a.jpg").rename(flat_root / "dog" / ("a.jpeg" if seen else "a.jfif"))
+    assert (folder.former_fingerprint(str(flat_root)) is not None) == seen
+
+
+def test_there_is_no_former_fingerprint_where_other_splits_were_seen(split_root):
+    (split_root / "test").rename(split_root / "Test")
+    assert folder.former_fingerprint(str(split_root)) is None
 
 
 def test_a_few_images_of_cifar10_are_read_as_they_are(tmp_path):

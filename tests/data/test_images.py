@@ -1,8 +1,11 @@
 """Reading single images, and bringing many to one size."""
 
+import struct
+import tracemalloc
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from kd_jax.data import images
 from kd_jax.data.images import read_image
@@ -101,6 +104,104 @@ def test_floating_point_pixels_are_refused(tmp_path):
     Image.new("F", (8, 8)).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match="32 bits per channel"):
         read_image(tmp_path / "a.tif", 8, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    image = Image.new(mode, (8, 8), 0 if mode == "P" else (0,) * len(mode))
+    image.save(tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {}))
+    assert (read_image(tmp_path / "a.png", 8, 3) == 255).all()
+
+
+def test_half_transparent_black_is_gray(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 51)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png", 8, 3) == 204).all()
+
+
+@pytest.mark.parametrize("largest", [15, 255, 1023, 65535])
+def test_pgm_levels_are_scaled_by_their_range(tmp_path, largest):
+    levels = np.array([0, largest // 2, largest] * 3, ">u2" if largest > 255 else "u1")
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 3 %d\n" % largest + levels.tobytes())
+    expected = 255 * levels[:3].astype(float) / largest
+    np.testing.assert_allclose(read_image(tmp_path / "a.pgm", 3, 1)[0, :, 0], expected, atol=1)
+
+
+def test_a_tiff_of_twelve_bits_is_scaled_by_its_range(tmp_path):
+    ifd = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 6)]
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in ifd)
+    head = b"II*\0" + struct.pack("<IH", 8, len(ifd)) + entries + bytes(4)
+    assert len(head) == 122
+    packed = bytes([0xFF, 0xF8, 0x00, 0x40, 0x00, 0x00])  # 0xFFF, 0x800, 0x400, 0
+    (tmp_path / "a.tif").write_bytes(head + packed)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert np.asarray(image).tolist() == [[4095, 2048, 1024, 0]]
+    assert images._decode(tmp_path / "a.tif", 8, 1, lambda image, _: np.asarray(image)).tolist() == [[255, 128, 64, 0]]
+
+
+def test_a_long_text_in_a_png_refuses_no_pixels(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * (2 * PngImagePlugin.MAX_TEXT_CHUNK), zip=True)
+    Image.fromarray(GRADIENT).save(tmp_path / "a.png", pnginfo=info)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", 8, 3), GRADIENT)
+
+
+def test_one_large_image_is_decoded_at_a_time(tmp_path, monkeypatch):
+    Image.fromarray(GRADIENT).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "LARGE", 10)
+    locked = images._decode(tmp_path / "a.png", 8, 3, lambda image, size: np.array(images._one_large_image.locked()))
+    assert locked
+    assert not images._one_large_image.locked()
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        (
+            "0::/job",
+            {"job/memory.max": "5000", "job/memory.current": "2000", "job/memory.stat": "inactive_file 500"},
+            3500,
+        ),
+        ("0::/job", {"memory.max": "900", "memory.current": "100", "memory.stat": "", "job/memory.max": "max"}, 800),
+        (
+            "4:memory:/outside",
+            {
+                "memory/memory.limit_in_bytes": "7000",
+                "memory/memory.usage_in_bytes": "6000",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 250",
+            },
+            1250,
+        ),
+    ],
+    ids=["version 2", "the group above", "version 1"],
+)
+def test_free_memory_is_at_most_what_a_container_has_left(tmp_path, groups, files, left):
+    for name, text in {f"sys/fs/cgroup/{name}": text for name, text in files.items()}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"1:cpu:/x\n{groups}\n")
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:  1000 kB\n")
+    assert images.available_memory(tmp_path) == left
+
+
+def test_free_memory_without_a_container_is_what_linux_says(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    1000 kB\n")
+    assert images.available_memory(tmp_path) == 1024000
+
+
+def test_collecting_makes_no_second_copy():
+    count, side = 200, 100
+    tracemalloc.start()
+    images.collect((np.zeros((side, side, 3), np.uint8) for _ in range(count)), count=count, size=side)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * count * side * side * 3
+
+
+def test_images_of_several_sizes_keep_their_order_and_pixels():
+    several = [np.full((side, side, 1), 10 * side, np.uint8) for side in (4, 4, 6, 8, 4)]
+    assert images.collect(several, count=9, size=8)[:, 0, 0, 0].tolist() == [40, 40, 60, 80, 40]
 
 
 def test_images_of_one_size_are_stacked_as_they_are():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd_jax.data.split import Split, stratified_split, with_test
+from kd_jax.data.split import Split, select, stratified_split, with_test
 
 BALANCED = np.tile(np.arange(3), 10).astype(np.int32)
 UNEVEN = np.repeat(np.arange(3), (50, 20, 5)).astype(np.int32)
@@ -48,3 +48,14 @@ def test_a_fifth_of_each_class_becomes_the_test_set():
     train, test = with_test(Split(images, labels))
     np.testing.assert_array_equal(np.bincount(test.labels), [2, 2])
     np.testing.assert_array_equal(np.sort(np.concatenate([train.images, test.images]).ravel()), np.arange(20))
+
+
+def test_selecting_in_place_is_selecting():
+    random = np.random.default_rng(0)
+    for order in (random.permutation(50), np.arange(50), np.roll(np.arange(50), 1)):
+        images, labels = random.integers(0, 256, (50, 2, 2, 1), dtype=np.uint8), np.arange(50)
+        expected = images[order]
+        got = select(Split(images, labels), order, in_place=True)
+        np.testing.assert_array_equal(got.images, expected)
+        np.testing.assert_array_equal(got.labels, order)
+        assert np.shares_memory(got.images, images)

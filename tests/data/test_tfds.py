@@ -1,5 +1,6 @@
 """TFDS, on data sets that the tests make on the disk: nothing is downloaded."""
 
+import hashlib
 import sys
 
 import numpy as np
@@ -22,7 +23,7 @@ def shades(tfds):
         VERSION = tfds.core.Version("1.0.0")
         BUILDER_CONFIGS = [  # noqa: RUF012
             tfds.core.BuilderConfig(name=name)
-            for name in ("test", "validation", "alone", "sizes", "nothing", "deep", "hidden", "offline")
+            for name in ("test", "validation", "three", "alone", "sizes", "nothing", "deep", "hidden", "offline")
         ]
 
         def _info(self):
@@ -40,6 +41,8 @@ def shades(tfds):
             if name == "offline":
                 raise ConnectionError("no route\nto host")
             rest = {} if name == "alone" else {"validation" if name == "validation" else "test": self._examples(4)}
+            if name == "three":
+                rest["validation"] = self._examples(2)
             return {"train": self._examples(20)} | rest
 
         def _generate_examples(self):
@@ -56,8 +59,13 @@ def shades(tfds):
 
 
 @pytest.fixture(scope="module")
-def load(shades, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("tfds"))
+def folder(tmp_path_factory):
+    """Where the sets lie."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def load(shades, folder):
     return lambda config, **options: source.load(
         f"{shades}/{config}", **{"image_size": 8, "data_dir": folder} | options
     )
@@ -95,6 +103,35 @@ def test_images_of_several_sizes_get_the_wanted_size(load):
 
 def test_fingerprints_of_two_sets_differ(load):
     assert load("test").fingerprint != load("validation").fingerprint
+
+
+def test_validation_beside_test_is_the_validation_split(load):
+    source = load("three")
+    assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [20, 4, 2]
+    np.testing.assert_array_equal(source.validation.images[:, 0, 0, 0], [0, 101])
+
+
+def test_a_set_without_test_and_validation_has_no_validation_split(load):
+    assert load("alone").validation is None
+
+
+def test_the_fingerprint_is_of_the_pixels_labels_and_class_names(load):
+    digest = hashlib.sha256(b"(('cat', 'dog'), ['train', 'test'])")
+    source = load("test")
+    for split in (source.train, source.test):
+        for pixels, label in zip(split.images, split.labels, strict=True):
+            digest.update(b"((6, 6, 1), %d)" % label + pixels.tobytes())
+    assert source.fingerprint == digest.hexdigest()
+
+
+def test_the_fingerprint_does_not_depend_on_the_size_that_is_asked_for(load):
+    assert load("test").fingerprint == load("test", image_size=4).fingerprint
+
+
+def test_the_former_fingerprint_is_of_name_version_and_sizes(load, shades, folder):
+    load("test")
+    former = hashlib.sha256(b"('kd_shades/test/1.0.0', '1.0.0', [('test', 4), ('train', 20)])").hexdigest()
+    assert source.former_fingerprint(f"{shades}/test", data_dir=folder) == former
 
 
 def test_a_set_without_labels_is_refused_with_its_features(load):

@@ -363,6 +363,25 @@ def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
     assert calls == [(str(folder / "kd"), "saliency", str(tmp_path / "saliency.png"), 12)]
 
 
+def test_a_failure_to_draw_loses_no_number_and_leaves_no_old_picture(folder, tmp_path, monkeypatch):
+    (tmp_path / "saliency.png").write_bytes(b"of other numbers")
+    monkeypatch.setattr(grid, "draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        agreement.explain_run(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), num_images=1)
+    assert json.loads((tmp_path / "saliency.json").read_text())["images"] == 359
+    assert not (tmp_path / "saliency.png").exists()
+
+
+def test_an_older_and_a_newer_run_on_the_same_data_are_compared(folder, tmp_path, monkeypatch):
+    run = copy(folder, "teacher", tmp_path / "run")
+    now = runs.read_json(str(folder / "kd"), "config.json")["data"]["fingerprint"]
+    digits = data.SOURCES["digits"]._replace(former_fingerprint=lambda section: "former")
+    monkeypatch.setitem(data.SOURCES, "digits", digits)
+    change(run, fingerprint="former")
+    agreement._check_runs([str(folder / "kd"), str(run)], None)
+    assert data.fingerprints(runs.read_json(str(run), "config.json")["config"]["dataset"]) == (now, "former")
+
+
 def test_a_folder_that_cannot_be_written_is_refused(folder, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(folder, folder / "kd", to=str(tmp_path / "file"))
@@ -377,7 +396,8 @@ def test_the_command_writes_into_the_run_and_prints_a_line_per_model(folder):
     summary = json.loads((folder / "kd" / "saliency.json").read_text())
     assert (summary["variant"], summary["stage"]) == ("gradcam++", -1)
     cosine = summary["students"][0]["agreement"]["all"]["cosine"]
-    teacher, student, *others, written = done.stdout.splitlines()
+    read, teacher, student, *others, written = done.stdout.splitlines()
+    assert read.startswith("data digits: 10 classes, ")
     assert teacher.startswith("teacher ")
     assert [line.partition(":")[0] for line in others] == ["teacher", "teacher"]
     assert student.endswith(f"maps {cosine['mean']:.3f} [{cosine['low']:.3f}, {cosine['high']:.3f}]")

@@ -80,3 +80,9 @@ def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(row):
     width = 3 * grid.CELL + 2 * grid.GAP + 2 * grid.MARGIN
     assert pixels.dtype == np.uint8
     np.testing.assert_allclose(pixels.shape, (grid.DPI * height, grid.DPI * width, 3), atol=1)
+
+
+def test_a_name_that_is_not_utf8_is_drawn():
+    cell = grid.Cell(np.zeros((4, 4, 1)), grid.shortened("caf\udce9", 13))
+    assert cell.caption == "caf\\udce9"
+    assert grid.draw({"images": 1}, [grid.shortened("a\udcff", 9)], [[cell]], "note").dtype == np.uint8
