@@ -4,6 +4,7 @@
 """
 
 import errno
+import io
 import json
 import os
 import re
@@ -114,6 +115,9 @@ def run(
     if "--version" in sys.argv[1:]:
         print(f"kd_jax {kd_jax.__version__}")
         sys.exit(0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.use_absl_handler()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     sys.unraisablehook = _unraisable_hook

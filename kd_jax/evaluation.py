@@ -87,10 +87,10 @@ def restore(
     config["dataset"]["path"] = os.path.expanduser(path) if path else config["dataset"]["path"]
     config["teacher"] = teachers.finished(saved, folder, runs_folder)
     source = memory.source_of(data)
-    fingerprint = source.fingerprint if source else datasets.fingerprint(config["dataset"])
-    if fingerprint != saved["data"]["fingerprint"]:
+    fingerprints = (source.fingerprint,) if source else datasets.fingerprints(config["dataset"])
+    if saved["data"]["fingerprint"] not in fingerprints:
         raise InputError(f"the data is not what {folder!r} was trained on; expected the same images, see `path`")
-    restored = experiment.create(config, source=source, runs_folder=runs_folder, training=False)
+    restored = experiment.create(config, source=source, runs_folder=runs_folder, finished=saved["data"])
     teacher_variables = restored.teacher.load()[0] if restored.teacher else {}
     return Restored(restored, *restored.place((variables, method, teacher_variables)))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from kd_jax import components, data, methods, networks, runs, sharding, teachers, tracing
 from kd_jax.config.checks import check, plain
@@ -87,7 +88,7 @@ def create(
     source: data.Source | None = None,
     runs_folder: str = "runs",
     devices: Sequence[jax.Device] | None = None,
-    training: bool = True,
+    finished: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Checks a config, loads its data, and builds its functions.
 
@@ -96,7 +97,8 @@ def create(
       source: the images, where a program has them already; None to read what the config names.
       runs_folder: where the runs of teachers lie.
       devices: to run on; by default all local ones.
-      training: False for evaluation alone, which needs neither a teacher nor a batch that the devices divide.
+      finished: `data` of the config.json of a run that is only evaluated, which needs neither a teacher nor a batch
+        that the devices divide.
     Raises:
       InputError: for anything that is wrong with the config or the data.
     """
@@ -104,6 +106,7 @@ def create(
     if source is not None:
         _set_source(config, "memory")
     check(config)
+    training = finished is None
     # What needs no data is built first: an unknown name is then reported before a long load.
     method = methods.create(config["method"])
     components.create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
@@ -111,6 +114,9 @@ def create(
     if training and (project := config["log"]["wandb"]):
         wandb_run.check(project)
     dataset = data.load(config["dataset"], source)
+    if finished:  # the run was normalized by what its version of this library took for the training images
+        mean, std = (np.asarray(finished[key], np.float32) for key in ("mean", "std"))
+        dataset = dataset._replace(mean=mean, std=std)
     mesh = sharding.mesh(devices)
     total, per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
     nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices)

@@ -17,6 +17,8 @@ from kd_jax.logging import progress
 
 Result = dict[str, Any]
 
+_running: set["subprocess.Popen[bytes]"] = set()
+
 
 class Job(NamedTuple):
     """One run of a table."""
@@ -64,7 +66,10 @@ def run_all(jobs: Sequence[Job], runs_folder: str, at_a_time: int) -> Iterator[t
             print(f"{count}/{len(jobs)}  {job.row}, seed {job.seed}: {what}  {left} left", flush=True)
             yield job, outcome
     finally:
-        pool.shutdown(cancel_futures=True)  # an interrupted table starts no further run
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupted table starts no further run
+        for process in tuple(_running):
+            process.terminate()  # it saves its state
+        pool.shutdown()
 
 
 def _shares(at_a_time: int) -> list[list[int]]:
@@ -87,7 +92,9 @@ def run(job: Job, runs_folder: str, cores: Sequence[int] = ()) -> Result | Failu
             )
             if cores:  # not between fork and exec, where JAX's threads make Python code unsafe
                 os.sched_setaffinity(process.pid, cores)
+            _running.add(process)
             code = process.wait()
+            _running.remove(process)
         if code:
             with open(log) as file:
                 last = next((line.strip() for line in reversed(file.readlines()) if line.strip()), "no message")

@@ -68,6 +68,20 @@ def test_a_process_runs_on_its_share_of_the_cores(tmp_path):
     assert jobs.run(job(tmp_path / "a", program), "runs", [core]).reason.startswith(f"{{{core}}} (exit status 1")
 
 
+def test_an_interruption_asks_the_runs_that_go_on_to_stop(tmp_path):
+    waits = (
+        "import pathlib, signal, sys; folder = pathlib.Path(sys.argv[-1].partition('=')[2]); folder.mkdir()\n"
+        "def stop(*_): (folder / 'stopped').touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop); (folder / 'ready').touch(); signal.pause()"
+    )
+    outcomes = jobs.run_all([job(tmp_path / "a", waits), job(tmp_path / "b", writes(0.5))], "runs", 2)
+    next(outcomes)
+    while not (tmp_path / "a" / "ready").exists():
+        time.sleep(0.01)
+    outcomes.close()
+    assert (tmp_path / "a" / "stopped").exists()
+
+
 def test_after_an_interruption_no_further_run_starts(tmp_path):
     outcomes = jobs.run_all([job(tmp_path / str(n), writes(0.5)) for n in range(20)], "runs", 1)
     next(outcomes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax import registry
+from kd_jax import registry, runs
 from kd_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def forget(folder):
     path = folder / "run" / "config.json"
     saved = json.loads(path.read_text())
     saved["imports"][0]["path"] = str(folder / "gone.py")
-    path.write_text(json.dumps(saved))
+    runs.write_json(str(path), saved)
 
 
 def test_a_file_that_is_gone_is_named_with_the_way_out(copy):
@@ -98,7 +98,7 @@ def test_a_file_that_moved_is_imported_where_it_is(made, copy):
 def test_a_file_that_changed_is_used_and_a_line_says_so(made, copy):
     (copy / "own.py").write_text(OWN + "# changed\n")
     path = copy / "run" / "config.json"
-    path.write_text(path.read_text().replace(str(made / "own.py"), str(copy / "own.py")))
+    runs.write_json(str(path), json.loads(path.read_text().replace(str(made / "own.py"), str(copy / "own.py"))))
     status, out, err = call(copy, "-m", "kd_jax.evaluate", "--workdir=run")
     assert (status, err.splitlines()[0]) == (0, f"{copy / 'own.py'} has changed since the run was made")
     assert json.loads(out)["accuracy"] == accuracy(copy)

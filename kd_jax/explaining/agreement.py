@@ -8,7 +8,6 @@ would ask about a class that is absent wherever the teacher is wrong.
 import collections
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,8 +90,7 @@ def explain_run(
     )
     method = experiment.components.method
     if not experiment.teacher:
-        expected = experiment.config["teacher"]["path"]
-        raise InputError(f"the teacher of {run} has no finished run in {expected}; expected it there, see --runs")
+        raise InputError(f"the teacher of {run} is gone; expected it where it was, or its run in --runs")
     models = _with_distinct_names(
         _teacher(experiment, teacher_variables),
         _model_of_run(
@@ -106,7 +104,7 @@ def explain_run(
     measurements = measure(experiment, models, stage=stage, variant=variant)
     summary = {"stage": stage, "variant": variant, **summarize(measurements, models)}
     numbers, image = (os.path.join(folder, name) for name in OUTPUT_FILES)
-    runs.write_files(folder, {OUTPUT_FILES[0]: json.dumps(summary, indent=1).encode()})
+    runs.write_files(folder, {OUTPUT_FILES[0]: runs.json_text(summary).encode()})
     _print_summary(summary)
     with contextlib.suppress(FileNotFoundError):  # a picture that is there shows other numbers
         os.remove(image)

@@ -302,11 +302,11 @@ def test_a_run_without_a_teacher_is_refused(folder):
 
 
 def test_a_run_whose_teacher_is_gone_is_refused(folder, tmp_path):
-    message = refused(folder, folder / "kd", runs_folder=str(tmp_path))
-    assert (
-        f"has no finished run in {tmp_path}/teachers/{(folder / 'teacher').resolve().name}; expected it there"
-        in message
-    )
+    run = copy(folder, "kd", tmp_path / "run")
+    saved = runs.read_json(str(run), "config.json") | {"teacher_source": None}
+    runs.write_json(str(run / "config.json"), saved)
+    message = refused(tmp_path, run, runs_folder=str(tmp_path))
+    assert message == f"the teacher of {run} is gone; expected it where it was, or its run in --runs"
 
 
 @pytest.mark.parametrize(
