@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -97,7 +98,7 @@ def schedule(
       key: of the config, for the error about an unknown name.
     """
     choose(key, name, SCHEDULES)
-    warmup = min(round(warmup_epochs * steps_per_epoch), steps // 2)
+    warmup = min(round(_steps(warmup_epochs, steps_per_epoch)), steps // 2)
 
     def factor(step: Array | int) -> Array:
         step = jnp.asarray(step, jnp.int32)
@@ -105,7 +106,7 @@ def schedule(
             progress = (step - warmup).astype(jnp.float32) / max(steps - warmup, 1)
             value = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
         elif name == "step":
-            passed = [step >= math.ceil(m * steps_per_epoch) for m in milestones]
+            passed = [step >= math.ceil(_steps(m, steps_per_epoch)) for m in milestones]
             value = gamma ** sum((x.astype(jnp.float32) for x in passed), jnp.float32(0))
         else:
             # In integers: a quotient in float32 can come one step late.
@@ -113,6 +114,11 @@ def schedule(
         return jnp.where(step < warmup, (step + 1) / jnp.float32(warmup + 1), value)
 
     return factor
+
+
+def _steps(epochs: float, steps_per_epoch: int) -> Fraction:
+    """Epochs in steps, exactly: of 1.1 epochs of 50 steps the product of floats is more than 55."""
+    return Fraction(str(epochs)) * steps_per_epoch
 
 
 def is_kernel(path: Path) -> bool:

@@ -156,8 +156,9 @@ def _schedule(
         return (epoch >= first) & (epoch < last if last is not None else epoch >= 0)
 
     def factor(step: Array | int) -> Any:
-        epoch = step // steps_per_epoch - first
-        rising = jnp.minimum((epoch + 1) / warmup, 1.0) if warmup else 1.0
+        epoch = step // steps_per_epoch - first + 1
+        # Compared before it is divided: a quotient may be a hair below 1.
+        rising = jnp.where(epoch >= warmup, 1.0, epoch / warmup) if warmup else 1.0
         return jnp.where(is_open(step), rising, 0.0)
 
     return factor, is_open
