@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import registry
-from kd_jax.errors import InputError, check_callable, check_kind, choose
+from kd_jax import keys, registry
+from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.types import Array, Hyper
 
 Schedule = Callable[[Array | int], Array]
@@ -23,14 +23,6 @@ OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation]
     "adam": lambda options, decay: optax.chain(decay, optax.scale_by_adam(options["b1"], options["b2"])),
     "adamw": lambda options, decay: optax.chain(optax.scale_by_adam(options["b1"], options["b2"]), decay),
 }
-# (key of the section `optimizer`, whether a value is good, what was expected)
-CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("learning_rate", lambda v: v > 0, "a number above 0"),
-    ("weight_decay", lambda v: v >= 0, "a number of at least 0"),
-    ("warmup_epochs", lambda v: v >= 0, "a number of at least 0"),
-    ("gamma", lambda v: 0 < v <= 1, "above 0 and at most 1"),
-    *((key, lambda v: 0 <= v < 1, "at least 0 and below 1") for key in ("momentum", "b1", "b2")),
-)
 SCHEDULES = ("constant", "cosine", "step", "exponential")
 FREEZES = ("none", "backbone", "backbone_and_norms")
 
@@ -177,19 +169,13 @@ def create(
         raise InputError(f"model.freeze is {freeze!r}, and the network does not say what its head is; expected 'none'")
     groups = {"student": dict(options)}
     for term, own in (terms or {}).items():
-        for key, value in own.items():
+        for key in own:
             choose(f"a key of method.{term}.optimizer", key, options)
-            check_kind(f"method.{term}.optimizer.{key}", value, options[key])
         groups[term] = {**options, **own}
-    keys = {group: "optimizer" if group == "student" else f"method.{group}.optimizer" for group in groups}
+    named = {group: "optimizer" if group == "student" else f"method.{group}.optimizer" for group in groups}
     for group, chosen in groups.items():
-        choose(f"{keys[group]}.name", chosen["name"], OPTIMIZERS)
-        for key, good, expected in CHECKS:
-            if not _is_finite(chosen[key]) or not good(chosen[key]):
-                raise InputError(f"{keys[group]}.{key} is {chosen[key]!r}; expected {expected}")
-        milestones = chosen["milestones"]
-        if not all(_is_finite(epoch) and epoch > 0 for epoch in milestones):
-            raise InputError(f"{keys[group]}.milestones is {milestones!r}; expected epochs above 0, as in (150, 180)")
+        choose(f"{named[group]}.name", chosen["name"], OPTIMIZERS)
+        keys.check_section("optimizer", chosen, named[group])
     schedules = {
         group: schedule(
             chosen["schedule"],
@@ -198,7 +184,7 @@ def create(
             warmup_epochs=chosen["warmup_epochs"],
             milestones=tuple(chosen["milestones"]),
             gamma=chosen["gamma"],
-            key=f"{keys[group]}.schedule",
+            key=f"{named[group]}.schedule",
         )
         for group, chosen in groups.items()
     }
@@ -252,7 +238,3 @@ def _kernels(params: Any) -> Any:
     if all(isinstance(path, tuple) for path in params):
         return {path: is_kernel(path) for path in params}
     return unflatten_dict({path: is_kernel(path) for path in flatten_dict(params)})
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
