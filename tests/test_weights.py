@@ -3,7 +3,9 @@
 import functools
 import json
 import pickle
+import socket
 import sys
+import time
 import types
 
 import jax
@@ -130,7 +132,7 @@ def test_a_run_that_starts_with_a_new_head_says_so(run, tmp_path, capsys):
     tensors = load_file(run[1])
     save_file({**tensors, "linear.weight": np.zeros((3, 8), np.float32)}, tmp_path / "model.safetensors")
     experiment.create(tiny.config(**{"model.pretrained": str(tmp_path / "model.safetensors")}))
-    assert "its head is of another shape or was not trained, and is reinitialized" in capsys.readouterr().out
+    assert "its head is of another shape, and is reinitialized" in capsys.readouterr().out
 
 
 def test_what_a_run_starts_from_is_part_of_its_identity_by_content(run, tmp_path):
@@ -196,7 +198,7 @@ def test_a_missing_source_is_refused_with_the_choices(source):
 
 def test_a_pytorch_file_without_pytorch_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "model.pth").write_bytes(b"")
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="needs PyTorch, which is not installed"):
         weights.read(tmp_path / "model.pth")
 
@@ -209,7 +211,7 @@ def test_a_pickle_is_read_by_pytorchs_safe_loader_only(tmp_path, monkeypatch):
         raise pickle.UnpicklingError("Weights only load failed\nand much more")
 
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=np.ndarray))
-    (tmp_path / "model.pth").write_bytes(b"")
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="is refused: it is damaged, or a pickle with more than tensors in it"):
         weights.read(tmp_path / "model.pth")
     assert asked == {"map_location": "cpu", "weights_only": True}
@@ -233,16 +235,72 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_hub_id_is_fetched_at_its_revision(run, monkeypatch):
+def test_a_hub_id_is_taken_from_the_cache_at_its_revision(run, monkeypatch):
     asked = {}
 
-    def hf_hub_download(repository, file, revision):
-        asked.update(repository=repository, file=file, revision=revision)
+    def hf_hub_download(repository, file, revision, **options):
+        asked.update(repository=repository, file=file, revision=revision, **options)
         return str(run[1])
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
     assert "conv1.weight" in weights.read("owner/name.v1@0123abc")
-    assert asked == {"repository": "owner/name.v1", "file": "model.safetensors", "revision": "0123abc"}
+    assert asked == {
+        "repository": "owner/name.v1",
+        "file": "model.safetensors",
+        "revision": "0123abc",
+        "local_files_only": True,
+    }
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["refuses", "never answers"])
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch, tmp_path, listens):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(weights, "FETCH_SECONDS", 0.2)
+        begin = time.monotonic()
+        with pytest.raises(
+            InputError, match=r"does not answer \(.*\)\. Download model.safetensors .* give its path"
+        ) as error:
+            weights.read("owner/name@0123abc")
+        assert time.monotonic() - begin < 10
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_is_told_by_its_content_and_found_at_home(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model.pth.tar").write_bytes(run[1].read_bytes())
+    assert weights.read("~/model.pth.tar").keys() == load_file(run[1]).keys()
+
+
+def test_a_head_called_fc_is_that_called_linear(run, tmp_path):
+    tensors = load_file(run[1])
+    save_file({key.replace("linear.", "fc."): x for key, x in tensors.items()}, tmp_path / "model.bin")
+    loaded = load(tmp_path / "model.bin", create(10))
+    assert loaded.head
+    assert tiny.identical(loaded.variables, kd_jax.load(run[0]).variables)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"num_classes": 3}, "is of another shape"), ({"num_classes": 10, "head": "mlp"}, "is of another kind")],
+)
+def test_why_a_head_is_left_out_is_said_in_its_own_words(run, options, why):
+    assert load(run[1], create(**options)).why == why
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(run, tmp_path, value):
+    tensors = load_file(run[1])
+    tensors["layer1.0.bn1.weight"][0] = value
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match=r"bad.safetensors are not finite, first in layer1.0.bn1.weight; expected"):
+        load(tmp_path / "bad.safetensors", create(10))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):

@@ -102,6 +102,7 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
         **chosen: Any,
     ) -> Method:
         check_tap(on)
+        VIEWS.check(f"method.{name}.views", views)
         views = tuple(views)
 
         def side(outputs: Outputs, who: str) -> Array:

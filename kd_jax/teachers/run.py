@@ -53,7 +53,7 @@ def from_config(setting: "Setting") -> Teacher:
 
 def finished(setting: "Setting") -> Teacher:
     """The finished run in the folder `teacher.path`."""
-    folder, dataset = setting.config["teacher"]["path"], setting.dataset
+    folder, dataset = os.path.expanduser(setting.config["teacher"]["path"]), setting.dataset
     if not folder:
         raise InputError("teacher.path is empty; expected the folder of a finished run")
     saved = runs.read_config(folder)
@@ -87,7 +87,11 @@ def section_of_finished(section: Mapping[str, Any], teacher_hash: str | None, ru
     """See `teachers.finished`."""
     if section["kind"] not in ("config", "run"):
         return dict(section)
-    path = folder_of(teacher_hash or "", runs_folder) if section["kind"] == "config" else section["path"]
+    path = (
+        folder_of(teacher_hash or "", runs_folder)
+        if section["kind"] == "config"
+        else os.path.expanduser(section["path"])
+    )
     return {**section, "path": path, "kind": "run" if runs.has_result(path) else "none"}
 
 

@@ -174,7 +174,9 @@ def test_a_loss_at_two_views_is_their_sum():
 
 @pytest.mark.parametrize("views", [[], [-1], [0.5]])
 def test_views_that_are_not_numbers_are_refused(views):
-    with pytest.raises(InputError, match=r"method.term.views is .*; expected numbers of views, the first being 0"):
+    with pytest.raises(
+        InputError, match=r"method.term.views is .*; expected a list: numbers of views, the first being 0"
+    ):
         base.from_loss(lambda student: student)("term", views=views)
 
 
