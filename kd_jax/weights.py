@@ -122,7 +122,7 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
     """{PyTorch's key: array} of a file of safetensors or of PyTorch, told by its content; the latter needs PyTorch.
 
     Raises:
-      InputError: when the file cannot be read as one, or holds what is not finite; code in a pickle is refused, not run.
+      InputError: when the file cannot be read as one, or is not finite; code in a pickle is refused, not run.
     """
     path = os.path.expanduser(path)
     try:
@@ -164,6 +164,27 @@ def _with_head_named(state_dict: dict[str, np.ndarray], network: Network) -> dic
         return state_dict
     leaves = {f"{other}.{leaf}": f"{own}.{leaf}" for leaf in ("weight", "bias")}
     return {leaves.get(key, key): array for key, array in state_dict.items()}
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    """The metadata of a .safetensors file; raises InputError when it is none."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # a file that is cut short or is something else
+        raise InputError(f"{path} cannot be read as safetensors; expected a file of `kd_jax export`") from error
+
+
+def read_exported(path: str, metadata: Mapping[str, str], shapes: Variables, network: Network) -> Variables:
+    """The variables of a file of `kd_jax export`, whose metadata says whose names its keys are."""
+    tensors = read(path)
+    if metadata.get("names") == "flax":
+        network = network._replace(torch_key=".".join)
+        variables = unflatten_dict({tuple(key.split(".")): array for key, array in tensors.items()})
+        tensors = torch_names.to_state_dict(variables, network)
+    return torch_names.match(tensors, shapes, network)
 
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:

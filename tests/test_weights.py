@@ -51,6 +51,45 @@ def test_an_exported_file_holds_the_runs_variables_and_says_what_they_are(run):
     assert (header["model"], json.loads(header["class_names"])) == ("resnet8", list(finished.class_names))
 
 
+def assert_loads_with_equal_logits(run, file):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    finished, loaded = kd_jax.load(run), kd_jax.load(file)
+    assert np.array_equal(jax.jit(finished.logits)(images), jax.jit(loaded.logits)(images))
+    assert (loaded.class_names, loaded.image_shape) == (finished.class_names, finished.image_shape)
+
+
+def test_an_exported_file_is_loaded_as_the_network_that_it_was(run):
+    assert_loads_with_equal_logits(*run)
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.pth", "student"])
+def test_an_export_under_another_suffix_is_refused(run, tmp_path, name):
+    with pytest.raises(InputError, match=r"expected a file that ends in \.safetensors"):
+        export.export(run[0], tmp_path / name)
+
+
+def test_an_export_that_fails_leaves_no_file(run, tmp_path, monkeypatch):
+    def fails(old, new):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("kd_jax.export.os.replace", fails)
+    with pytest.raises(InputError, match="which cannot be written: Permission denied"):
+        export.export(run[0], tmp_path / "model.safetensors")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("source", [None, 3, b"run"])
+def test_what_is_no_path_is_not_loaded(source):
+    with pytest.raises(InputError, match=r"the run is .*; expected its folder, or a file of `kd_jax export`"):
+        kd_jax.load(source)
+
+
+def test_weights_that_do_not_say_which_network_they_are_of_are_not_loaded(tmp_path):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="does not say which network it holds"):
+        kd_jax.load(tmp_path / "model.safetensors")
+
+
 def test_an_export_never_replaces_a_file(run):
     folder, file = run
     before = file.read_bytes()
@@ -88,6 +127,7 @@ def test_a_network_without_pytorch_names_is_exported_under_flaxs(run, tmp_path):
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert_loads_with_equal_logits(run[0], tmp_path / "model.safetensors")
 
 
 @pytest.mark.usefixtures("unnamed")
