@@ -136,10 +136,12 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
 
 def _checked(loss: Any, count: int | None = None) -> Array:
     """A loss [], or with a count of images [B]; raises InputError for anything else."""
-    is_number = isinstance(loss, int | float | np.generic | np.ndarray | jax.Array)
+    is_number = isinstance(loss, int | float | complex | np.generic | np.ndarray | jax.Array)
     if not is_number or jnp.shape(loss) not in ((), (count,)):
         what = f"{loss.dtype} {list(loss.shape)}" if is_number else f"of type {type(loss).__name__}"
         raise InputError(f"the loss is {what}; expected []" + (f", or [{count}], one for each image" if count else ""))
+    if jnp.iscomplexobj(loss):
+        raise InputError(f"the loss is {loss.dtype if hasattr(loss, 'dtype') else 'complex'}; expected real numbers")
     return jnp.asarray(loss)
 
 

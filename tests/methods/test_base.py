@@ -98,6 +98,8 @@ def test_a_parameter_of_another_name_is_refused():
         (lambda student: student, r"the loss is float32 \[6, 5\]; expected \[\], or \[6\], one for each image"),
         (lambda student: student[:3, 0], r"the loss is float32 \[3\]; expected"),
         (lambda student: None, r"the loss is of type NoneType; expected"),
+        (lambda student: student[:, 0] * 1j, r"the loss is complex64; expected real numbers"),
+        (lambda student: 1j, r"the loss is complex; expected real numbers"),
         (lambda student: (student[:, 0], 0.0), r"the loss is of type tuple; expected"),
     ],
 )
