@@ -85,6 +85,8 @@ def optional(kind: Kind) -> Kind:
     return Kind(lambda v: v is None or kind.good(v), f"{kind.expected}, or none")
 
 
+ANYTHING = Kind(lambda v: True, "anything")
+OF_NETWORK = Kind(lambda v: True, "what the network says, which checks it; may be absent")
 FLAG = Kind(lambda v: type(v) is bool, "true or false")
 SECTION = Kind(lambda v: isinstance(v, Mapping), "a section")
 ABOVE_0 = number(above=0, expected="a number above 0")
@@ -129,14 +131,14 @@ KEYS: dict[str, Key] = {
     ),
     # The network. The options from `width` on are the network's, and None is its own default; others can be added.
     "model.name": Key("resnet8", text(), "see kd_jax.models.NETWORKS"),
-    "model.width": Key(0.25, optional(WIDTH), "factor on every number of channels"),
-    "model.stem": Key(None, optional(text()), '"cifar" (small images) or "imagenet" (64 pixels and more)'),
+    "model.width": Key(0.25, OF_NETWORK, "factor on every number of channels"),
+    "model.stem": Key(None, OF_NETWORK, '"cifar" (small images) or "imagenet" (64 pixels and more)'),
     "model.head": Key(
         None,
-        optional(text()),
+        OF_NETWORK,
         '"linear", or "mlp" (Linear 1000, dropout, batch norm, ReLU before the last layer)',
     ),
-    "model.shortcut": Key(None, optional(text()), '"conv", or "pad" (no parameters)'),
+    "model.shortcut": Key(None, OF_NETWORK, '"conv", or "pad" (no parameters)'),
     "model.pretrained": Key(
         "",
         text(),
@@ -277,6 +279,8 @@ def check_section(name: str, tree: Any, what: str = "") -> None:
     dot = f"{what}." if what else ""
     for key, entry in section(name).items():
         if key not in tree:
+            if entry.kind is OF_NETWORK:
+                continue
             raise InputError(f"the config lacks {dot}{key}; expected every key of kd_jax/keys.py")
         entry.kind.check(f"{dot}{key}", tree[key])
 
@@ -305,7 +309,6 @@ def check_options(
             raise InputError(f"{what}.{option} is missing; expected a value, as it has no default")
 
 
-ANYTHING = Kind(lambda v: True, "anything")
 NUMBERS = number(expected="a number that is finite")
 # By the type of a default: what may take its place. Any other default, None for one, allows anything.
 BY_DEFAULT: dict[type, Kind] = {
