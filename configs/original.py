@@ -13,6 +13,14 @@ temperatures were chosen on the validation split at the laptop's scale.
 With it, the losses (kd_jax/methods/original.py), optimizers and schedules are the original's, which differ from row
 to row; its teacher works with the batch's statistics and dropout, and that of frozen rows is frozen. Not repeated is
 what would make a number wrong: the choice of the checkpoint on the test set, and averages of the teacher that drift.
+So a faithful row still differs from the original in this:
+
+* It trains on 45,000 images, where the original trains on all 50,000: a tenth is held out for validation, which there
+  is the test set. `--config.dataset.holdout=0. --config.teacher.config.dataset.holdout=0.` trains on all of them.
+* An epoch has 1,406 steps, where the original has 1,563: of fewer images, and without the last, smaller batch. The
+  discriminator's cycle of 200 steps and the schedule follow the epochs of the data that is used.
+* The discriminator's convolutions have no bias. The original's may have one, which the batch norm after it removes.
+  In the student's steps its batch norms use their averages, in its own steps the batch's statistics.
 """
 
 from kd_jax.config import base, recipes

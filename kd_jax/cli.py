@@ -162,7 +162,7 @@ def _parse(argv: list[str]) -> list[str]:
             hint = f"; did you mean {near[1]!r}?" if near else ""
             if new := next((new for old, new in OLD_KEYS.items() if f".{old}" in given.partition("=")[0]), None):
                 raise InputError(f"{given} is a key of an older version; it is now {new}") from error
-            raise InputError(f"{given}: there is no key {cause.args[0]!r}; see kd_jax/config/base.py{hint}") from error
+            raise InputError(f"{given}: there is no key {cause.args[0]!r}; see kd_jax/keys.py{hint}") from error
         raise InputError(one_line(cause if isinstance(cause, InputError) else error)) from error
 
 

@@ -5,15 +5,6 @@ import inspect
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-# What a value may be, by the type of the default that it replaces. Any other default, None for one, allows anything.
-KINDS = (
-    ((bool,), (bool,), "true or false"),
-    ((int,), (int,), "a whole number"),
-    ((float,), (int, float), "a number"),
-    ((str,), (str,), "a string"),
-    ((list, tuple), (list, tuple), "a list"),
-)
-
 
 class InputError(ValueError):
     """The user's input is wrong. The message is one line: the value, what was expected, the valid choices."""
@@ -35,17 +26,10 @@ def choose(what: str, value: Any, choices: Collection[Any]) -> Any:
         known = False
     if not known:
         names = sorted(map(str, choices))
-        near = difflib.get_close_matches(str(value), names, n=1)
+        near = difflib.get_close_matches(shown(value).strip("'"), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{what} is {value!r}; expected one of: {', '.join(names)}{hint}")
+        raise InputError(f"{what} is {shown(value)}; expected one of: {', '.join(names)}{hint}")
     return choices[value] if isinstance(choices, Mapping) else value
-
-
-def check_kind(what: str, value: Any, default: Any) -> None:
-    """Raises InputError when a value is of another kind than its default."""
-    for defaults, kinds, expected in KINDS:
-        if type(default) in defaults and type(value) not in kinds:
-            raise InputError(f"{what} is {value!r}; expected {expected}")
 
 
 def check_callable(what: str, value: Any) -> Mapping[str, inspect.Parameter]:
@@ -58,6 +42,15 @@ def check_callable(what: str, value: Any) -> Mapping[str, inspect.Parameter]:
         raise InputError(
             f"{what} is {value!r}, whose parameters cannot be read; expected a function around it"
         ) from error
+
+
+def shown(value: Any, length: int = 100) -> str:
+    """A value in a message: as Python writes it, and cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # a number of thousands of digits, say
+        text = f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def one_line(error: BaseException, length: int | None = None) -> str:

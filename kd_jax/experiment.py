@@ -15,6 +15,7 @@ from kd_jax.config.checks import check, plain
 from kd_jax.data import resident
 from kd_jax.errors import InputError
 from kd_jax.identity import identify
+from kd_jax.keys import LARGEST
 from kd_jax.logging import wandb_run
 from kd_jax.steps import Components, StepOptions
 from kd_jax.types import Feed, Hyper, Method, Teacher, TrainState, Variables
@@ -93,7 +94,7 @@ def create(
     """Checks a config, loads its data, and builds its functions.
 
     Args:
-      config: a complete tree (see kd_jax/config/base.py), a ConfigDict or plain.
+      config: a complete tree (see kd_jax/keys.py), a ConfigDict or plain.
       source: the images, where a program has them already; None to read what the config names.
       runs_folder: where the runs of teachers lie.
       devices: to run on; by default all local ones.
@@ -175,7 +176,10 @@ def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, i
             f" ({devices} devices times train.accumulate {accumulate})"
         )
     steps_per_epoch = images // batch_size
-    return train["steps"] or train["epochs"] * steps_per_epoch, steps_per_epoch
+    steps = train["steps"] or train["epochs"] * steps_per_epoch
+    if steps > LARGEST:
+        raise InputError(f"train.epochs is {train['epochs']}, which makes {steps} steps; expected at most {LARGEST}")
+    return steps, steps_per_epoch
 
 
 def _check_views(config: Mapping[str, Any], method: Method) -> None:

@@ -5,12 +5,14 @@ usage: python -m kd_jax.export --workdir=FOLDER --to=model.safetensors
 An existing file is never replaced.
 """
 
+import contextlib
 import errno
 import json
 import os
 
 from absl import flags
 
+import kd_jax
 from kd_jax import cli
 from kd_jax.errors import InputError, one_line
 
@@ -26,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
 
 def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
-    """Writes the student's weights, with the network's name, the classes, mean and standard deviation as metadata.
+    """Writes the student's weights, with all that `kd_jax.load` needs to build the network again as metadata.
 
     Args:
       run: the folder of a finished run.
@@ -46,7 +48,9 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
     from kd_jax.models import torch_names
     from kd_jax.types import student_logits
 
-    run, path = os.fspath(run), os.fspath(path)
+    run, path = os.path.expanduser(run), os.path.expanduser(path)
+    if not path.endswith(".safetensors"):
+        raise InputError(f"--to is {path!r}; expected a file that ends in .safetensors, the one format that is written")
     saved = runs.read_config(run)
     network = networks.create(saved["config"], len(saved["data"]["class_names"]))
     variables = weights.read_run(run)[0]
@@ -60,8 +64,14 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
         tensors = torch_names.to_state_dict(variables, network)
     else:
         tensors = {key: np.asarray(array) for key, array in flatten_dict(dict(variables), sep=".").items()}
-    metadata = {key: json.dumps(saved["data"][key]) for key in ("class_names", "mean", "std")}
-    metadata["model"] = saved["config"]["model"]["name"]
+    metadata = {key: json.dumps(saved["data"][key]) for key in ("class_names", "mean", "std", "image_shape")}
+    metadata |= {
+        "model": saved["config"]["model"]["name"],
+        "config": json.dumps(networks.described(saved["config"])),
+        "names": "torch" if network.torch_key else "flax",
+        "hash": saved["hash"],
+        "kd_jax": kd_jax.__version__,
+    }
     partial = f"{path}.{os.getpid()}.tmp"
     try:
         # Copies, as safetensors takes no account of transposed axes.
@@ -71,6 +81,9 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
         if os.strerror(errno.ENOSPC) in str(error):
             raise
         raise InputError(f"--to is {path!r}, which cannot be written: {one_line(error)}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(partial)  # what a failure leaves
     return network.torch_key is not None
 
 

@@ -1,10 +1,15 @@
-"""A finished run, to classify images with."""
+"""A finished run, or what was exported of one, to classify images with."""
 
+import json
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from kd_jax import methods, networks, runs, weights
+from kd_jax.errors import InputError, shown
 from kd_jax.types import Array, Network, Variables
 
 
@@ -19,22 +24,54 @@ class LoadedRun(NamedTuple):
     logits: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> [B, K]; jit it
 
 
-def load(folder: str | os.PathLike[str]) -> LoadedRun:
-    """Loads a finished run.
+def load(source: str | os.PathLike[str]) -> LoadedRun:
+    """Loads a finished run, or the student that `kd_jax export` wrote.
 
+    Args:
+      source: the folder of a run, or a .safetensors file of `kd_jax export`. What registered a network of one's own is
+        imported again for a run; for a file it has to be registered already.
     Raises:
-      InputError: when the folder holds no finished run.
+      InputError: when it is neither.
     """
-    folder = os.fspath(folder)
-    saved = runs.read_config(folder)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"the run is {shown(source)}; expected its folder, or a file of `kd_jax export`")
+    source = os.path.expanduser(source)
+    if os.path.isfile(source):
+        return _load_file(source)
+    saved = runs.read_config(source)
     config, described = saved["config"], saved["data"]
-    class_names = tuple(described["class_names"])
     method = methods.create(config["method"])
-    network = networks.predicting(networks.create(config, len(class_names)), method)
-    variables = networks.predicting_variables(method, *weights.read_run(folder))
+    network = networks.predicting(networks.create(config, len(described["class_names"])), method)
+    variables = networks.predicting_variables(method, *weights.read_run(source))
+    return _loaded(network, variables, config, described)
+
+
+def _load_file(path: str) -> LoadedRun:
+    metadata = weights.read_metadata(path)
+    try:
+        config = json.loads(metadata["config"])
+        described = {key: json.loads(metadata[key]) for key in ("class_names", "mean", "std", "image_shape")}
+        network = networks.create(config, len(described["class_names"]))
+        size, channels = config["dataset"]["image_size"], described["image_shape"][-1]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} does not say which network it holds; expected a file of `kd_jax export`, or the folder of a run"
+        ) from error
+    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    return _loaded(network, weights.read_exported(path, metadata, shapes, network), config, described)
+
+
+def _loaded(
+    network: Network, variables: Variables, config: Mapping[str, Any], described: Mapping[str, Any]
+) -> LoadedRun:
     preprocess = networks.preprocessor(config, described["mean"], described["std"])
 
     def logits(images: Array) -> Array:
         return network.apply(variables, preprocess(images), train=False)[0].logits
 
-    return LoadedRun(network, variables, preprocess, class_names, tuple(described["image_shape"]), logits)
+    return LoadedRun(
+        network, variables, preprocess, tuple(described["class_names"]), tuple(described["image_shape"]), logits
+    )

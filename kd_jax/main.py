@@ -4,7 +4,7 @@ usage: python -m kd_jax.main [--config=rkd[:small|:smoke]] [--workdir=FOLDER] [-
 
 --config is a Python file, or the name of an experiment that comes with kd_jax, for example rkd or configs/rkd.py.
 Without it, a small network is distilled on handwritten digits (quickstart). The run's folder is by default
-<runs>/<name>-<hash of the config>. The same command continues a run that was stopped. kd_jax/config/base.py lists every
+<runs>/<name>-<hash of the config>. The same command continues a run that was stopped. kd_jax/keys.py lists every
 key of a config.
 """
 

@@ -33,6 +33,15 @@ def create(config: Mapping[str, Any], num_classes: int) -> Network:
     )
 
 
+def described(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config `create` and `preprocessor` read."""
+    return {
+        "model": {**config["model"], "pretrained": ""},
+        "precision": config["precision"],
+        "dataset": {"image_size": config["dataset"]["image_size"]},
+    }
+
+
 def predicting(network: Network, method: Method) -> Network:
     """The network as a run of the method predicts; `predicting_variables` are its variables.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import registry
-from kd_jax.errors import InputError, check_callable, check_kind, choose
+from kd_jax import keys, registry
+from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.types import Array, Hyper
 
 Schedule = Callable[[Array | int], Array]
@@ -22,14 +23,6 @@ OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation]
     "adam": lambda options, decay: optax.chain(decay, optax.scale_by_adam(options["b1"], options["b2"])),
     "adamw": lambda options, decay: optax.chain(optax.scale_by_adam(options["b1"], options["b2"]), decay),
 }
-# (key of the section `optimizer`, whether a value is good, what was expected)
-CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("learning_rate", lambda v: v > 0, "a number above 0"),
-    ("weight_decay", lambda v: v >= 0, "a number of at least 0"),
-    ("warmup_epochs", lambda v: v >= 0, "a number of at least 0"),
-    ("gamma", lambda v: 0 < v <= 1, "above 0 and at most 1"),
-    *((key, lambda v: 0 <= v < 1, "at least 0 and below 1") for key in ("momentum", "b1", "b2")),
-)
 SCHEDULES = ("constant", "cosine", "step", "exponential")
 FREEZES = ("none", "backbone", "backbone_and_norms")
 
@@ -97,7 +90,7 @@ def schedule(
       key: of the config, for the error about an unknown name.
     """
     choose(key, name, SCHEDULES)
-    warmup = min(round(warmup_epochs * steps_per_epoch), steps // 2)
+    warmup = min(round(_steps(warmup_epochs, steps_per_epoch)), steps // 2)
 
     def factor(step: Array | int) -> Array:
         step = jnp.asarray(step, jnp.int32)
@@ -105,7 +98,7 @@ def schedule(
             progress = (step - warmup).astype(jnp.float32) / max(steps - warmup, 1)
             value = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
         elif name == "step":
-            passed = [step >= math.ceil(m * steps_per_epoch) for m in milestones]
+            passed = [step >= math.ceil(_steps(m, steps_per_epoch)) for m in milestones]
             value = gamma ** sum((x.astype(jnp.float32) for x in passed), jnp.float32(0))
         else:
             # In integers: a quotient in float32 can come one step late.
@@ -113,6 +106,11 @@ def schedule(
         return jnp.where(step < warmup, (step + 1) / jnp.float32(warmup + 1), value)
 
     return factor
+
+
+def _steps(epochs: float, steps_per_epoch: int) -> Fraction:
+    """Epochs in steps, exactly: of 1.1 epochs of 50 steps the product of floats is more than 55."""
+    return Fraction(str(epochs)) * steps_per_epoch
 
 
 def is_kernel(path: Path) -> bool:
@@ -171,19 +169,13 @@ def create(
         raise InputError(f"model.freeze is {freeze!r}, and the network does not say what its head is; expected 'none'")
     groups = {"student": dict(options)}
     for term, own in (terms or {}).items():
-        for key, value in own.items():
+        for key in own:
             choose(f"a key of method.{term}.optimizer", key, options)
-            check_kind(f"method.{term}.optimizer.{key}", value, options[key])
         groups[term] = {**options, **own}
-    keys = {group: "optimizer" if group == "student" else f"method.{group}.optimizer" for group in groups}
+    named = {group: "optimizer" if group == "student" else f"method.{group}.optimizer" for group in groups}
     for group, chosen in groups.items():
-        choose(f"{keys[group]}.name", chosen["name"], OPTIMIZERS)
-        for key, good, expected in CHECKS:
-            if not _is_finite(chosen[key]) or not good(chosen[key]):
-                raise InputError(f"{keys[group]}.{key} is {chosen[key]!r}; expected {expected}")
-        milestones = chosen["milestones"]
-        if not all(_is_finite(epoch) and epoch > 0 for epoch in milestones):
-            raise InputError(f"{keys[group]}.milestones is {milestones!r}; expected epochs above 0, as in (150, 180)")
+        choose(f"{named[group]}.name", chosen["name"], OPTIMIZERS)
+        keys.check_section("optimizer", chosen, named[group])
     schedules = {
         group: schedule(
             chosen["schedule"],
@@ -192,7 +184,7 @@ def create(
             warmup_epochs=chosen["warmup_epochs"],
             milestones=tuple(chosen["milestones"]),
             gamma=chosen["gamma"],
-            key=f"{keys[group]}.schedule",
+            key=f"{named[group]}.schedule",
         )
         for group, chosen in groups.items()
     }
@@ -246,7 +238,3 @@ def _kernels(params: Any) -> Any:
     if all(isinstance(path, tuple) for path in params):
         return {path: is_kernel(path) for path in params}
     return unflatten_dict({path: is_kernel(path) for path in flatten_dict(params)})
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -57,7 +57,7 @@ def train(
     """Trains as a config says, its teacher first when that is missing, and writes `result.json`.
 
     Args:
-      config: a complete tree (see kd_jax/config/base.py).
+      config: a complete tree (see kd_jax/keys.py).
       workdir: the run's folder; by default one under `runs_folder`, named after the config. Where it holds part of
         the same run, that run goes on.
       data: images that a program has already, in the place of those that the config names: a `Source` (see

@@ -1,9 +1,13 @@
 """Weights from elsewhere: safetensors, PyTorch files, the Hugging Face hub, finished runs. Strict; no code is run."""
 
+import functools
+import http.client
 import logging
 import os
 import pickle
 import re
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,7 +23,7 @@ from kd_jax.types import MethodVariables, Network, Variables, student_logits
 
 PathLike = str | os.PathLike[str]
 
-TORCH_SUFFIXES = (".pth", ".pt", ".th")
+FETCH_SECONDS = 5.0  # to reach the hub
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
 FILE = "model.safetensors"  # of a repository of the hub
 
@@ -29,13 +33,15 @@ class Loaded(NamedTuple):
 
     variables: Variables  # all of them, or those of the backbone
     head: bool  # whether the head is among them
+    why: str = ""  # it is not: "is of another shape", for a line that begins with the head
 
 
 def load(source: PathLike, variables: Variables, network: Network, *, strict: bool = False) -> Loaded:
     """Loads the variables of a network from a source.
 
     Args:
-      source: a file (.safetensors, .pth, .pt, .th), the folder of a finished run, or a hub id OWNER/NAME[@REVISION].
+      source: a file (of safetensors or of PyTorch, whatever its name), the folder of a finished run, or a hub id
+        OWNER/NAME[@REVISION].
       variables: of the network, or their shapes.
       network: of the variables. For a file or a hub id it needs PyTorch names.
       strict: refuse a source with another head, instead of leaving the head out.
@@ -45,14 +51,14 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
     Raises:
       InputError: when the source cannot be read, or is not of this network.
     """
-    source = os.fspath(source)
+    source = os.path.expanduser(source)
     trained = True
     if os.path.isdir(source):
         network = network._replace(torch_key=_run_key)
         state_dict = torch_names.to_state_dict(read_run(source)[0], network)
         trained = _trains_head(source)
     else:
-        state_dict = torch_names.without_prefix(read(source))
+        state_dict = _with_head_named(torch_names.without_prefix(read(source)), network)
     names = torch_names.keys(variables, network)
     flat = flatten_dict(dict(variables))
     head = {path for path in flat if path[1] in network.head}
@@ -70,7 +76,13 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
     modules = {_module(names[path]) for path in backbone}
     others = {names[path] for path in head}
     rest = {key: array for key, array in state_dict.items() if _module(key) in modules and key not in others}
-    return Loaded(torch_names.match(rest, unflatten_dict(backbone), network), head=False)
+    if not trained:
+        why = "was not trained"
+    elif all(names[path] in shapes for path in head):
+        why = "is of another shape"
+    else:
+        why = "is of another kind" if any(_module(key) not in modules for key in state_dict) else "is not there"
+    return Loaded(torch_names.match(rest, unflatten_dict(backbone), network), False, why)
 
 
 def _trains_head(folder: str) -> bool:
@@ -95,26 +107,26 @@ def _module(key: str) -> str:
 
 def read(source: PathLike) -> dict[str, np.ndarray]:
     """The state dict of a file or a hub id; see `load`."""
-    return read_state_dict(_file(os.fspath(source)))
+    return read_state_dict(_file(os.path.expanduser(source)))
 
 
 def fingerprint(source: PathLike) -> str:
     """The SHA-256 of a source's content: of its file, or of the config of its run."""
-    source = os.fspath(source)
+    source = os.path.expanduser(source)
     if os.path.isdir(source):
         return runs.read_json(source, "config.json")["hash"]
     return registry.digest(_file(source))
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
-    """{PyTorch's key: array} of a .safetensors, .pth, .pt or .th file; the last three need PyTorch.
+    """{PyTorch's key: array} of a file of safetensors or of PyTorch, told by its content; the latter needs PyTorch.
 
     Raises:
-      InputError: when the file cannot be read as one; code in a pickle is refused, not run.
+      InputError: when the file cannot be read as one, or is not finite; code in a pickle is refused, not run.
     """
-    path = os.fspath(path)
+    path = os.path.expanduser(path)
     try:
-        tensors = _read_torch(path) if path.endswith(TORCH_SUFFIXES) else _read_safetensors(path)
+        tensors = _read_torch(path) if _is_torch(path) else _read_safetensors(path)
     except ImportError as error:
         raise InputError(
             f"{path} needs PyTorch, which is not installed; expected that, or a .safetensors file"
@@ -124,7 +136,55 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
     except Exception as error:  # each library has its own for a file that is cut short or is something else
         text = one_line(error, 160)
         raise InputError(f"{path} cannot be read as weights; expected a whole file of tensors: {text}") from error
+    _check_finite(path, tensors)
     return tensors
+
+
+def _is_torch(path: str) -> bool:
+    """Whether a file is a zip or a pickle, as PyTorch writes them; safetensors begin with a length and `{`."""
+    with open(path, "rb") as file:
+        first = file.read(9)
+    return first[8:9] != b"{" and (first.startswith(b"PK\x03\x04") or first[:1] == b"\x80")
+
+
+def _check_finite(source: str, tensors: Mapping[str, Any]) -> None:
+    """Raises InputError for an array that holds NaN or infinity."""
+    bad = (key for key, array in tensors.items() if not np.isfinite(np.asarray(array, np.float32)).all())
+    if first := next(bad, ""):
+        raise InputError(f"the weights of {source} are not finite, first in {first}; expected finite numbers")
+
+
+def _with_head_named(state_dict: dict[str, np.ndarray], network: Network) -> dict[str, np.ndarray]:
+    """The same, with a linear head under the network's own name: some call it `fc`, others `linear`."""
+    if not network.torch_key or not network.head:
+        return state_dict
+    own = _module(network.torch_key(("params", network.head[-1], "kernel")))
+    other = {"fc": "linear", "linear": "fc"}.get(own)
+    if other is None or any(_module(key) == own for key in state_dict):
+        return state_dict
+    leaves = {f"{other}.{leaf}": f"{own}.{leaf}" for leaf in ("weight", "bias")}
+    return {leaves.get(key, key): array for key, array in state_dict.items()}
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    """The metadata of a .safetensors file; raises InputError when it is none."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # a file that is cut short or is something else
+        raise InputError(f"{path} cannot be read as safetensors; expected a file of `kd_jax export`") from error
+
+
+def read_exported(path: str, metadata: Mapping[str, str], shapes: Variables, network: Network) -> Variables:
+    """The variables of a file of `kd_jax export`, whose metadata says whose names its keys are."""
+    tensors = read(path)
+    if metadata.get("names") == "flax":
+        network = network._replace(torch_key=".".join)
+        variables = unflatten_dict({tuple(key.split(".")): array for key, array in tensors.items()})
+        tensors = torch_names.to_state_dict(variables, network)
+    return torch_names.match(tensors, shapes, network)
 
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:
@@ -157,30 +217,65 @@ def _file(source: str) -> str:
     if os.path.isfile(source):
         return source
     hub = HUB.fullmatch(source)
-    if not hub or source.endswith((*TORCH_SUFFIXES, ".safetensors")):
+    if not hub or source.endswith((".pth", ".pt", ".th", ".tar", ".safetensors")):
         raise InputError(
-            f"no weights found at {source!r}; expected a file ({', '.join((*TORCH_SUFFIXES, '.safetensors'))}),"
+            f"no weights found at {source!r}; expected a file of safetensors or of PyTorch,"
             " the folder of a finished run, or a hub id OWNER/NAME@REVISION"
         )
-    from huggingface_hub import hf_hub_download
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt before the error
     try:
-        return hf_hub_download(hub["repository"], FILE, revision=hub["revision"])
-    except Exception as error:  # of the connection, the cache, or an unknown repository
-        text = one_line(error, 160)
-        raise InputError(f"the weights {source!r} are not in the hub's cache and cannot be fetched: {text}") from error
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(
+            f"{source!r} needs huggingface_hub, which is not installed; expected that, or a file"
+        ) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt before the error
+    ask = functools.partial(huggingface_hub.hf_hub_download, hub["repository"], FILE, revision=hub["revision"])
+    try:
+        return ask(local_files_only=True)
+    except Exception:  # each version of the library has its own
+        reason = "the hub is not to be asked (HF_HUB_OFFLINE)" if _is_offline() else _unreachable()
+        if not reason:
+            try:
+                return ask(etag_timeout=FETCH_SECONDS)
+            except Exception as error:  # of the connection, or an unknown repository
+                reason = one_line(error).split(". ")[0].rstrip(".")
+        raise InputError(
+            f"the weights {source!r} are not in the hub's cache and cannot be fetched: {reason}. Download {FILE} of"
+            " it where there is a network and give its path, or fill the cache there and set HF_HUB_OFFLINE=1"
+        ) from None
+
+
+def _is_offline() -> bool:
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def _unreachable() -> str:
+    """Why the hub does not answer within seconds, "" where it does: the library asks many times, for half a minute."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        urllib.request.urlopen(endpoint, timeout=FETCH_SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{endpoint} does not answer ({one_line(getattr(error, 'reason', error), 80)})"
+    return ""
 
 
 def read_run(folder: PathLike) -> tuple[Variables, MethodVariables]:
     """The student's variables (averaged, where the run averages them) and the method's, of a finished run."""
     from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
 
-    folder = os.fspath(folder)
+    folder = os.path.expanduser(folder)
     step = runs.read_json(folder, "result.json")["checkpoint"]
     tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
     params, stats = tree["params"], tree["stats"]
     variables = tree["ema"] or {"params": params["student"], "batch_stats": stats["student"]}
     if runs.read_json(folder, "config.json")["format"] == 1:  # whose states had one group for all terms
-        return variables, MethodVariables(params["method"], stats["method"])
-    return variables, method_variables(params, stats)
+        of_method = MethodVariables(params["method"], stats["method"])
+    else:
+        of_method = method_variables(params, stats)
+    _check_finite(folder, flatten_dict(dict(variables), sep="."))
+    return variables, of_method

@@ -107,12 +107,15 @@ def refused(arguments, folder, **environment):
         (["--config.train.epoch=3"], r"--config.train.epoch=3: there is no key 'epoch'; .*; did you mean 'epochs'\?"),
         (["--config.train.epochs=many"], "--config.train.epochs=many: invalid literal for int"),
         (["--config.train.batch_size=9999"], "train.batch_size is 9999; expected at most the 64 training images"),
-        (["--config.dataset.image_size=0"], "dataset.image_size is 0; expected an integer of at least 1"),
+        (["--config.dataset.image_size=0"], "dataset.image_size is 0; expected a whole number from 1 to 4096"),
         (
             ["--config.dataset.source=folder", "--config.dataset.path=/no"],
             "dataset.path is '/no', which does not exist",
         ),
-        (["--config.optimizer.milestones=(0,3)"], r"optimizer.milestones is \[0, 3\]; expected epochs above 0"),
+        (
+            ["--config.optimizer.milestones=(0,3)"],
+            r"optimizer.milestones is \[0, 3\]; expected a list of epochs above 0",
+        ),
         (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
         (["nonsense"], "the argument 'nonsense' is not known; expected flags only"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
-    {"types", "errors", "registry", "checksums", "stopping"},
+    {"types", "errors", "keys", "registry", "checksums", "stopping"},
     {"losses", "models", "methods", "augment", "randaugment", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "sharding"},
     {

@@ -1,5 +1,9 @@
 """Optimizers and schedules against recursions written out in float64 numpy."""
 
+import math
+from fractions import Fraction
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -111,6 +115,27 @@ def test_no_milestone_and_no_epoch_comes_a_step_late():
 
 def test_a_milestone_may_be_a_fraction_of_an_epoch():
     np.testing.assert_allclose(factors("step", milestones=(0.5,), steps=5), [1, 1, 1, 0.1, 0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("milestone", ["1.1", "2.3", "0.07"])
+def test_a_fractional_milestone_falls_at_its_very_step(milestone):
+    # Of 1.1 epochs of 50 steps the product of floats is more than 55.
+    for length in range(1, 1001, 3):
+        first = math.ceil(Fraction(milestone) * length)
+        factor = optim.schedule("step", steps=10**6, steps_per_epoch=length, milestones=(float(milestone),), gamma=0.5)
+        assert factor(np.array([first - 1, first])).tolist() == [1.0, 0.5], length
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_first_step_after_a_milestone_has_gamma_to_the_last_bit(compiled):
+    factor = optim.schedule("step", steps=410, steps_per_epoch=41, milestones=(1,), gamma=0.1)
+    assert (jax.jit(factor) if compiled else factor)(41) == np.float32(0.1)
+
+
+def test_a_warmup_of_a_fraction_of_an_epoch_ends_at_its_very_step():
+    # 0.29 epochs of 50 steps are 14.5, which is rounded to the even 14.
+    factor = optim.schedule("constant", steps=1000, steps_per_epoch=50, warmup_epochs=0.29)
+    np.testing.assert_allclose(factor(np.array([13, 14])), [14 / 15, 1], rtol=1e-6)
 
 
 def test_an_optimizer_is_one_entry(monkeypatch):

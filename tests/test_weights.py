@@ -3,7 +3,9 @@
 import functools
 import json
 import pickle
+import socket
 import sys
+import time
 import types
 
 import jax
@@ -49,6 +51,45 @@ def test_an_exported_file_holds_the_runs_variables_and_says_what_they_are(run):
     assert (header["model"], json.loads(header["class_names"])) == ("resnet8", list(finished.class_names))
 
 
+def assert_loads_with_equal_logits(run, file):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    finished, loaded = kd_jax.load(run), kd_jax.load(file)
+    assert np.array_equal(jax.jit(finished.logits)(images), jax.jit(loaded.logits)(images))
+    assert (loaded.class_names, loaded.image_shape) == (finished.class_names, finished.image_shape)
+
+
+def test_an_exported_file_is_loaded_as_the_network_that_it_was(run):
+    assert_loads_with_equal_logits(*run)
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.pth", "student"])
+def test_an_export_under_another_suffix_is_refused(run, tmp_path, name):
+    with pytest.raises(InputError, match=r"expected a file that ends in \.safetensors"):
+        export.export(run[0], tmp_path / name)
+
+
+def test_an_export_that_fails_leaves_no_file(run, tmp_path, monkeypatch):
+    def fails(old, new):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("kd_jax.export.os.replace", fails)
+    with pytest.raises(InputError, match="which cannot be written: Permission denied"):
+        export.export(run[0], tmp_path / "model.safetensors")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("source", [None, 3, b"run"])
+def test_what_is_no_path_is_not_loaded(source):
+    with pytest.raises(InputError, match=r"the run is .*; expected its folder, or a file of `kd_jax export`"):
+        kd_jax.load(source)
+
+
+def test_weights_that_do_not_say_which_network_they_are_of_are_not_loaded(tmp_path):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="does not say which network it holds"):
+        kd_jax.load(tmp_path / "model.safetensors")
+
+
 def test_an_export_never_replaces_a_file(run):
     folder, file = run
     before = file.read_bytes()
@@ -86,6 +127,7 @@ def test_a_network_without_pytorch_names_is_exported_under_flaxs(run, tmp_path):
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert_loads_with_equal_logits(run[0], tmp_path / "model.safetensors")
 
 
 @pytest.mark.usefixtures("unnamed")
@@ -130,7 +172,7 @@ def test_a_run_that_starts_with_a_new_head_says_so(run, tmp_path, capsys):
     tensors = load_file(run[1])
     save_file({**tensors, "linear.weight": np.zeros((3, 8), np.float32)}, tmp_path / "model.safetensors")
     experiment.create(tiny.config(**{"model.pretrained": str(tmp_path / "model.safetensors")}))
-    assert "its head is of another shape or was not trained, and is reinitialized" in capsys.readouterr().out
+    assert "its head is of another shape, and is reinitialized" in capsys.readouterr().out
 
 
 def test_what_a_run_starts_from_is_part_of_its_identity_by_content(run, tmp_path):
@@ -196,7 +238,7 @@ def test_a_missing_source_is_refused_with_the_choices(source):
 
 def test_a_pytorch_file_without_pytorch_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "model.pth").write_bytes(b"")
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="needs PyTorch, which is not installed"):
         weights.read(tmp_path / "model.pth")
 
@@ -209,7 +251,7 @@ def test_a_pickle_is_read_by_pytorchs_safe_loader_only(tmp_path, monkeypatch):
         raise pickle.UnpicklingError("Weights only load failed\nand much more")
 
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=np.ndarray))
-    (tmp_path / "model.pth").write_bytes(b"")
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="is refused: it is damaged, or a pickle with more than tensors in it"):
         weights.read(tmp_path / "model.pth")
     assert asked == {"map_location": "cpu", "weights_only": True}
@@ -233,16 +275,72 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_hub_id_is_fetched_at_its_revision(run, monkeypatch):
+def test_a_hub_id_is_taken_from_the_cache_at_its_revision(run, monkeypatch):
     asked = {}
 
-    def hf_hub_download(repository, file, revision):
-        asked.update(repository=repository, file=file, revision=revision)
+    def hf_hub_download(repository, file, revision, **options):
+        asked.update(repository=repository, file=file, revision=revision, **options)
         return str(run[1])
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
     assert "conv1.weight" in weights.read("owner/name.v1@0123abc")
-    assert asked == {"repository": "owner/name.v1", "file": "model.safetensors", "revision": "0123abc"}
+    assert asked == {
+        "repository": "owner/name.v1",
+        "file": "model.safetensors",
+        "revision": "0123abc",
+        "local_files_only": True,
+    }
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["refuses", "never answers"])
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch, tmp_path, listens):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(weights, "FETCH_SECONDS", 0.2)
+        begin = time.monotonic()
+        with pytest.raises(
+            InputError, match=r"does not answer \(.*\)\. Download model.safetensors .* give its path"
+        ) as error:
+            weights.read("owner/name@0123abc")
+        assert time.monotonic() - begin < 10
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_is_told_by_its_content_and_found_at_home(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model.pth.tar").write_bytes(run[1].read_bytes())
+    assert weights.read("~/model.pth.tar").keys() == load_file(run[1]).keys()
+
+
+def test_a_head_called_fc_is_that_called_linear(run, tmp_path):
+    tensors = load_file(run[1])
+    save_file({key.replace("linear.", "fc."): x for key, x in tensors.items()}, tmp_path / "model.bin")
+    loaded = load(tmp_path / "model.bin", create(10))
+    assert loaded.head
+    assert tiny.identical(loaded.variables, kd_jax.load(run[0]).variables)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"num_classes": 3}, "is of another shape"), ({"num_classes": 10, "head": "mlp"}, "is of another kind")],
+)
+def test_why_a_head_is_left_out_is_said_in_its_own_words(run, options, why):
+    assert load(run[1], create(**options)).why == why
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(run, tmp_path, value):
+    tensors = load_file(run[1])
+    tensors["layer1.0.bn1.weight"][0] = value
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match=r"bad.safetensors are not finite, first in layer1.0.bn1.weight; expected"):
+        load(tmp_path / "bad.safetensors", create(10))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax import augment, registry
+from kd_jax import augment, keys, registry
 from kd_jax.data import digits
 from kd_jax.data.names import printable
 from kd_jax.data.split import Source, cut, select, stratified_split
@@ -20,7 +20,6 @@ __all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "fingerprints"
 Section = Mapping[str, Any]  # `dataset` of a config
 
 NORMALIZE = ("dataset", "imagenet")
-MAX_IMAGE_SIDE = 4096  # pixels
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 # What of the section chooses among the images, and what happens to them later, and so not what is read.
@@ -117,7 +116,7 @@ def load(section: Section, source: Source | None = None) -> Dataset:
     A line says what was read. What was read last is kept, and read again only where it has changed.
 
     Args:
-      section: `dataset` of a run's configuration; `kd_jax/config/base.py` explains its keys.
+      section: `dataset` of a run's configuration; `kd_jax/keys.py` explains its keys.
       source: the images, where a program has them already.
 
     Returns:
@@ -234,6 +233,7 @@ def _described(source: Source, held: int) -> str:
 
 
 def _check(section: Section) -> None:
+    keys.check_section("dataset", section)
     choose("dataset.source", section["source"], SOURCES)
     if section["path"] and not SOURCES[section["source"]].reads_path:
         raise InputError(
@@ -244,13 +244,6 @@ def _check(section: Section) -> None:
     choose("dataset.augment", section["augment"], augment.KINDS)
     for kind in section["extra_views"]:
         choose("a kind of dataset.extra_views", kind, augment.KINDS)
-    if type(section["image_size"]) is int and section["image_size"] > MAX_IMAGE_SIDE:
-        raise InputError(f"dataset.image_size is {section['image_size']}; expected at most {MAX_IMAGE_SIDE}")
-    for key, least in (("image_size", 1), ("train_images", 0), ("labeled", 0)):
-        if type(section[key]) is not int or section[key] < least:
-            raise InputError(f"dataset.{key} is {section[key]!r}; expected an integer of at least {least}")
-    if not isinstance(section["holdout"], int | float) or not 0 <= section["holdout"] < 1:
-        raise InputError(f"dataset.holdout is {section['holdout']!r}; expected a fraction of at least 0 and below 1")
 
 
 def _check_holdout(holdout: float, held: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> None:

@@ -1,11 +1,14 @@
 """Losses of logits: one value per image, as in optax."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from kd_jax.errors import InputError
+from kd_jax.keys import ABOVE_0, Temperature, listing
 from kd_jax.losses.masks import check_shapes, fixed, keep
 from kd_jax.types import Array, Float, Int
 
@@ -32,7 +35,7 @@ def kd(
     student_logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    temperature: float = 4.0,
+    temperature: Temperature = 4.0,
     where: Where = None,
 ) -> Float[Array, " B"]:
     """Knowledge distillation: T^2 KL(p_teacher || p_student) with p = softmax(logits / T), summed over the classes.
@@ -66,7 +69,7 @@ def dkd(
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
-    temperature: float = 4.0,
+    temperature: Temperature = 4.0,
     where: Where = None,
 ) -> Float[Array, " B"]:
     """Decoupled knowledge distillation: T^2 (alpha TCKD + beta NCKD).
@@ -109,7 +112,7 @@ def mlkd(
     student_logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    temperatures: Annotated[tuple[float, ...], listing(ABOVE_0, least=1)] = (2.0, 3.0, 4.0, 5.0, 6.0),
     where: Where = None,
 ) -> Float[Array, ""]:
     """Multi-level logit distillation of one view: of instances, classes and the batch, summed over temperatures.

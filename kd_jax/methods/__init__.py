@@ -1,14 +1,14 @@
 """Distillation methods by name. `create({"kd": {"weight": 0.9, "temperature": 4.0}})` makes one method of its terms."""
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from kd_jax import losses, registry
-from kd_jax.errors import InputError, check_callable, check_kind, choose
+from kd_jax import keys, losses, registry
+from kd_jax.errors import InputError, check_callable, choose, shown
+from kd_jax.keys import TERM
 from kd_jax.methods import original
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
@@ -37,9 +37,6 @@ METHODS: dict[str, Constructor] = {
     "original_rkd_angle": from_loss(original.rkd_angle),
     "original_adversarial": original.adversarial,
 }
-
-
-OPTIONS = ("method", "weight", "warmup_epochs", "epochs", "optimizer")  # of every term; the others are the method's
 
 
 def register(name: str, constructor: Constructor) -> None:
@@ -82,7 +79,7 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
         finite number.
     """
     if not isinstance(terms, Mapping):
-        raise InputError(f"method is {terms!r}; expected its terms, as in {{'kd': {{'weight': 0.9}}}}")
+        raise InputError(f"method is {shown(terms)}; expected its terms, as in {{'kd': {{'weight': 0.9}}}}")
     if not terms:
         raise InputError(f"method has no term; expected at least one of: {', '.join(sorted(METHODS))}")
     if "student" in terms:
@@ -92,40 +89,27 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
 
 def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> Method:
     if not isinstance(given, Mapping):
-        raise InputError(f"method.{term} is {given!r}; expected its options, as in {{'weight': 1.0}}, or {{}}")
+        raise InputError(f"method.{term} is {shown(given)}; expected its options, as in {{'weight': 1.0}}, or {{}}")
     options = dict(given)
     if "loss" in options:
         raise InputError(f"method.{term}.loss is now method.{term}.method; expected the new name")
-    constructor = choose(f"method.{term}.method", options.pop("method", term), METHODS)
-    weight = options.pop("weight", None)
-    if weight is not None and (type(weight) not in (int, float) or not math.isfinite(weight)):
-        raise InputError(f"method.{term}.weight is {weight!r}; expected a finite number")
-    warmup, epochs = options.pop("warmup_epochs", 0), options.pop("epochs", None)
-    if type(warmup) not in (int, float) or not 0 <= warmup < math.inf:
-        raise InputError(f"method.{term}.warmup_epochs is {warmup!r}; expected a number of epochs, or 0")
-    optimizer = options.pop("optimizer", {})
-    if not isinstance(optimizer, Mapping):
-        raise InputError(f"method.{term}.optimizer is {optimizer!r}; expected keys of the section `optimizer`")
-    _, *own = inspect.signature(constructor).parameters.values()  # the first is the name of the term
-    known = {p.name: p.default for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in own)
-    for option, value in options.items():
-        if takes_any and option not in known:
-            continue
-        choose(f"an option of method.{term}", option, [*OPTIONS, *known])
-        check_kind(f"method.{term}.{option}", value, known[option])
-    for option, default in known.items():
-        if default is inspect.Parameter.empty and option not in options:
-            raise InputError(f"method.{term}.{option} is missing; expected a value, as it has no default")
+    own = {key: options.pop(key) for key in TERM if key in options}
+    for key, value in own.items():
+        TERM[key].kind.check(f"method.{term}.{key}", value)
+    constructor = choose(f"method.{term}.method", own.get("method", term), METHODS)
+    _, *parameters = inspect.signature(constructor).parameters.values()  # the first is the name of the term
+    known = {parameter.name: parameter for parameter in parameters}
+    keys.check_options(f"method.{term}", f"an option of method.{term}", known, options, TERM)
     method = constructor(term, **options)
     if not isinstance(method, Method):
         raise InputError(f"method.{term} is made of type {type(method).__name__}; expected a Method")
     method = method._replace(
-        weights={term: 1.0, **method.weights, **({} if weight is None else {term: weight})},
-        optimizers={term: {**method.optimizers.get(term, {}), **optimizer}},
+        weights={term: 1.0, **method.weights, **({term: own["weight"]} if "weight" in own else {})},
+        optimizers={term: {**method.optimizers.get(term, {}), **own.get("optimizer", {})}},
     )
+    warmup, epochs = own.get("warmup_epochs", 0), own.get("epochs")
     if warmup or epochs is not None:
-        method = _scheduled(method, term, *_schedule(term, warmup, epochs, steps_per_epoch))
+        method = _scheduled(method, term, *_schedule(warmup, epochs or (0, None), steps_per_epoch))
     return method
 
 
@@ -146,27 +130,19 @@ def _scheduled(
 
 
 def _schedule(
-    term: str, warmup: float, epochs: Any, steps_per_epoch: int
+    warmup: float, epochs: Sequence[Any], steps_per_epoch: int
 ) -> tuple[Callable[[Array | int], Any], Callable[[Array | int], Any]]:
     """(step -> factor on the weight, step -> whether the term counts). The first epoch of a warmup has 1 / warmup."""
-    first, last = (0, None) if epochs is None else _window(term, epochs)
+    first, last = epochs
 
     def is_open(step: Array | int) -> Any:
         epoch = step // steps_per_epoch
         return (epoch >= first) & (epoch < last if last is not None else epoch >= 0)
 
     def factor(step: Array | int) -> Any:
-        epoch = step // steps_per_epoch - first
-        rising = jnp.minimum((epoch + 1) / warmup, 1.0) if warmup else 1.0
+        epoch = step // steps_per_epoch - first + 1
+        # Compared before it is divided: a quotient may be a hair below 1.
+        rising = jnp.where(epoch >= warmup, 1.0, epoch / warmup) if warmup else 1.0
         return jnp.where(is_open(step), rising, 0.0)
 
     return factor, is_open
-
-
-def _window(term: str, epochs: Any) -> tuple[int, int | None]:
-    """A checked [first, last)."""
-    good = isinstance(epochs, list | tuple) and len(epochs) == 2
-    first, last = epochs if good else (None, None)
-    if type(first) is not int or first < 0 or not (last is None or (type(last) is int and last > first)):
-        raise InputError(f"method.{term}.epochs is {epochs!r}; expected [first, last) in epochs, as in [0, 30]")
-    return first, last

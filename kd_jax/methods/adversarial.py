@@ -5,7 +5,7 @@ Acceleration via Knowledge Distillation with Conditional Adversarial Networks", 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError, choose
+from kd_jax.keys import AT_LEAST_0, SIZE, listing, whole
 from kd_jax.methods.base import check_tap, reported, tap
 from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, nobody_waits
 
@@ -83,10 +84,16 @@ def adversarial(
     on: str = "log_probabilities",
     standardize: bool = False,
     condition: str = "embedding",
-    hidden: tuple[int, ...] = (64, 64),
-    penalty: float | None = None,
-    matching: float = 0.0,
-    turns: tuple[int, int] | None = None,
+    hidden: Annotated[tuple[int, ...], listing(SIZE, least=1, expected="a list: the width of one layer or more")] = (
+        64,
+        64,
+    ),
+    penalty: Annotated[float, AT_LEAST_0] | None = None,
+    matching: Annotated[float, AT_LEAST_0] = 0.0,
+    turns: Annotated[
+        tuple[int, int], listing(whole(1), least=2, most=2, expected="[discriminator steps, student steps]")
+    ]
+    | None = None,
 ) -> Method:
     """The logits discriminator. Two terms with disjoint gradients: `name`, the student's, and `name/discriminator`.
 
@@ -104,17 +111,11 @@ def adversarial(
       turns: None when both move at every step, or [d, s]: d steps of the discriminator, then s of the student, and so
         on. The learning rates go on with the step, whoever moves.
     Raises:
-      InputError: for an unknown objective, `on` or condition, no layer, or turns that are not two positive numbers.
+      InputError: for an unknown objective, `on` or condition.
     """
     choose(f"method.{name}.objective", objective, OBJECTIVES)
     choose(f"method.{name}.condition", condition, ("embedding", "none"))
     check_tap(on)
-    if turns is not None and not (_are_counts(turns) and len(turns) == 2):
-        raise InputError(f"method.{name}.turns is {turns!r}; expected [discriminator steps, student steps]")
-    if not hidden or not _are_counts(hidden):
-        raise InputError(f"method.{name}.hidden is {hidden!r}; expected the width of one layer or more")
-    if penalty is not None and not (isinstance(penalty, int | float) and penalty >= 0):
-        raise InputError(f"method.{name}.penalty is {penalty!r}; expected a number of at least 0")
     penalty = penalty if penalty is not None else {"nonsaturating": 1.0, "wasserstein": 10.0}[objective]
     network = Discriminator(tuple(hidden))
 
@@ -175,7 +176,3 @@ def adversarial(
         trains=nobody_waits if turns is None else alternate,
         optimizers={name: OPTIMIZER},
     )
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(type(value) is int and value >= 1 for value in values)

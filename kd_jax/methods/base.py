@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from kd_jax import losses
 from kd_jax.errors import InputError, check_callable, choose
+from kd_jax.keys import listing, whole
 from kd_jax.losses import masks
 from kd_jax.models.layers import at_least_float32
 from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, View, student_logits
@@ -25,6 +26,7 @@ TAPS = {
     "embedding": "embedding",
     "pooled": "pooled",
 }
+VIEWS = listing(whole(0, 100), least=1, expected="a list: numbers of views, the first being 0")
 SIDES = ("student", "teacher", "targets", "labels")
 
 
@@ -92,12 +94,16 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
     default = on
 
     def construct(
-        name: str, *, on: str = default, standardize: bool = False, views: Iterable[int] = (0,), **chosen: Any
+        name: str,
+        *,
+        on: str = default,
+        standardize: bool = False,
+        views: Annotated[tuple[int, ...], VIEWS] = (0,),
+        **chosen: Any,
     ) -> Method:
         check_tap(on)
+        VIEWS.check(f"method.{name}.views", views)
         views = tuple(views)
-        if not views or not all(type(view) is int and view >= 0 for view in views):
-            raise InputError(f"method.{name}.views is {list(views)}; expected numbers of views, the first being 0")
 
         def side(outputs: Outputs, who: str) -> Array:
             value = tap(outputs, on, who)
@@ -130,10 +136,12 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
 
 def _checked(loss: Any, count: int | None = None) -> Array:
     """A loss [], or with a count of images [B]; raises InputError for anything else."""
-    is_number = isinstance(loss, int | float | np.generic | np.ndarray | jax.Array)
+    is_number = isinstance(loss, int | float | complex | np.generic | np.ndarray | jax.Array)
     if not is_number or jnp.shape(loss) not in ((), (count,)):
         what = f"{loss.dtype} {list(loss.shape)}" if is_number else f"of type {type(loss).__name__}"
         raise InputError(f"the loss is {what}; expected []" + (f", or [{count}], one for each image" if count else ""))
+    if jnp.iscomplexobj(loss):
+        raise InputError(f"the loss is {loss.dtype if hasattr(loss, 'dtype') else 'complex'}; expected real numbers")
     return jnp.asarray(loss)
 
 

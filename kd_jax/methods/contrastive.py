@@ -1,11 +1,14 @@
 """Contrastive methods, whose memory holds an embedding of every training image."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError
+from kd_jax.keys import FRACTION, SIZE, Temperature, whole
 from kd_jax.methods.base import reported
 from kd_jax.models.layers import Linear
 from kd_jax.types import Array, Context
@@ -24,21 +27,13 @@ class CRD(nn.Module):
       momentum: of the memory.
     """
 
-    features: int = 128
-    negatives: int = 16384
-    temperature: float = 0.07
-    momentum: float = 0.5
+    features: Annotated[int, SIZE] = 128
+    negatives: Annotated[int, whole(1, 2**20)] = 16384
+    temperature: Temperature = 0.07
+    momentum: Annotated[float, FRACTION] = 0.5
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
-        for name, good, expected in (
-            ("features", self.features >= 1, "at least 1"),
-            ("negatives", self.negatives >= 1, "at least 1"),
-            ("temperature", self.temperature > 0, "a number above 0"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-        ):
-            if not good:
-                raise InputError(f"{name} is {getattr(self, name)}; expected {expected}")
         labels = context.train_labels
         if labels is None:
             raise InputError("it needs the labels of all training images; expected a set that lies in memory")

@@ -1,6 +1,6 @@
 """Methods that bring the student's feature maps to its teacher's: an adapter, and a loss between the maps."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError
+from kd_jax.keys import SIZE, whole
 from kd_jax.methods.base import reported, stage_map
 from kd_jax.models.layers import BatchNorm, at_least_float32
 from kd_jax.types import Array, Context, Outputs
@@ -50,8 +51,8 @@ class FitNet(nn.Module):
       stage: of the student, the stem being 0 and the last -1. teacher_stage: of the teacher; None for the same.
     """
 
-    stage: int = 2
-    teacher_stage: int | None = None
+    stage: Annotated[int, whole(-1000, 1000)] = 2
+    teacher_stage: Annotated[int, whole(-1000, 1000)] | None = None
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
@@ -72,11 +73,9 @@ class SimKD(nn.Module):
       factor: by which the projector's inner width is smaller than the teacher's.
     """
 
-    factor: int = 2
+    factor: Annotated[int, SIZE] = 2
 
     def setup(self) -> None:
-        if self.factor < 1:
-            raise InputError(f"factor is {self.factor}; expected at least 1")
         self.projector = Projector(self.factor)
 
     @nn.compact

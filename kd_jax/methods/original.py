@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from kd_jax import losses
+from kd_jax.keys import Temperature
 from kd_jax.losses.logits import check_temperature
 from kd_jax.models.layers import BatchNorm, Linear
 from kd_jax.types import Array, Context, Method, MethodVariables, Terms
@@ -20,18 +21,18 @@ TEMPERATURE = 1.5
 CYCLE, DISCRIMINATOR_STEPS = 200, 21  # of an epoch's steps, each 200 begin with 21 of the discriminator
 
 
-def cross_entropy(student_logits: Array, targets: Array, *, temperature: float = TEMPERATURE) -> Array:
+def cross_entropy(student_logits: Array, targets: Array, *, temperature: Temperature = TEMPERATURE) -> Array:
     """Cross entropy of softened logits, beside the discriminator. [B, K], [B, K] -> [B]."""
     check_temperature(temperature)
     return losses.cross_entropy(student_logits / temperature, targets)
 
 
-def kd(student_logits: Array, teacher_logits: Array, *, temperature: float = TEMPERATURE) -> Array:
+def kd(student_logits: Array, teacher_logits: Array, *, temperature: Temperature = TEMPERATURE) -> Array:
     """KD with the mean over the classes in the place of their sum, so K times too weak. [B, K], [B, K] -> [B]."""
     return losses.kd(student_logits, teacher_logits, temperature=temperature) / student_logits.shape[-1]
 
 
-def rkd_distance(student_logits: Array, teacher_logits: Array, *, temperature: float = TEMPERATURE) -> Array:
+def rkd_distance(student_logits: Array, teacher_logits: Array, *, temperature: Temperature = TEMPERATURE) -> Array:
     """RKD of distances between the student's log-probabilities and the teacher's probabilities. [B, K] each -> [].
 
     The two lie in different spaces, so the loss is positive at equal logits.
@@ -41,7 +42,7 @@ def rkd_distance(student_logits: Array, teacher_logits: Array, *, temperature: f
     return losses.rkd_distance(student, jax.nn.softmax(teacher_logits / temperature))
 
 
-def rkd_angle(student_logits: Array, teacher_logits: Array, *, temperature: float = TEMPERATURE) -> Array:
+def rkd_angle(student_logits: Array, teacher_logits: Array, *, temperature: Temperature = TEMPERATURE) -> Array:
     """RKD of angles, where the student's differences are log_softmax(z_j / T) - z_i. [B, K] each -> [].
 
     They mix log-probabilities with logits, so the loss is positive at equal logits. Memory is O(B^3 + B^2 K).
@@ -73,7 +74,7 @@ class Discriminator(nn.Module):
         return nn.sigmoid(Linear(1)(x.mean(1)))[:, 0]  # of ten classes one place is left, and the mean is that
 
 
-def adversarial(name: str, *, temperature: float = TEMPERATURE) -> Method:
+def adversarial(name: str, *, temperature: Temperature = TEMPERATURE) -> Method:
     """The logits discriminator, in which no two networks play against each other.
 
     Student and discriminator lower one loss together at every step: in 21 of each 200 steps of an epoch that of the

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from kd_jax import registry
-from kd_jax.errors import InputError, check_callable, check_kind, choose
+from kd_jax import keys, registry
+from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.models import cifar_resnet, resnet
 from kd_jax.models.linen import TorchKey, from_linen
 from kd_jax.models.taps import Taps
@@ -103,13 +103,9 @@ def create(
     if not isinstance(num_classes, int | np.integer) or num_classes < 2:
         raise InputError(f"num_classes is {num_classes!r}; expected a whole number of at least 2")
     parameters = inspect.signature(build).parameters
-    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in NOT_OPTIONS}
+    own = {key: parameter for key, parameter in parameters.items() if key not in NOT_OPTIONS}
     options = {key: value for key, value in options.items() if value is not None}
-    for key, value in options.items():
-        check_kind(f"model.{key}", value, choose(f"an option of model {name}", key, defaults))
-    for key, default in defaults.items():
-        if default is inspect.Parameter.empty and key not in options:
-            raise InputError(f"model.{key} is missing; expected a value, as {name} has no default")
+    keys.check_options("model", f"an option of model {name}", own, options)
     if frozen_backbone and "frozen_backbone" not in parameters:
         raise InputError(
             f"model.freeze is 'backbone_and_norms', but {name} does not take frozen_backbone;"

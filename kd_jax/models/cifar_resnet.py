@@ -6,9 +6,12 @@ are 1x1 convolutions (`shortcut="conv"`), or have no parameters (`shortcut="pad"
 PyTorch's names are those of the usual implementations, whose last layer is `linear`.
 """
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from kd_jax.keys import WIDTH
 from kd_jax.models import resnet
 from kd_jax.types import Network
 
@@ -33,7 +36,7 @@ def create(
     num_classes: int,
     *,
     stem: str = "cifar",
-    width: float = 1.0,
+    width: Annotated[float, WIDTH] = 1.0,
     head: str = "linear",
     shortcut: str = "conv",
     frozen_backbone: bool = False,

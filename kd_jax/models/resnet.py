@@ -7,14 +7,15 @@ convolution). Parameters carry torchvision's names; `layer1.0` is written `layer
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from kd_jax.errors import InputError, choose
+from kd_jax.errors import choose
+from kd_jax.keys import WIDTH
 from kd_jax.models.layers import BatchNorm, Linear, MlpHead, at_least_float32, conv_init
 from kd_jax.models.linen import from_linen
 from kd_jax.models.taps import Taps
@@ -175,7 +176,7 @@ def create(
     num_classes: int,
     *,
     stem: str = "imagenet",
-    width: float = 1.0,
+    width: Annotated[float, WIDTH] = 1.0,
     head: str = "linear",
     shortcut: str = "conv",
     frozen_backbone: bool = False,
@@ -228,8 +229,7 @@ def network(module: ResNet, *, last: str) -> Network:
 
 def scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
     """The widths times a factor; raises InputError when that is out of range."""
-    if not 0 < factor <= 64:
-        raise InputError(f"model.width is {factor}; expected a factor above 0 and at most 64")
+    WIDTH.check("model.width", factor)
     return tuple(max(1, round(factor * width)) for width in widths)
 
 

@@ -1,5 +1,6 @@
 """Teachers by kind. Nobody else knows which kinds there are: all are a `Teacher`."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,7 +36,10 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "none": Kind(lambda setting: None, lambda section, identify: None),
     "config": Kind(run.from_config, lambda section, identify: identify(section["config"])),
-    "run": Kind(run.finished, lambda section, identify: runs.read_json(section["path"], "config.json")["identity"]),
+    "run": Kind(
+        run.finished,
+        lambda section, identify: runs.read_json(os.path.expanduser(section["path"]), "config.json")["identity"],
+    ),
     "weights": Kind(file.from_weights, lambda section, identify: {"weights": weights.fingerprint(section["path"])}),
 }
 

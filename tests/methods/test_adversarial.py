@@ -204,7 +204,7 @@ def test_its_inputs_are_standardized_on_request():
         ({"turns": 5}, "method.adversarial.turns is 5; expected"),
         ({"hidden": [6.5]}, r"method.adversarial.hidden is \[6.5\]; expected"),
         ({"penalty": -1.0}, "method.adversarial.penalty is -1.0; expected a number of at least 0"),
-        ({"hidden": []}, r"method.adversarial.hidden is \[\]; expected the width of one layer or more"),
+        ({"hidden": []}, r"method.adversarial.hidden is \[\]; expected a list: the width of one layer or more"),
     ],
 )
 def test_a_wrong_option_is_named_with_the_choices(options, said):

@@ -98,6 +98,8 @@ def test_a_parameter_of_another_name_is_refused():
         (lambda student: student, r"the loss is float32 \[6, 5\]; expected \[\], or \[6\], one for each image"),
         (lambda student: student[:3, 0], r"the loss is float32 \[3\]; expected"),
         (lambda student: None, r"the loss is of type NoneType; expected"),
+        (lambda student: student[:, 0] * 1j, r"the loss is complex64; expected real numbers"),
+        (lambda student: 1j, r"the loss is complex; expected real numbers"),
         (lambda student: (student[:, 0], 0.0), r"the loss is of type tuple; expected"),
     ],
 )
@@ -174,7 +176,9 @@ def test_a_loss_at_two_views_is_their_sum():
 
 @pytest.mark.parametrize("views", [[], [-1], [0.5]])
 def test_views_that_are_not_numbers_are_refused(views):
-    with pytest.raises(InputError, match=r"method.term.views is .*; expected numbers of views, the first being 0"):
+    with pytest.raises(
+        InputError, match=r"method.term.views is .*; expected a list: numbers of views, the first being 0"
+    ):
         base.from_loss(lambda student: student)("term", views=views)
 
 

@@ -128,7 +128,7 @@ def test_a_stem_that_suits_the_size_does_not_warn(stem, size):
         ("resnet18", {"head": "conv"}, "model.head is 'conv'; expected one of: linear, mlp"),
         ("resnet20", {"shortcut": "none"}, "model.shortcut is 'none'; expected one of: conv, pad"),
         ("resnet20", {"width": -1.0}, "model.width is -1.0; expected a factor above 0"),
-        ("resnet20", {"width": "wide"}, "model.width is 'wide'; expected a number"),
+        ("resnet20", {"width": "wide"}, "model.width is 'wide'; expected a factor above 0"),
         ("resnet20", {"widht": 0.5}, "an option of model resnet20 is 'widht'; .*; did you mean 'width'"),
     ],
 )
@@ -227,7 +227,7 @@ def test_a_registered_network_knows_the_precision_if_it_takes_it(register):
 
 def test_an_option_without_a_default_is_required(register):
     register("plain", Plain)
-    with pytest.raises(InputError, match=r"model\.channels is missing; expected a value, as plain has no default"):
+    with pytest.raises(InputError, match=r"model\.channels is missing; expected a value, as it has no default"):
         models.create("plain", 5)
 
 

@@ -1,0 +1,335 @@
+"""Every key of a run's configuration: its default, what it means, and which values it may have.
+
+`config.base.get_config`, the checks of a config, and the documentation of its keys come from `KEYS`. Options of
+networks and methods are declared where they are taken, by annotations of the same kinds, as in
+`width: Annotated[float, WIDTH] = 1.0`. Names that can be registered (of networks, methods, sources, optimizers, kinds
+of teachers) are strings here, and are looked up by their owners.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+from kd_jax.errors import InputError, choose, shown
+
+LARGEST = 2**31 - 1  # steps are counted in 32 bits
+FINITE = 1e38  # about the largest float32
+
+
+class Kind(NamedTuple):
+    """What a value may be."""
+
+    good: Callable[[Any], bool]
+    expected: str  # for people: "a number above 0"
+
+    def check(self, what: str, value: Any) -> None:
+        """Raises InputError for a value that is not of this kind."""
+        if not self.good(value):
+            raise InputError(f"{what} is {shown(value)}; expected {self.expected}")
+
+
+class Key(NamedTuple):
+    """A key of the configuration."""
+
+    default: Any
+    kind: Kind
+    what: str  # what it means
+
+
+def whole(least: int = -LARGEST, most: int = LARGEST) -> Kind:
+    """Whole numbers in a range."""
+    expected = "a whole number"
+    if least > -LARGEST:
+        expected += f" from {least} to {most}" if most != LARGEST else f" of at least {least}"
+    return Kind(lambda v: type(v) is int and least <= v <= most, expected)
+
+
+def number(
+    *,
+    least: float = -FINITE,
+    above: float = -FINITE * 2,
+    below: float = FINITE * 2,
+    most: float = FINITE,
+    expected: str = "a finite number",
+) -> Kind:
+    """Finite numbers in a range, whole or not; `expected` says which."""
+
+    def good(value: Any) -> bool:
+        fits = type(value) is float or (type(value) is int and abs(value) <= LARGEST)  # an array of it has 32 bits
+        return fits and least <= value <= most and above < value < below  # never true of NaN
+
+    return Kind(good, expected)
+
+
+def text(most: int = 4096) -> Kind:
+    """One line of text."""
+    return Kind(
+        lambda v: type(v) is str and len(v) <= most and "\0" not in v and len(v.splitlines()) <= 1,
+        f"a string of one line, of at most {most} characters",
+    )
+
+
+def listing(item: Kind, *, least: int = 0, most: int = 1000, expected: str = "") -> Kind:
+    """Lists, or tuples, of values of one kind."""
+    length = f"{least} to {most} values"
+    return Kind(
+        lambda v: isinstance(v, list | tuple) and least <= len(v) <= most and all(map(item.good, v)),
+        expected or f"a list of {length}, each {item.expected}",
+    )
+
+
+def optional(kind: Kind) -> Kind:
+    """The same, or None."""
+    return Kind(lambda v: v is None or kind.good(v), f"{kind.expected}, or none")
+
+
+ANYTHING = Kind(lambda v: True, "anything")
+OF_NETWORK = Kind(lambda v: True, "what the network says, which checks it; may be absent")
+FLAG = Kind(lambda v: type(v) is bool, "true or false")
+SECTION = Kind(lambda v: isinstance(v, Mapping), "a section")
+ABOVE_0 = number(above=0, expected="a number above 0")
+AT_LEAST_0 = number(least=0, expected="a number of at least 0")
+FRACTION = number(least=0, below=1, expected="a number of at least 0 and below 1")
+WIDTH = number(above=0, most=64, expected="a factor above 0 and at most 64")
+SIZE = whole(1, 65536)  # of a layer
+NAME = Kind(
+    lambda v: text(100).good(v) and bool(v.strip()) and "/" not in v and not v.startswith("."),
+    "the start of a folder's name, of at most 100 characters, without '/'",
+)
+# Annotations of options that many losses have.
+Temperature = Annotated[float, ABOVE_0]
+
+KEYS: dict[str, Key] = {
+    "name": Key("base", NAME, "names the run's folder; not part of its identity"),
+    "seed": Key(0, whole(0, 2**32 - 1), "of initialization, data order, augmentation; never of the held-out split"),
+    "precision": Key(
+        "float32",
+        text(),
+        'of the computation: "float32" or "bfloat16" ("float64", with JAX_ENABLE_X64=1, is for checks)',
+    ),
+    "deterministic": Key(False, FLAG, "deterministic kernels on a GPU, at a cost in speed; a CPU always is"),
+    # The images.
+    "dataset.source": Key("digits", text(), '"digits" (of the package), "folder" (class folders of images), "tfds"'),
+    "dataset.name": Key("cifar10", text(), 'for "tfds": any image classification set'),
+    "dataset.path": Key("", text(), 'for "folder": the folder; for "tfds": where its data lies ("": the TFDS default)'),
+    "dataset.image_size": Key(16, whole(1, 4096), "pixels; images are resized inside the step"),
+    "dataset.normalize": Key("dataset", text(), 'mean and deviation: "dataset" (its training images\') or "imagenet"'),
+    "dataset.holdout": Key(
+        0.1,
+        number(least=0, below=1, expected="a fraction of at least 0 and below 1"),
+        "fraction of the training images kept for validation; the same for every seed",
+    ),
+    "dataset.train_images": Key(0, whole(0), "use only so many training images, class-balanced; 0: all"),
+    "dataset.labeled": Key(0, whole(0), "only so many of them keep their label, class-balanced; 0: all"),
+    "dataset.unlabeled": Key(True, FLAG, "keep the images that have no label"),
+    "dataset.skip_unreadable": Key(False, FLAG, "count and skip images that cannot be decoded, instead of stopping"),
+    "dataset.augment": Key("crop", text(), '"none", "crop", "crop_flip" or "randaugment" (after crop and flip)'),
+    "dataset.extra_views": Key(
+        (), listing(text()), "for methods that compare views of an image: the augmentation of each further one"
+    ),
+    # The network. The options from `width` on are the network's, and None is its own default; others can be added.
+    "model.name": Key("resnet8", text(), "see kd_jax.models.NETWORKS"),
+    "model.width": Key(0.25, OF_NETWORK, "factor on every number of channels"),
+    "model.stem": Key(None, OF_NETWORK, '"cifar" (small images) or "imagenet" (64 pixels and more)'),
+    "model.head": Key(
+        None,
+        OF_NETWORK,
+        '"linear", or "mlp" (Linear 1000, dropout, batch norm, ReLU before the last layer)',
+    ),
+    "model.shortcut": Key(None, OF_NETWORK, '"conv", or "pad" (no parameters)'),
+    "model.pretrained": Key(
+        "",
+        text(),
+        'start from these weights, "": none: a file (safetensors, or of PyTorch), a hub id OWNER/NAME@REVISION, a run',
+    ),
+    "model.freeze": Key(
+        "none",
+        text(),
+        '"none", "backbone" (batch norms and head train) or "backbone_and_norms" (only the head trains)',
+    ),
+    # The teacher.
+    "teacher.kind": Key(
+        "none",
+        text(),
+        '"none", "config" (the run below, trained when missing), "run" (a finished one), "weights" (of that model)',
+    ),
+    "teacher.path": Key("", text(), 'for "run": its folder; for "weights": as model.pretrained'),
+    "teacher.mode": Key("eval", text(), '"eval", or "train": by the batch\'s statistics, and with dropout'),
+    "teacher.config": Key({}, SECTION, 'for "config": a whole tree like this one; its `model` is the teacher'),
+    # The loss.
+    "method": Key(
+        {"cross_entropy": {"weight": 1.0}},
+        SECTION,
+        '{term: {"method": name, "weight": 1.0, options}}; see kd_jax.methods.create',
+    ),
+    # The optimizer of the student, and of what a term trains unless that says otherwise.
+    "optimizer.name": Key(
+        "sgd", text(), '"sgd", "adam" (decay added to the gradient) or "adamw" (decay apart from it)'
+    ),
+    "optimizer.learning_rate": Key(0.1, ABOVE_0, "the schedule's highest"),
+    "optimizer.momentum": Key(0.9, FRACTION, 'for "sgd"'),
+    "optimizer.nesterov": Key(False, FLAG, 'for "sgd"'),
+    "optimizer.b1": Key(0.9, FRACTION, 'for "adam" and "adamw"'),
+    "optimizer.b2": Key(0.999, FRACTION, 'for "adam" and "adamw"'),
+    "optimizer.weight_decay": Key(5e-4, AT_LEAST_0, "pulls every parameter to zero"),
+    "optimizer.decay_norms_and_biases": Key(True, FLAG, "False: weight decay on kernels only"),
+    "optimizer.schedule": Key(
+        "cosine", text(), '"constant", "cosine", "step" or "exponential"; each after a linear warmup'
+    ),
+    "optimizer.warmup_epochs": Key(
+        1.0,
+        number(least=0, most=1e6, expected="a number of at least 0, and at most a million"),
+        "of the warmup; may be a fraction",
+    ),
+    "optimizer.milestones": Key(
+        (150, 180, 210),
+        listing(number(above=0, most=1e6), expected="a list of epochs above 0, as in (150, 180)"),
+        'for "step": the epochs at which the rate falls by `gamma`',
+    ),
+    "optimizer.gamma": Key(
+        0.1,
+        number(above=0, most=1, expected="a number above 0 and at most 1"),
+        'for "step"; for "exponential" the factor per epoch',
+    ),
+    # The run.
+    "train.epochs": Key(30, whole(1, 10**6), "of the training images; counts where `steps` is 0"),
+    "train.steps": Key(0, whole(0), "train for so many steps, and `epochs` counts for nothing; 0: `epochs` decides"),
+    "train.batch_size": Key(64, whole(1), "of all devices together"),
+    "train.steps_per_call": Key(
+        0, whole(0), "steps compiled into one call; 0 chooses (1 on a CPU, where more are slower)"
+    ),
+    "train.ema": Key(
+        0.0,
+        FRACTION,
+        "decay of a moving average of the student, which is then what is evaluated; 0: none",
+    ),
+    "train.label_smoothing": Key(0.0, FRACTION, "share of a label that all classes get"),
+    "train.mixup": Key(
+        0.0,
+        number(least=0, most=1e6, expected="a number of at least 0, and at most a million"),
+        "alpha of the Beta distribution; 0: none",
+    ),
+    "train.clip": Key(0.0, AT_LEAST_0, "largest global norm of the student's gradient; 0: none"),
+    "train.accumulate": Key(
+        1,
+        whole(1),
+        "micro-batches that a batch is computed in, one after another, to save memory; batch statistics, means over the"
+        " labeled images and relations between images are then those of a micro-batch",
+    ),
+    "evaluate.every_epochs": Key(1, whole(1), "the end counts too"),
+    "evaluate.batch_size": Key(500, whole(1, 10**6), "of all devices together"),
+    "evaluate.select": Key("last", text(), 'which checkpoint the test set sees: "last" or "best-validation"'),
+    "checkpoint.every_epochs": Key(1, whole(1), "the end counts too"),
+    "checkpoint.keep": Key(1, whole(1), "so many of the latest, beside the best"),
+    "log.every_steps": Key(50, whole(1), "a line of metrics"),
+    "log.wandb": Key(
+        "", text(), 'mirror the run to this project of Weights & Biases; "": no. A teacher\'s config has its own'
+    ),
+}
+# Of every term of `method`; its others are options of the method.
+TERM: dict[str, Key] = {
+    "method": Key(None, text(), "which method; by default the term's name"),
+    "weight": Key(None, number(), "a factor; by default the method's own, mostly 1"),
+    "warmup_epochs": Key(
+        0,
+        number(least=0, most=1e6, expected="a number of epochs, or 0"),
+        "over which the weight rises, by equal parts in each epoch",
+    ),
+    "epochs": Key(
+        None,
+        optional(Kind(lambda v: _is_window(v), "[first, last) in epochs, as in [0, 30] or [30, null]")),
+        "outside of them the term counts nothing and its parameters wait; None for the end",
+    ),
+    "optimizer": Key(
+        {},
+        Kind(SECTION.good, "keys of the section `optimizer`"),
+        "what its parameters' optimizer does otherwise than the student's",
+    ),
+}
+
+
+def _is_window(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    first, last = value
+    epoch = whole(0, 10**6).good
+    return epoch(first) and (last is None or (epoch(last) and last > first))
+
+
+def section(name: str) -> dict[str, Key]:
+    """The keys of a section, without its name; "" for those of the top that are no sections."""
+    if not name:
+        return {key: entry for key, entry in KEYS.items() if "." not in key}
+    return {key.removeprefix(f"{name}."): entry for key, entry in KEYS.items() if key.startswith(f"{name}.")}
+
+
+def check_section(name: str, tree: Any, what: str = "") -> None:
+    """Raises InputError unless `tree` has the keys of a section, each with a value of its kind; others may be there.
+
+    Args:
+      name: of the section in `KEYS`.
+      tree: what stands there.
+      what: how errors call it; by default `name`.
+    """
+    what = what or name
+    if name:
+        SECTION.check(what, tree)
+    dot = f"{what}." if what else ""
+    for key, entry in section(name).items():
+        if key not in tree:
+            if entry.kind is OF_NETWORK:
+                continue
+            raise InputError(f"the config lacks {dot}{key}; expected every key of kd_jax/keys.py")
+        entry.kind.check(f"{dot}{key}", tree[key])
+
+
+def check_options(
+    what: str, owner: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any], others: Any = ()
+) -> None:
+    """Raises InputError for options that a function does not take, lacks, or has of another kind than it says.
+
+    Args:
+      what: how errors call a key before its dot, as in "method.kd".
+      owner: how they call the keys: "an option of method.kd".
+      parameters: of the function, those that are options.
+      given: {option: value}.
+      others: options that are known beside these.
+    """
+    named = {p.name: p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for option, value in given.items():
+        if option not in named and takes_any:
+            continue
+        choose(owner, option, [*others, *named])
+        kind_of(named[option]).check(f"{what}.{option}", value)
+    for option, parameter in named.items():
+        if parameter.default is parameter.empty and option not in given:
+            raise InputError(f"{what}.{option} is missing; expected a value, as it has no default")
+
+
+NUMBERS = number(expected="a number that is finite")
+# By the type of a default: what may take its place. Any other default, None for one, allows anything.
+BY_DEFAULT: dict[type, Kind] = {
+    bool: FLAG,
+    int: whole(),
+    float: NUMBERS,
+    str: text(),
+    list: Kind(lambda v: isinstance(v, list | tuple), "a list"),
+    tuple: Kind(lambda v: isinstance(v, list | tuple), "a list"),
+}
+
+
+def kind_of(parameter: inspect.Parameter) -> Kind:
+    """What a parameter may be: by the `Kind` in its annotation, or else by the type of its default."""
+    annotation = parameter.annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        inner = [kind for kind in map(_declared, typing.get_args(annotation)) if kind]
+        return optional(inner[0]) if inner else ANYTHING
+    return _declared(annotation) or BY_DEFAULT.get(type(parameter.default), ANYTHING)
+
+
+def _declared(annotation: Any) -> Kind | None:
+    kinds = (x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Kind))
+    return next(kinds, None)
