@@ -20,9 +20,10 @@ def shades(tfds):
 
     class KdShades(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
+        SUPPORTED_VERSIONS = [tfds.core.Version("1.1.0")]  # noqa: RUF012
         BUILDER_CONFIGS = [  # noqa: RUF012
             tfds.core.BuilderConfig(name=name)
-            for name in ("test", "validation", "alone", "sizes", "nothing", "deep", "hidden", "offline")
+            for name in ("test", "validation", "both", "alone", "sizes", "nothing", "deep", "hidden", "offline")
         ]
 
         def _info(self):
@@ -40,6 +41,8 @@ def shades(tfds):
             if name == "offline":
                 raise ConnectionError("no route\nto host")
             rest = {} if name == "alone" else {"validation" if name == "validation" else "test": self._examples(4)}
+            if name == "both":
+                rest = {"validation": self._examples(6)} | rest
             return {"train": self._examples(20)} | rest
 
         def _generate_examples(self):
@@ -81,6 +84,22 @@ def test_two_loads_give_the_same_order(load):
 
 def test_validation_stands_in_for_a_missing_test_split(load):
     assert len(load("validation").test.labels) == 4
+
+
+def test_the_test_split_is_the_test_set_where_there_is_one(load):
+    both = load("both")
+    assert (len(both.train.labels), len(both.test.labels)) == (20, 4)
+
+
+def test_the_images_of_the_two_splits_are_kept_apart(load):
+    loaded = load("test")
+    for split, count in ((loaded.train, 20), (loaded.test, 4)):
+        expected = [100 * (index % 2) + index for index in range(count)]
+        assert sorted(split.images[:, 0, 0, 0].tolist()) == sorted(expected)
+
+
+def test_another_version_is_another_data_set(load):
+    assert load("test:1.1.0").fingerprint != load("test").fingerprint == load("test:1.0.0").fingerprint
 
 
 def test_a_fifth_of_train_stands_in_for_a_set_with_one_split(load):
