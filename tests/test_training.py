@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import kd_jax
 from kd_jax import augment, evaluation, experiment, runs, training, weights
@@ -17,6 +18,7 @@ from kd_jax.config.checks import plain
 from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.experiment import Experiment
 from kd_jax.logging import metrics_file
+from kd_jax.models import torch_names
 from kd_jax.types import RawBatch
 from tests import tiny
 
@@ -217,6 +219,15 @@ def test_calls_do_not_depend_on_where_a_run_restarted():
         assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[-len(rest) :], rest, strict=True))
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_order_of_the_images_is_that_of_the_seed_and_the_epoch(seed):
+    calls = list(experiment.create(tiny.config(seed=seed)).feed().calls(0))
+    assert len(calls) == 12
+    for epoch in range(3):
+        visited = np.concatenate([np.asarray(ids).ravel() for ids, _ in calls[4 * epoch : 4 * epoch + 4]])
+        np.testing.assert_array_equal(visited, np.random.default_rng((seed, epoch)).permutation(64))
+
+
 def test_an_epoch_visits_every_image_once():
     made = experiment.create(tiny.config())
     for epoch in range(3):
@@ -232,6 +243,96 @@ def test_the_best_checkpoint_on_the_validation_split_is_the_one_that_is_tested(t
     measured = {line["step"]: line["validation/accuracy"] for line in lines(tmp_path / "run", "validation/")}
     assert measured[result["checkpoint"]] == max(measured.values()) == result["validation"]["accuracy"]
     assert result["selected"] == "best-validation"
+
+
+@pytest.fixture(scope="module")
+def separable(tmp_path_factory):
+    """A run on two classes that are easily learned, and whose names are swapped in the test: {step: its metrics}."""
+    folder = tmp_path_factory.mktemp("separable")
+    labels = np.arange(80) % 2
+    pixels = np.random.default_rng(0).integers(0, 100, (80, 8, 8, 1)) + 150 * labels[:, None, None, None]
+    images = pixels.astype(np.uint8)
+    options = {"evaluate.select": "best-validation", "dataset.train_images": 0, "dataset.holdout": 0.2}
+    config = tiny.config(**options, **{"train.epochs": 5})
+    result = training.train(config, folder, data=((images, labels), (images, 1 - labels))).result
+    return {line["step"]: line for line in lines(folder, "validation/")}, result
+
+
+def test_the_best_checkpoint_is_chosen_by_the_validation_images_and_not_by_the_test(separable):
+    measured, result = separable
+    assert {line["validation/images"] for line in measured.values()} == {16}
+    assert measured[result["checkpoint"]]["validation/accuracy"] == result["validation"]["accuracy"] == 1
+    assert (result["test"]["accuracy"], result["test"]["images"]) == (0, 80)
+
+
+def test_of_equally_good_checkpoints_the_earliest_is_chosen(separable):
+    measured, result = separable
+    best = [step for step, line in measured.items() if line["validation/accuracy"] == 1]
+    assert len(best) > 1
+    assert result["checkpoint"] == min(best)
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory):
+    """The folder of a run of five epochs that is evaluated every second, saved every third, in calls of three steps."""
+    folder = tmp_path_factory.mktemp("rare")
+    rare = {"evaluate.every_epochs": 2, "checkpoint.every_epochs": 3, "checkpoint.keep": 9}
+    train(tiny.config(**rare, **{"train.epochs": 5, "train.steps_per_call": 3}), folder)
+    return folder / "run"
+
+
+def test_a_run_is_evaluated_every_so_many_epochs_and_at_its_end(rare):
+    assert [line["step"] for line in lines(rare, "validation/")] == [8, 16, 20]
+
+
+def test_a_run_is_saved_every_so_many_epochs_and_at_its_end(rare):
+    assert sorted(int(entry.name) for entry in (rare / "checkpoints").iterdir() if entry.name.isdecimal()) == [12, 20]
+
+
+def test_what_is_logged_is_the_mean_over_the_steps_since_the_last_line(rare):
+    warmup = 0.1 * np.arange(1, 5) / 5
+    falling = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(16) / 16))
+    rates, begin = np.concatenate([warmup, falling]), 0
+    logged = lines(rare, "train/")
+    assert [line["step"] for line in logged] == [3, 4, 7, 8, 11, 12, 15, 16, 19, 20]  # calls end there and at epochs
+    for line in logged:
+        assert line["train/learning_rate"] == pytest.approx(rates[begin : line["step"]].mean(), rel=1e-5)
+        assert line["epoch"] == line["step"] / 4
+        assert 0 <= line["train/accuracy"] <= 1
+        begin = line["step"]
+
+
+STILL = {"optimizer.learning_rate": 1e-30, "train.steps": 1, "dataset.holdout": 0.0}  # nothing moves but statistics
+
+
+def test_the_seed_decides_the_initial_network_of_a_run(tmp_path):
+    first, other = (train(tiny.config(**STILL, seed=seed), tmp_path, str(seed))[0].params for seed in (0, 1))
+    assert not tiny.identical(first["student"]["conv1"], other["student"]["conv1"])
+
+
+def test_a_run_starts_from_the_weights_that_it_is_told(taught, tmp_path):
+    source = next((taught[0] / "teachers").iterdir())
+    options = {"model.width": 1 / 4, "model.pretrained": str(source), "train.ema": 0.5}
+    state, _ = train(tiny.config(**STILL, **options), tmp_path)
+    expected = weights.read_run(source)[0]
+    for params in (state.params["student"], state.ema["params"]):
+        assert tiny.identical(params, expected["params"])
+    before = expected["batch_stats"]["bn1"]["mean"]
+    moved = (np.asarray(state.stats["student"]["bn1"]["mean"]) - 0.9 * before) / 0.1  # the mean of the first batch
+    np.testing.assert_allclose(state.ema["batch_stats"]["bn1"]["mean"], 0.95 * before + 0.05 * moved, rtol=1e-4)
+
+
+def test_weights_without_a_run_are_measured_on_the_test_set(taught, tmp_path, capsys):
+    source = next((taught[0] / "teachers").iterdir())
+    own = runs.read_json(str(source), "config.json")["config"]
+    path = tmp_path / "model.safetensors"
+    network, variables, *_ = kd_jax.load(source)
+    save_file(torch_names.to_state_dict(variables, network), path)
+    config = tiny.config(**STILL, **{"teacher.kind": "weights", "teacher.path": str(path), "teacher.mode": "train"})
+    config["teacher"]["config"] = own
+    _, result = train(config | {"method": tiny.METHODS["kd"]}, tmp_path)
+    expected = runs.read_json(str(source), "result.json")["test"]["accuracy"]
+    assert result["teacher"] == {"name": "model.safetensors", "accuracy": pytest.approx(expected)}
 
 
 def test_the_same_run_again_returns_the_state_that_was_tested(tmp_path):
