@@ -301,6 +301,11 @@ def test_images_are_normalized_by_the_training_images():
     np.testing.assert_allclose(made.components.prepare(made.dataset.train.images), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_images_have_the_precision_of_the_config():
+    made = tiny.create(tiny.METHODS["cross_entropy"], precision="bfloat16")
+    assert jax.eval_shape(made.components.prepare, made.dataset.train.images).dtype == jnp.bfloat16
+
+
 def test_the_options_of_a_step_are_the_configs():
     options = tiny.create(tiny.METHODS["cross_entropy"], **{"train.ema": 0.9, "train.accumulate": 4}).options
     assert (options.ema, options.micro_batches) == (0.9, 4)

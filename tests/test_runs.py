@@ -154,9 +154,9 @@ def test_a_second_starter_waits_for_the_first(tmp_path, monkeypatch):
 
 
 def test_a_killed_process_releases_its_folder(tmp_path):
-    hold = "with runs.locked(sys.argv[1], wait=False): print(flush=True); time.sleep(60)"
-    program = [sys.executable, "-c", f"import sys, time; from kd_jax import runs\n{hold}", str(tmp_path)]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE)
+    hold = "with runs.locked(sys.argv[1], wait=False): print(flush=True); sys.stdin.read()"
+    program = [sys.executable, "-c", f"import sys; from kd_jax import runs\n{hold}", str(tmp_path)]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     with pytest.raises(InputError), runs.locked(str(tmp_path), wait=False):
         pass

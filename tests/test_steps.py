@@ -173,6 +173,34 @@ def test_a_method_compares_as_many_views_as_there_are():
     assert not np.array_equal(*crops)
 
 
+@pytest.fixture(scope="module")
+def twice():
+    """A run that sees every image twice as it is, through a head with dropout."""
+    options = {"dataset.augment": "none", "dataset.extra_views": ["none"], "model.head": "mlp"}
+    return tiny.Run({"mlkd": {"views": [0, 1]}}, **options)
+
+
+def test_each_view_has_dropout_of_its_own(twice):
+    @jax.jit
+    def logits(student, teacher, raw):
+        common = {"components": twice.experiment.components, "options": twice.experiment.options}
+        context, _ = steps.forward(
+            student, teacher, raw, rng=jax.random.key(0), step=0, train=True, train_labels=None, **common
+        )
+        return [view.student.logits for view in context.views]
+
+    first, second = logits(twice.student, twice.teacher, twice.feed.example)
+    assert not np.array_equal(first, second)
+
+
+def test_the_statistics_of_a_view_follow_those_of_the_one_before(twice):
+    kernel = doubles(twice.state.params["student"]["conv1"]["kernel"])
+    images = np.asarray(twice.experiment.components.prepare(twice.feed.constants.images[twice.rows(0)[0]]))
+    expected = convolve(images, kernel, padding=1).mean((0, 1, 2))
+    mean = twice.step().stats["student"]["bn1"]["mean"]
+    np.testing.assert_allclose(mean, (0.9 * 0.1 + 0.1) * expected, rtol=1e-4, atol=1e-6)
+
+
 def test_many_steps_in_one_call_equal_one_step_per_call():
     with jax.enable_x64(True):
         single, many = (tiny.Run(tiny.METHODS["kd"], precision="float64") for _ in range(2))
@@ -286,14 +314,26 @@ def test_a_start_without_a_head_keeps_the_states_own():
     assert not tiny.identical(state.params["student"]["conv1"], run.state.params["student"]["conv1"])
 
 
-def test_clipping_bounds_the_gradient_and_not_what_is_logged():
-    options = {"optimizer.weight_decay": 0.0, "optimizer.momentum": 0.0}
-    run = tiny.Run(tiny.METHODS["cross_entropy"], **options, **{"train.clip": 1e-2})
+def moved_by(run):
+    """How far a step of plain SGD moves the student's parameters, over its rate."""
     before = doubles(run.state.params["student"])
-    after = run.step().params["student"]
-    moved = jax.tree.map(lambda a, b: np.square(np.asarray(b, np.float64) - a).sum(), before, after)
-    np.testing.assert_allclose(sum(jax.tree.leaves(moved)) ** 0.5, 0.05 * 1e-2, rtol=1e-3)
+    after = doubles(run.step().params["student"])
+    squares = jax.tree.map(lambda a, b: np.square(b - a).sum(), before, after)
+    return sum(jax.tree.leaves(squares)) ** 0.5 / 0.05
+
+
+PLAIN_SGD = {"optimizer.weight_decay": 0.0, "optimizer.momentum": 0.0}
+
+
+def test_clipping_bounds_the_gradient_and_not_what_is_logged():
+    run = tiny.Run(tiny.METHODS["cross_entropy"], **PLAIN_SGD, **{"train.clip": 1e-2})
+    np.testing.assert_allclose(moved_by(run), 1e-2, rtol=1e-3)
     assert run.scalars["gradient_norm"] > 0.1
+
+
+def test_the_gradients_norm_is_the_students():
+    run = tiny.Run({"cross_entropy": {}, "fitnet": {"stage": 1}}, **PLAIN_SGD)
+    np.testing.assert_allclose(moved_by(run), run.scalars["gradient_norm"], rtol=1e-4)
 
 
 def test_a_teacher_in_train_mode_is_in_it_in_a_training_step():

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 
 import jax
 import numpy as np
@@ -127,24 +126,27 @@ def test_the_teachers_accuracy_is_printed_and_it_is_not_trained_again(taught, ca
     assert (teacher / "result.json").stat().st_mtime_ns == before
 
 
-def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, capsys):
+def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, monkeypatch):
     folder, _, _ = taught
     made = experiment.create(tiny.taught(seed=2), runs_folder=str(tmp_path))
-    held = runs.locked(made.teacher.source, wait=False)
+    held, said, waits = runs.locked(made.teacher.source, wait=False), [], threading.Event()
     held.__enter__()
 
+    def say(line, **options):
+        said.append(line)
+        if line.startswith("waiting for another process"):
+            waits.set()
+
     def finish():
-        while not (tmp_path / "run" / ".lock").exists():  # taken just before the teacher's
-            time.sleep(0.01)
-        time.sleep(0.5)
+        waits.wait()
         _copy(folder, made.teacher.source)
         held.__exit__(None, None, None)
 
-    threading.Thread(target=finish).start()
+    monkeypatch.setattr("builtins.print", say)
+    threading.Thread(target=finish, daemon=True).start()
     training.run(made, str(tmp_path / "run"))
-    said = capsys.readouterr().out
-    assert "waiting for another process" in said
-    assert "training resnet8 from step 0 to 12: " + made.teacher.source not in said
+    assert waits.is_set()
+    assert [line for line in said if line.startswith("training resnet8 ") and made.teacher.source in line] == []
 
 
 def _copy(folder, to):

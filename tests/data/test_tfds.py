@@ -1,5 +1,6 @@
 """TFDS, on data sets that the tests make on the disk: nothing is downloaded."""
 
+import socket
 import sys
 
 import numpy as np
@@ -7,6 +8,20 @@ import pytest
 
 from kd_jax.data import tfds as source
 from kd_jax.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def reached(monkeypatch):
+    """Refuses every connection; a test that asks for one fails."""
+    addresses = []
+
+    def refuse(self, address):
+        addresses.append(address)
+        raise ConnectionRefusedError(f"a test reaches for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield
+    assert addresses == []
 
 
 @pytest.fixture(scope="module")
