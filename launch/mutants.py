@@ -79,8 +79,9 @@ def problems(mutants: list[Mutant]) -> Iterator[str]:
                 yield f"{mutant.name}: there is no test {test}"
 
 
+@functools.cache
 def source(file: str) -> str:
-    """A file's text; "" where there is none."""
+    """A file's text as it is when it is first read; "" where there is none."""
     return (ROOT / file).read_text() if (ROOT / file).is_file() else ""
 
 

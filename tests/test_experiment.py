@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from kd_jax import experiment, methods
+from kd_jax import experiment, identity, methods, models, runs
 from kd_jax.config import base
 from kd_jax.data import memory
 from kd_jax.errors import InputError
+from kd_jax.models import torch_names
 from tests import tiny
 
 
@@ -342,6 +344,17 @@ def test_the_rate_falls_over_the_run_after_a_warmup_in_its_epochs():
 def test_an_epoch_has_as_many_steps_as_whole_batches():
     made = tiny.create(tiny.METHODS["cross_entropy"], **{"train.batch_size": 14, "train.steps": 0, "train.epochs": 5})
     assert (made.options.steps_per_epoch, made.steps) == (3, 15)
+
+
+def test_the_same_weights_in_another_place_are_the_same_run(tmp_path):
+    network = models.create("resnet8", 10, width=1 / 8)
+    digests = []
+    for seed, place in ((0, "a"), (0, "b"), (1, "c")):
+        variables = jax.jit(network.init)(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))
+        save_file(torch_names.to_state_dict(variables, network), tmp_path / f"{place}.safetensors")
+        config = tiny.config(**{"model.pretrained": str(tmp_path / f"{place}.safetensors")})
+        digests.append(runs.digest(identity.identify(config)))
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("changed", ["images", "labels", "test images", "test labels", "shape"])
