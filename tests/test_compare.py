@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from absl import flags
 
 from kd_jax import compare
 from kd_jax.errors import InputError
 from tests.reporting import made_up
+
+flags.FLAGS.mark_as_parsed()
 
 
 def result(accuracy):
