@@ -38,7 +38,7 @@ LIBRARIES = (  # that tests import, and that take time
     *("tensorflow", "tensorflow_datasets", "clu.metric_writers"),
 )
 LIMIT = 180  # seconds; a test that hangs has noticed the fault
-NOTICED, SURVIVED, EQUIVALENT, BROKEN = "noticed", "survived", "equivalent", "broken"
+KILLED, SURVIVED, EQUIVALENT, BROKEN = "killed", "survived", "equivalent", "broken"
 
 
 class Mutant(NamedTuple):
@@ -98,9 +98,13 @@ def key(mutant: Mutant) -> str:
 
 
 def outcomes(path: Path) -> dict[str, dict[str, Any]]:
-    """{key: line} of a file of results."""
-    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {line["key"]: line for line in lines}
+    """{key: line} of a file of results, whose last line may have been cut short."""
+    found = {}
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            found[line["key"]] = line
+    return found
 
 
 def copy_of_the_tree(folder: Path) -> Path:
@@ -169,8 +173,8 @@ def run(mutants: list[Mutant], jobs: int) -> Iterator[dict[str, Any]]:
                 yield {
                     "name": mutant.name,
                     "key": key(mutant),
-                    "outcome": {0: SURVIVED, 1: NOTICED}.get(status, NOTICED if status < 0 else BROKEN),
-                    "by": noticed_by((tree / "log").read_text(errors="replace")),
+                    "outcome": {0: SURVIVED, 1: KILLED}.get(status, KILLED if status < 0 else BROKEN),
+                    "by": killed_by((tree / "log").read_text(errors="replace")),
                     "seconds": round(time.monotonic() - began, 1),
                 }
         finally:
@@ -178,7 +182,7 @@ def run(mutants: list[Mutant], jobs: int) -> Iterator[dict[str, Any]]:
                 os.killpg(process, signal.SIGKILL)
 
 
-def noticed_by(log: str) -> str:
+def killed_by(log: str) -> str:
     """The test that failed, of pytest's output."""
     lines = [line for line in log.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return lines[-1].partition(" - ")[0].split(" ", 1)[1] if lines else ""
@@ -249,7 +253,7 @@ def summarize(mutants: list[Mutant], done: dict[str, dict[str, Any]]) -> int:
         groups[outcome].append(f"{mutant.name} ({mutant.equivalent or mutant.file})")
     for outcome in (EQUIVALENT, BROKEN, SURVIVED):
         print(*(f"{outcome}: {name}" for name in groups[outcome]), sep="\n", end="\n" if groups[outcome] else "")
-    print(", ".join(f"{len(groups[outcome])} {outcome}" for outcome in (NOTICED, EQUIVALENT, BROKEN, SURVIVED)))
+    print(", ".join(f"{len(groups[outcome])} {outcome}" for outcome in (KILLED, EQUIVALENT, BROKEN, SURVIVED)))
     return 1 if groups[SURVIVED] or groups[BROKEN] else 0
 
 
