@@ -158,6 +158,20 @@ def test_mixup_mixes_every_image_with_one_share_and_a_partner_of_its_own(mixed):
     np.testing.assert_allclose(lights, share * np.eye(6) + (1 - share) * np.eye(6)[order], atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.3, 2.0])
+def test_the_share_of_mixup_is_a_draw_of_beta(alpha):
+    labels = jnp.zeros(2, jnp.int32)
+    lights = jnp.eye(2).reshape(2, 1, 2, 1)
+    batch = Batch(lights, labels, jnp.ones((2, 4)), labels, labels)
+    mixed = jax.jit(jax.vmap(lambda key: augment.mix(key, batch, alpha).images[0].reshape(2)))
+    lights = np.asarray(mixed(jax.random.split(jax.random.key(0), 4000)), np.float64)
+    shares = lights[lights[:, 1] > 0, 0]  # where the partner is the other image
+    # Mean and variance of Beta(alpha, alpha), within five deviations.
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert abs(shares.mean() - 0.5) < 5 * np.sqrt(variance / len(shares))
+    assert abs(shares.var() - variance) < 5 * variance * np.sqrt(2 / len(shares))
+
+
 def test_mixup_mixes_targets_as_it_mixes_images(mixed):
     after, _, share, order = mixed
     targets = np.eye(4)[LABELS]

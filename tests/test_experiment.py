@@ -1,11 +1,16 @@
 """From a config to an experiment: every option is built and traced, and what is wrong is refused."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from kd_jax import experiment, methods
+from kd_jax import experiment, identity, methods, models, runs
 from kd_jax.config import base
+from kd_jax.data import memory
 from kd_jax.errors import InputError
+from kd_jax.models import torch_names
 from tests import tiny
 
 
@@ -86,11 +91,33 @@ def test_a_method_that_compares_views_asks_for_their_augmentation():
         experiment.create(config)
 
 
-def test_a_teacher_of_other_data_is_refused():
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("source", "folder"),
+        ("name", "mnist"),
+        ("path", "/elsewhere"),
+        ("image_size", 16),
+        ("normalize", "imagenet"),
+        ("holdout", 0.2),
+        ("train_images", 32),
+    ],
+)
+def test_a_teacher_of_other_data_is_refused(key, value):
     config = tiny.taught()
-    config["teacher"]["config"]["dataset"]["train_images"] = 32
-    with pytest.raises(InputError, match=r"teacher.config.dataset.train_images is 32; expected the student's 64"):
+    own = config["dataset"][key]
+    config["teacher"]["config"]["dataset"][key] = value
+    with pytest.raises(InputError, match=rf"teacher.config.dataset.{key} is {value!r}; expected the student's {own!r}"):
         experiment.create(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("labeled", 20), ("unlabeled", False), ("augment", "none"), ("skip_unreadable", True)]
+)
+def test_a_teacher_may_see_the_same_data_otherwise(key, value):
+    config = tiny.taught()
+    config["teacher"]["config"]["dataset"][key] = value
+    assert experiment.create(config).teacher.untrained.config["dataset"][key] == value
 
 
 def test_a_mistake_in_the_teachers_config_is_said_to_be_there():
@@ -246,6 +273,107 @@ def test_the_validation_images_do_not_depend_on_the_seed():
 def test_one_step_per_call_on_a_cpu_and_never_more_than_an_epoch():
     assert experiment.create(tiny.config()).steps_per_call == 1
     assert experiment.create(tiny.config(**{"train.steps_per_call": 50})).steps_per_call == 4
+
+
+def augmented(**overrides):
+    """(the images of a batch as they are stored, the batch that a step makes of them)."""
+    made = tiny.create(tiny.METHODS["cross_entropy"], **overrides)
+    raw = made.feed().example
+    return raw, jax.jit(made.components.augment)(jax.random.key(0), raw)[0]
+
+
+def test_images_are_cropped_as_the_config_says():
+    for kind, flips in (("crop", False), ("crop_flip", True)):
+        crops = np.asarray(augmented(**{"dataset.augment": kind})[1].crop)
+        assert len(set(crops.tolist())) > 8
+        assert (crops % 2).any() == flips
+
+
+def test_targets_are_smoothed_as_the_config_says():
+    raw, batch = augmented(**{"train.label_smoothing": 0.2})
+    np.testing.assert_allclose(batch.targets, 0.8 * np.eye(4)[raw.labels] + 0.05, rtol=1e-6)
+
+
+def test_images_are_mixed_as_the_config_says():
+    targets = np.asarray(augmented(**{"train.mixup": 1.0})[1].targets)
+    assert ((targets > 0).sum(-1) == 2).any()
+
+
+def test_images_are_normalized_by_the_training_images():
+    made = tiny.create(tiny.METHODS["cross_entropy"])
+    pixels = made.dataset.train.images.astype(np.float64) / 255
+    expected = (pixels - pixels.mean()) / pixels.std()
+    np.testing.assert_allclose(made.components.prepare(made.dataset.train.images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_have_the_precision_of_the_config():
+    made = tiny.create(tiny.METHODS["cross_entropy"], precision="bfloat16")
+    assert jax.eval_shape(made.components.prepare, made.dataset.train.images).dtype == jnp.bfloat16
+
+
+def test_the_options_of_a_step_are_the_configs():
+    options = tiny.create(tiny.METHODS["cross_entropy"], **{"train.ema": 0.9, "train.accumulate": 4}).options
+    assert (options.ema, options.micro_batches) == (0.9, 4)
+    assert (options.num_examples, options.steps_per_epoch) == (48, 3)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_optimizers_options_are_the_configs(name):
+    made = tiny.create(
+        tiny.METHODS["cross_entropy"],
+        **{"optimizer.name": name, "optimizer.b1": 0.5, "optimizer.b2": 0.75, "optimizer.weight_decay": 0.0},
+        **{"optimizer.schedule": "constant"},
+    )
+    optimizer, hyper = made.components.optimizer, made.hyper
+    params = {"student": {("fc", "bias"): jnp.ones(1)}, "cross_entropy": {}}
+    state = optimizer.init({"student": {"fc": {"bias": jnp.ones(1)}}, "cross_entropy": {}})
+    p, m, v = 1.0, 0.0, 0.0
+    for t, g in enumerate([0.5, -1.0, 0.25], start=1):
+        m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g * g
+        p -= 0.05 * (m / (1 - 0.5**t)) / (np.sqrt(v / (1 - 0.75**t)) + 1e-8)
+        gradients = {"student": {("fc", "bias"): jnp.full(1, g)}, "cross_entropy": {}}
+        params, state = optimizer.update(gradients, state, params, step=jnp.int32(t - 1), hyper=hyper, trains={})
+        np.testing.assert_allclose(params["student"][("fc", "bias")], [p], rtol=1e-5)
+
+
+def test_the_rate_falls_over_the_run_after_a_warmup_in_its_epochs():
+    options = {"train.steps": 12, "optimizer.warmup_epochs": 1.0}
+    made = tiny.create(tiny.METHODS["cross_entropy"], **options)  # three steps an epoch
+    rates = [float(made.components.optimizer.learning_rate(jnp.int32(step), made.hyper)) for step in range(12)]
+    falling = 0.5 * (1 + np.cos(np.pi * np.arange(9) / 9))
+    np.testing.assert_allclose(rates, 0.05 * np.concatenate([[0.25, 0.5, 0.75], falling]), rtol=1e-5)
+
+
+def test_an_epoch_has_as_many_steps_as_whole_batches():
+    made = tiny.create(tiny.METHODS["cross_entropy"], **{"train.batch_size": 14, "train.steps": 0, "train.epochs": 5})
+    assert (made.options.steps_per_epoch, made.steps) == (3, 15)
+
+
+def test_the_same_weights_in_another_place_are_the_same_run(tmp_path):
+    network = models.create("resnet8", 10, width=1 / 8)
+    digests = []
+    for seed, place in ((0, "a"), (0, "b"), (1, "c")):
+        variables = jax.jit(network.init)(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))
+        save_file(torch_names.to_state_dict(variables, network), tmp_path / f"{place}.safetensors")
+        config = tiny.config(**{"model.pretrained": str(tmp_path / f"{place}.safetensors")})
+        digests.append(runs.digest(identity.identify(config)))
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("changed", ["images", "labels", "test images", "test labels", "shape"])
+def test_other_arrays_are_another_run(changed):
+    images, labels = np.arange(12 * 16, dtype=np.uint8).reshape(12, 4, 4), np.arange(12) % 2
+    train, test = [images, labels], [images[::-1], labels]
+    if changed == "shape":
+        train[0], test[0] = images.reshape(12, 2, 8), images[::-1].reshape(12, 2, 8)
+    else:
+        part = test if changed.startswith("test") else train
+        part[changed.endswith("labels")] = part[changed.endswith("labels")][::-1]
+    prints = [
+        memory.from_arrays(tuple(a), tuple(b)).fingerprint
+        for a, b in ((train, test), ((images, labels), (images[::-1], labels)))
+    ]
+    assert prints[0] != prints[1]
 
 
 def test_a_config_dict_and_a_plain_config_are_the_same_experiment():

@@ -20,16 +20,29 @@ def identity(fingerprint="a", teacher=None, **overrides):
     return runs.identity(tiny.config(**overrides), fingerprint, teacher)
 
 
-@pytest.mark.parametrize(
-    "overrides", [{"name": "other"}, {"log.every_steps": 7}, {"checkpoint.keep": 3}, {"dataset.path": "/elsewhere"}]
-)
-def test_what_does_not_affect_results_is_not_part_of_the_identity(overrides):
-    assert runs.digest(identity(**overrides)) == runs.digest(identity())
+NOT_IDENTITY = ("name", "log.", "checkpoint.", "dataset.path", "teacher.kind", "teacher.path", "teacher.config")
+KEYS = [key for key in runs.flat(tiny.config()) if not key.startswith(("method.", "teacher."))]
 
 
-@pytest.mark.parametrize("overrides", [{"seed": 1}, {"optimizer.learning_rate": 0.2}, {"dataset.labeled": 20}])
-def test_what_affects_results_is_part_of_the_identity(overrides):
-    assert runs.digest(identity(**overrides)) != runs.digest(identity())
+def other(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return [*value, 9] if isinstance(value, list) else f"{value or ''}x"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_part_of_the_identity_but_those_that_affect_nothing(key):
+    changed = runs.digest(identity(**{key: other(runs.flat(tiny.config())[key])}))
+    assert (changed == runs.digest(identity())) == key.startswith(NOT_IDENTITY)
+
+
+def test_the_method_is_part_of_the_identity():
+    methods = [{"kd": {}}, {"kd": {"weight": 0.5}}, {"dkd": {}}]
+    digests = {runs.digest(runs.identity(tiny.config() | {"method": method}, "a", None)) for method in methods}
+    assert len(digests) == 3
 
 
 def test_the_data_and_the_teacher_are_part_of_the_identity():
@@ -230,9 +243,9 @@ def test_a_second_starter_waits_for_the_first(tmp_path, monkeypatch):
 
 
 def test_a_killed_process_releases_its_folder(tmp_path):
-    hold = "with runs.locked(sys.argv[1], wait=False): print(flush=True); time.sleep(60)"
-    program = [sys.executable, "-c", f"import sys, time; from kd_jax import runs\n{hold}", str(tmp_path)]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE)
+    hold = "with runs.locked(sys.argv[1], wait=False): print(flush=True); sys.stdin.read()"
+    program = [sys.executable, "-c", f"import sys; from kd_jax import runs\n{hold}", str(tmp_path)]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     with pytest.raises(InputError), runs.locked(str(tmp_path), wait=False):
         pass

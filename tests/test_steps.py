@@ -4,17 +4,18 @@ import contextlib
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import steps
+from kd_jax import methods, steps
 from kd_jax.checkpoint import Checkpoints
-from kd_jax.types import RawBatch
+from kd_jax.types import Method, MethodVariables, RawBatch
 from tests import tiny
 from tests.methods.examples import EXAMPLES
-from tests.methods.numeric import log_softmax
+from tests.methods.numeric import convolve, doubles, log_softmax
 
 RESUMED = {name: options for name, options in EXAMPLES.items() if not name.startswith("original")}
 GAME = {"cross_entropy": {}, "fitnet": {"stage": 1}, "adversarial": {"hidden": [8], "turns": [3, 4]}}
@@ -68,11 +69,41 @@ def test_a_schedule_multiplies_the_weight_of_its_term():
     np.testing.assert_allclose(run.scalars["loss/cross_entropy"], plain.scalars["loss/cross_entropy"] / 2, rtol=1e-5)
 
 
+def test_a_term_counts_by_its_weight():
+    quarter, whole = (tiny.Run({"cross_entropy": {"weight": weight}}) for weight in (0.25, 1.0))
+    quarter.step(), whole.step()
+    for scalar in ("loss", "loss/cross_entropy", "gradient_norm"):
+        np.testing.assert_allclose(quarter.scalars[scalar], whole.scalars[scalar] / 4, rtol=1e-5)
+
+
 def test_a_weight_reaches_the_parts_of_its_term_that_have_none():
     weights, table = {"a": 2.0, "a/own": 3.0}, []
     for name in ("a", "a/part", "a/own", "b"):
         table.append(steps._of_term(weights, name, 1.0))
     assert table == [2.0, 2.0, 3.0, 1.0]
+
+
+class Slope(nn.Module):
+    """A term with one parameter, by which its gradient is 1."""
+
+    needs_teacher = False
+
+    @nn.compact
+    def __call__(self, context):
+        return self.param("own", nn.initializers.ones, ())
+
+
+def test_a_term_moves_by_its_own_rate_schedule_decay_and_momentum(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "slope", methods.from_module(Slope))
+    own = {"learning_rate": 0.5, "weight_decay": 0.25, "momentum": 0.5, "schedule": "constant"}
+    run = tiny.Run({"slope": {"optimizer": own}}, **{"train.steps": 4})
+    expected, p, buffer = [], 1.0, 0.0
+    for _ in range(4):
+        buffer = 0.5 * buffer + 1 + 0.25 * p
+        p -= 0.5 * buffer
+        expected.append(p)
+    moved = [float(run.step().params["slope"]["own"]) for _ in range(4)]
+    np.testing.assert_allclose(moved, expected, rtol=1e-5)
 
 
 def test_a_terms_optimizer_is_its_own_and_otherwise_the_students():
@@ -142,12 +173,49 @@ def test_a_method_compares_as_many_views_as_there_are():
     assert not np.array_equal(*crops)
 
 
+@pytest.fixture(scope="module")
+def twice():
+    """A run that sees every image twice as it is, through a head with dropout."""
+    options = {"dataset.augment": "none", "dataset.extra_views": ["none"], "model.head": "mlp"}
+    return tiny.Run({"mlkd": {"views": [0, 1]}}, **options)
+
+
+def test_each_view_has_dropout_of_its_own(twice):
+    @jax.jit
+    def logits(student, teacher, raw):
+        common = {"components": twice.experiment.components, "options": twice.experiment.options}
+        context, _ = steps.forward(
+            student, teacher, raw, rng=jax.random.key(0), step=0, train=True, train_labels=None, **common
+        )
+        return [view.student.logits for view in context.views]
+
+    first, second = logits(twice.student, twice.teacher, twice.feed.example)
+    assert not np.array_equal(first, second)
+
+
+def test_the_statistics_of_a_view_follow_those_of_the_one_before(twice):
+    kernel = doubles(twice.state.params["student"]["conv1"]["kernel"])
+    images = np.asarray(twice.experiment.components.prepare(twice.feed.constants.images[twice.rows(0)[0]]))
+    expected = convolve(images, kernel, padding=1).mean((0, 1, 2))
+    mean = twice.step().stats["student"]["bn1"]["mean"]
+    np.testing.assert_allclose(mean, (0.9 * 0.1 + 0.1) * expected, rtol=1e-4, atol=1e-6)
+
+
 def test_many_steps_in_one_call_equal_one_step_per_call():
     with jax.enable_x64(True):
         single, many = (tiny.Run(tiny.METHODS["kd"], precision="float64") for _ in range(2))
         single.step(4), many.call(many.rows(0, 4))
         assert tiny.largest_difference(single.state.params, many.state.params) < 1e-10
-        assert many.scalars["loss"].shape == ()
+
+
+def test_the_scalars_of_many_steps_in_one_call_are_their_sums():
+    with jax.enable_x64(True):
+        single, many = (tiny.Run(tiny.METHODS["kd"], precision="float64") for _ in range(2))
+        each = [single.step() and single.scalars for _ in range(4)]
+        many.call(many.rows(0, 4))
+        assert many.scalars.keys() == each[0].keys()
+        for name, total in many.scalars.items():
+            np.testing.assert_allclose(total, sum(float(scalars[name]) for scalars in each), rtol=1e-6)
 
 
 def test_accumulation_averages_the_gradients_of_its_micro_batches():
@@ -159,13 +227,158 @@ def test_accumulation_averages_the_gradients_of_its_micro_batches():
         assert tiny.largest_difference(whole.state.params, parted.state.params) < 1e-12
 
 
-def test_moving_average_follows_its_recursion():
+def test_the_statistics_of_a_batch_in_parts_are_those_of_one_part_after_another():
+    with jax.enable_x64(True):
+        run = tiny.Run(
+            tiny.METHODS["cross_entropy"], precision="float64", **{"train.accumulate": 2, "dataset.augment": "none"}
+        )
+        kernel = np.asarray(run.state.params["student"]["conv1"]["kernel"])
+        images = np.asarray(run.experiment.components.prepare(run.feed.constants.images[run.rows(0)[0]]))
+        mean = run.step().stats["student"]["bn1"]["mean"]
+    maps = convolve(images, kernel, padding=1)
+    first, second = (maps[part::2].mean((0, 1, 2)) for part in (0, 1))
+    np.testing.assert_allclose(mean, 0.9 * 0.1 * first + 0.1 * second, rtol=1e-9)
+
+
+def test_every_part_of_a_batch_draws_for_itself(monkeypatch):
+    def draws(name):
+        def apply(variables, context):
+            value = jax.random.uniform(context.key)
+            return {name: value, f"{name}/squared": value**2}, variables.state
+
+        return Method(lambda rng, context: MethodVariables({}, {}), apply)
+
+    monkeypatch.setitem(methods.METHODS, "draws", draws)
+    run = tiny.Run({"draws": {}}, **{"train.accumulate": 2})
+    run.step()
+    variance = run.scalars["loss/draws/squared"] - run.scalars["loss/draws"] ** 2
+    assert variance > 1e-4
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_accuracy_is_that_of_the_labeled_images(parts):
+    options = {"dataset.augment": "none", "model.freeze": "backbone_and_norms", "train.accumulate": parts}
+    run = tiny.Run(tiny.METHODS["cross_entropy"], **options)
+    components, split, ids = run.experiment.components, run.feed.constants, np.asarray(run.rows(0)[0])
+    predict = jax.jit(lambda v, x: components.student.apply(v, components.prepare(x), train=False)[0].logits.argmax(-1))
+    predicted = np.asarray(predict(run.student, split.images))
+    # Right and wrong ones of which every second has lost its label.
+    labels = np.where(ids % 4 == 0, predicted[ids], (predicted[ids] + 1) % tiny.CLASSES)
+    labels = np.where(np.arange(16) % 8 < 6, labels, -1)
+    changed = np.asarray(split.labels).copy()
+    changed[ids] = labels
+    run.feed = run.feed._replace(constants=split._replace(labels=jax.device_put(changed, split.labels.sharding)))
+    run.step()
+    expected = (predicted[ids] == labels).sum() / (labels >= 0).sum()
+    assert 0 < expected < 1
+    np.testing.assert_allclose(run.scalars["accuracy"], expected, rtol=1e-6)
+
+
+def test_the_moving_average_of_parameters_and_statistics_follows_its_recursion():
     run = tiny.Run(tiny.METHODS["cross_entropy"], **{"train.ema": 0.75})
-    expected = np.asarray(run.state.params["student"]["fc"]["kernel"], np.float64)
+    expected = doubles(run.student)
     for _ in range(4):
         run.step()
-        expected = 0.75 * expected + 0.25 * np.asarray(run.state.params["student"]["fc"]["kernel"], np.float64)
-    np.testing.assert_allclose(run.state.ema["params"]["fc"]["kernel"], expected, atol=1e-6)
+        expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * np.asarray(b, np.float64), expected, run.student)
+    assert tiny.largest_difference(run.state.ema, expected) < 1e-6
+
+
+@pytest.fixture
+def started():
+    """The state before the first step of a run that starts from other variables, with a moving average; and those."""
+    own, other = (tiny.Run(tiny.METHODS["kd"], seed=seed, **{"train.ema": 0.5}) for seed in (0, 1))
+    variables = jax.tree.map(lambda x: x + 1, other.student)
+    return steps.start_from(own.state, variables), variables
+
+
+def test_a_start_from_other_variables_has_their_parameters_and_statistics(started):
+    state, variables = started
+    assert tiny.identical(state.params["student"], variables["params"])
+    assert tiny.identical(state.stats["student"], variables["batch_stats"])
+
+
+def test_the_moving_average_begins_where_the_student_starts(started):
+    state, variables = started
+    assert tiny.identical(state.ema, variables)
+
+
+def test_a_state_that_starts_from_other_variables_can_be_given_away(started):
+    give = jax.jit(lambda tree: jax.tree.map(jnp.negative, tree), donate_argnums=0)
+    state, _ = started
+    give((state.params["student"], state.stats["student"], state.ema))  # a buffer in it twice would be an error
+
+
+def test_a_start_without_a_head_keeps_the_states_own():
+    run = tiny.Run(tiny.METHODS["kd"])
+    params = {name: tree for name, tree in run.student["params"].items() if name != "fc"}
+    state = steps.start_from(run.state, {**run.student, "params": jax.tree.map(lambda x: x + 1, params)})
+    assert tiny.identical(state.params["student"]["fc"], run.state.params["student"]["fc"])
+    assert not tiny.identical(state.params["student"]["conv1"], run.state.params["student"]["conv1"])
+
+
+def moved_by(run):
+    """How far a step of plain SGD moves the student's parameters, over its rate."""
+    before = doubles(run.state.params["student"])
+    after = doubles(run.step().params["student"])
+    squares = jax.tree.map(lambda a, b: np.square(b - a).sum(), before, after)
+    return sum(jax.tree.leaves(squares)) ** 0.5 / 0.05
+
+
+PLAIN_SGD = {"optimizer.weight_decay": 0.0, "optimizer.momentum": 0.0}
+
+
+def test_clipping_bounds_the_gradient_and_not_what_is_logged():
+    run = tiny.Run(tiny.METHODS["cross_entropy"], **PLAIN_SGD, **{"train.clip": 1e-2})
+    np.testing.assert_allclose(moved_by(run), 1e-2, rtol=1e-3)
+    assert run.scalars["gradient_norm"] > 0.1
+
+
+def test_the_gradients_norm_is_the_students():
+    run = tiny.Run({"cross_entropy": {}, "fitnet": {"stage": 1}}, **PLAIN_SGD)
+    np.testing.assert_allclose(moved_by(run), run.scalars["gradient_norm"], rtol=1e-4)
+
+
+def test_a_teacher_in_train_mode_is_in_it_in_a_training_step():
+    run = tiny.Run(tiny.METHODS["kd"], **{"teacher.mode": "train", "dataset.augment": "none"})
+    components, raw = run.experiment.components, run.feed.example
+
+    @jax.jit
+    def said():
+        context, _ = steps.forward(
+            run.student,
+            run.teacher,
+            raw,
+            rng=jax.random.key(0),
+            step=0,
+            train=True,
+            train_labels=None,
+            components=components,
+            options=run.experiment.options,
+        )
+        own = components.teacher.network.apply(run.teacher, components.prepare(raw.images), train=True)[0]
+        return context.teacher.logits, own.logits
+
+    np.testing.assert_allclose(*said(), rtol=1e-5)
+
+
+class Always(nn.Module):
+    """A method that predicts the same class for every image."""
+
+    needs_teacher = False
+
+    def __call__(self, context):
+        return context.student.logits.mean()
+
+    def predict(self, outputs):
+        return jnp.zeros_like(outputs.logits).at[:, 2].set(9.0)
+
+
+def test_the_accuracy_of_a_step_is_that_of_the_methods_prediction(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "always", methods.from_module(Always))
+    run = tiny.Run({"always": {}})
+    labels = np.asarray(run.feed.constants.labels)[np.asarray(run.rows(0)[0])]
+    run.step()
+    np.testing.assert_allclose(run.scalars["accuracy"], (labels == 2).mean(), rtol=1e-6)
 
 
 def test_another_weight_or_learning_rate_does_not_recompile():

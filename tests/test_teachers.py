@@ -1,14 +1,18 @@
 """Teachers: functions of (variables, batch, rng, train), whatever their kind."""
 
 import functools
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from kd_jax import experiment, models, teachers
+from kd_jax import experiment, identity, models, runs, teachers
 from kd_jax.errors import InputError
+from kd_jax.models import torch_names
 from kd_jax.teachers.network import network_teacher
 from kd_jax.types import Outputs, Teacher
 from tests import tiny
@@ -56,8 +60,33 @@ def test_in_evaluation_a_teacher_in_train_mode_is_in_inference_mode(network):
     np.testing.assert_array_equal(own.logits, says(*network, mode="eval").logits)
 
 
-def test_a_trained_teacher_computes_in_its_students_precision():
-    made = experiment.create(tiny.taught(precision="bfloat16"))
+@pytest.fixture(scope="module")
+def taught_by(tmp_path_factory):
+    """The config of a student of a teacher of each kind: one that is trained, one that has finished, weights."""
+    folder = tmp_path_factory.mktemp("teachers")
+    own = tiny.config(**{"model.width": 1 / 4})
+    made = experiment.create(own)
+    runs.write_json(str(folder / "config.json"), identity.config_json(made))
+    runs.write_json(str(folder / "result.json"), {"name": "tiny", "test": {}, "checkpoint": 12})
+    student = made.components.student
+    variables = jax.jit(student.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    save_file(torch_names.to_state_dict(variables, student), folder / "model.safetensors")
+    paths = {"config": "", "run": str(folder), "weights": str(folder / "model.safetensors")}
+
+    def config(kind, **overrides):
+        whole = tiny.config(**overrides) | {"method": tiny.METHODS["kd"]}
+        whole["teacher"] |= {"kind": kind, "path": paths[kind], "config": {} if kind == "run" else own}
+        return whole
+
+    return config
+
+
+kinds = pytest.mark.parametrize("kind", ["config", "run", "weights"])
+
+
+@kinds
+def test_a_teacher_computes_in_its_students_precision(taught_by, kind):
+    made = experiment.create(taught_by(kind, precision="bfloat16"))
     images = jnp.zeros((4, 8, 8, 1), jnp.bfloat16)
     said = jax.eval_shape(
         functools.partial(made.teacher.apply, train=False),
@@ -66,6 +95,72 @@ def test_a_trained_teacher_computes_in_its_students_precision():
         jax.random.key(0),
     )
     assert said.features[-1].dtype == jnp.bfloat16
+
+
+@kinds
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_teacher_of_any_kind_is_in_the_mode_of_the_config(taught_by, kind, mode):
+    teacher = experiment.create(taught_by(kind, **{"teacher.mode": mode})).teacher
+    images = jnp.asarray(np.random.default_rng(0).normal(2.0, size=(4, 8, 8, 1)), jnp.float32)
+
+    @jax.jit
+    def both(variables):
+        said = teacher.apply(variables, batch([0] * 4)._replace(images=images), jax.random.key(0), train=True)
+        return said.logits, teacher.network.apply(variables, images, train=mode == "train")[0].logits
+
+    said, expected = both(jax.jit(teacher.network.init)(jax.random.key(1), images))
+    np.testing.assert_allclose(said, expected, rtol=1e-5, atol=1e-6)
+
+
+@kinds
+def test_a_teacher_has_the_network_of_its_own_config(taught_by, kind):
+    shapes = experiment.create(taught_by(kind)).teacher.shapes
+    assert shapes["params"]["fc"]["kernel"].shape == (16, 10)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "change", "said"),
+    [
+        ("data", "class_names", lambda names: names[::-1], r"knows 10 classes \(9, 8, .*\); expected the student's 10"),
+        ("data", "mean", lambda mean: [mean[0] + 0.01], "reads images of mean"),
+        ("data", "std", lambda std: [std[0] + 0.01], "reads images of std"),
+        ("dataset", "image_size", lambda size: 2 * size, "reads images of image_size 16; expected the student's 8"),
+    ],
+)
+def test_a_finished_run_that_reads_images_otherwise_is_refused(taught_by, tmp_path, part, key, change, said):
+    config = taught_by("run")
+    saved = runs.read_json(config["teacher"]["path"], "config.json")
+    section = saved["data"] if part == "data" else saved["config"]["dataset"]
+    section[key] = change(section[key])
+    runs.write_json(str(tmp_path / "config.json"), saved)
+    runs.write_json(str(tmp_path / "result.json"), {"name": "tiny", "test": {}, "checkpoint": 12})
+    config["teacher"]["path"] = str(tmp_path)
+    with pytest.raises(InputError, match=said):
+        experiment.create(config)
+
+
+def test_a_run_that_has_not_finished_is_refused_as_a_teacher(taught_by, tmp_path):
+    config = taught_by("run")
+    shutil.copy(os.path.join(config["teacher"]["path"], "config.json"), tmp_path)
+    config["teacher"]["path"] = str(tmp_path)
+    with pytest.raises(InputError, match=r"a run without result.json; expected a finished run"):
+        experiment.create(config)
+
+
+@pytest.mark.parametrize("key", ["config", "path"])
+def test_weights_without_a_path_or_a_config_are_refused(taught_by, key):
+    config = taught_by("weights")
+    config["teacher"][key] = type(config["teacher"][key])()
+    with pytest.raises(InputError, match=rf"teacher.{key} is empty; expected"):
+        experiment.create(config)
+
+
+def test_weights_of_another_width_are_refused(taught_by):
+    config = taught_by("weights")
+    model = {**config["teacher"]["config"]["model"], "width": 1 / 8}
+    config["teacher"]["config"] = {**config["teacher"]["config"], "model": model}
+    with pytest.raises(InputError, match="the weights are not those of resnet8"):
+        experiment.create(config)
 
 
 def test_an_unknown_mode_or_kind_is_refused_with_the_choices():

@@ -6,18 +6,19 @@ import os
 import shutil
 import signal
 import threading
-import time
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import kd_jax
-from kd_jax import augment, evaluation, experiment, export, runs, training, weights
+from kd_jax import augment, evaluation, experiment, export, runs, steps, training, weights
 from kd_jax.config.checks import plain
 from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.experiment import Experiment
 from kd_jax.logging import metrics_file
+from kd_jax.models import torch_names
 from kd_jax.types import RawBatch
 from tests import tiny
 
@@ -131,24 +132,27 @@ def test_the_teachers_accuracy_is_printed_and_it_is_not_trained_again(taught, ca
     assert (teacher / "result.json").stat().st_mtime_ns == before
 
 
-def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, capsys):
+def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, monkeypatch):
     folder, _, _ = taught
     made = experiment.create(tiny.taught(seed=2), runs_folder=str(tmp_path))
-    held = runs.locked(made.teacher.source, wait=False)
+    held, said, waits = runs.locked(made.teacher.source, wait=False), [], threading.Event()
     held.__enter__()
 
+    def say(line, **options):
+        said.append(line)
+        if line.startswith("waiting for another process"):
+            waits.set()
+
     def finish():
-        while not (tmp_path / "run" / ".lock").exists():  # taken just before the teacher's
-            time.sleep(0.01)
-        time.sleep(0.5)
+        waits.wait()
         _copy(folder, made.teacher.source)
         held.__exit__(None, None, None)
 
-    threading.Thread(target=finish).start()
+    monkeypatch.setattr("builtins.print", say)
+    threading.Thread(target=finish, daemon=True).start()
     training.run(made, str(tmp_path / "run"))
-    said = capsys.readouterr().out
-    assert "waiting for another process" in said
-    assert "training resnet8 from step 0 to 12: " + made.teacher.source not in said
+    assert waits.is_set()
+    assert [line for line in said if line.startswith("training resnet8 ") and made.teacher.source in line] == []
 
 
 def _copy(folder, to):
@@ -248,11 +252,20 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, m
 
 def test_calls_do_not_depend_on_where_a_run_restarted():
     made = experiment.create(tiny.config(**{"train.steps_per_call": 3, "train.steps": 10}))
-    whole = [(end, np.asarray(index)) for index, end in made.feed().calls(0)]
-    assert [end for end, _ in whole] == [3, 4, 7, 8, 10]
-    for restart in (3, 4, 7):
-        rest = [(end, np.asarray(index)) for index, end in made.feed().calls(restart)]
-        assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[-len(rest) :], rest, strict=True))
+    ends, whole = [3, 4, 7, 8, 10], np.concatenate([np.asarray(ids) for ids, _ in made.feed().calls(0)])
+    for restart in range(10):  # in the middle of a call too: it may have been another machine's
+        calls = [(np.asarray(ids), end) for ids, end in made.feed().calls(restart)]
+        assert [end for _, end in calls] == [end for end in ends if end > restart]
+        np.testing.assert_array_equal(np.concatenate([ids for ids, _ in calls]), whole[restart:])
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_order_of_the_images_is_that_of_the_seed_and_the_epoch(seed):
+    calls = list(experiment.create(tiny.config(seed=seed)).feed().calls(0))
+    assert len(calls) == 12
+    for epoch in range(3):
+        visited = np.concatenate([np.asarray(ids).ravel() for ids, _ in calls[4 * epoch : 4 * epoch + 4]])
+        np.testing.assert_array_equal(visited, np.random.default_rng((seed, epoch)).permutation(64))
 
 
 def test_an_epoch_visits_every_image_once():
@@ -264,12 +277,106 @@ def test_an_epoch_visits_every_image_once():
         np.testing.assert_array_equal(np.sort(visited), np.arange(64))
 
 
-def test_the_best_checkpoint_on_the_validation_split_is_the_one_that_is_tested(tmp_path):
-    config = tiny.config(**{"evaluate.select": "best-validation", "optimizer.learning_rate": 0.4, "train.epochs": 4})
-    _, result = train(config, tmp_path)
-    measured = {line["step"]: line["validation/accuracy"] for line in lines(tmp_path / "run", "validation/")}
-    assert measured[result["checkpoint"]] == max(measured.values()) == result["validation"]["accuracy"]
+@pytest.fixture(scope="module")
+def separable(tmp_path_factory):
+    """A run on two classes that are easily learned, and whose names are swapped in the test: {step: its metrics}."""
+    folder = tmp_path_factory.mktemp("separable")
+    labels = np.arange(80) % 2
+    pixels = np.random.default_rng(0).integers(0, 100, (80, 8, 8, 1)) + 150 * labels[:, None, None, None]
+    images = pixels.astype(np.uint8)
+    options = {"evaluate.select": "best-validation", "dataset.train_images": 0, "dataset.holdout": 0.2}
+    config = tiny.config(**options, **{"train.epochs": 5})
+    result = training.train(config, folder, data=((images, labels), (images, 1 - labels))).result
+    return {line["step"]: line for line in lines(folder, "validation/")}, result
+
+
+def test_the_best_checkpoint_is_chosen_by_the_validation_images_and_not_by_the_test(separable):
+    measured, result = separable
     assert result["selected"] == "best-validation"
+    assert {line["validation/images"] for line in measured.values()} == {16}
+    assert measured[result["checkpoint"]]["validation/accuracy"] == result["validation"]["accuracy"] == 1
+    assert (result["test"]["accuracy"], result["test"]["images"]) == (0, 80)
+
+
+def test_of_equally_good_checkpoints_the_earliest_is_chosen(separable):
+    measured, result = separable
+    best = [step for step, line in measured.items() if line["validation/accuracy"] == 1]
+    assert len(best) > 1
+    assert result["checkpoint"] == min(best)
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory):
+    """The folder of a run of five epochs that is evaluated every second, saved every third, in calls of three steps."""
+    folder = tmp_path_factory.mktemp("rare")
+    rare = {"evaluate.every_epochs": 2, "checkpoint.every_epochs": 3, "checkpoint.keep": 9}
+    train(tiny.config(**rare, **{"train.epochs": 5, "train.steps_per_call": 3}), folder)
+    return folder / "run"
+
+
+def test_a_run_is_evaluated_every_so_many_epochs_and_at_its_end(rare):
+    assert [line["step"] for line in lines(rare, "validation/")] == [8, 16, 20]
+
+
+def test_a_run_is_saved_every_so_many_epochs_and_at_its_end(rare):
+    assert sorted(int(entry.name) for entry in (rare / "checkpoints").iterdir() if entry.name.isdecimal()) == [12, 20]
+
+
+def test_what_is_logged_is_the_mean_over_the_steps_since_the_last_line(rare):
+    warmup = 0.1 * np.arange(1, 5) / 5
+    falling = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(16) / 16))
+    rates, begin = np.concatenate([warmup, falling]), 0
+    logged = lines(rare, "train/")
+    assert [line["step"] for line in logged] == [3, 4, 7, 8, 11, 12, 15, 16, 19, 20]  # calls end there and at epochs
+    for line in logged:
+        assert line["train/learning_rate"] == pytest.approx(rates[begin : line["step"]].mean(), rel=1e-5)
+        assert line["epoch"] == line["step"] / 4
+        assert 0 <= line["train/accuracy"] <= 1
+        begin = line["step"]
+
+
+STILL = {"optimizer.learning_rate": 1e-30, "train.steps": 1, "dataset.holdout": 0.0}  # nothing moves but statistics
+
+
+def test_the_seed_decides_the_initial_network_of_a_run(tmp_path):
+    made = experiment.create(tiny.config(**STILL, seed=3))
+    feed = made.feed()
+    start = made.jit(steps.init_state, fast_compile=True)(np.uint32(3), {}, feed.example, feed.labels)
+    state = training.run(made, str(tmp_path / "run")).state
+    assert tiny.largest_difference(state.params, start.params) < 1e-30
+
+
+@pytest.fixture(scope="module")
+def started(taught, tmp_path_factory):
+    """A run that starts from a finished one, which teaches it as weights alone: (that one's folder, state, result)."""
+    source, folder = next((taught[0] / "teachers").iterdir()), tmp_path_factory.mktemp("started")
+    network, variables, *_ = kd_jax.load(source)
+    save_file(torch_names.to_state_dict(variables, network), folder / "model.safetensors")
+    options = {"model.width": 1 / 4, "model.pretrained": str(source), "train.ema": 0.5, "teacher.mode": "train"}
+    config = tiny.config(**STILL, **options) | {"method": tiny.METHODS["kd"]}
+    config["teacher"] |= {"kind": "weights", "path": str(folder / "model.safetensors")}
+    config["teacher"]["config"] = runs.read_json(str(source), "config.json")["config"]
+    return source, *train(config, folder)
+
+
+def test_a_run_starts_from_the_weights_that_it_is_told(started):
+    source, state, _ = started
+    expected = weights.read_run(source)[0]
+    for params in (state.params["student"], state.ema["params"]):
+        assert tiny.identical(params, expected["params"])
+
+
+def test_the_average_of_a_run_that_starts_from_weights_begins_with_their_statistics(started):
+    source, state, _ = started
+    before = weights.read_run(source)[0]["batch_stats"]["bn1"]["mean"]
+    moved = 0.5 * before + 0.5 * np.asarray(state.stats["student"]["bn1"]["mean"])
+    np.testing.assert_allclose(state.ema["batch_stats"]["bn1"]["mean"], moved, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_without_a_run_are_measured_on_the_test_set_in_inference_mode(started):
+    source, _, result = started
+    expected = runs.read_json(str(source), "result.json")["test"]["accuracy"]
+    assert result["teacher"] == {"name": "model.safetensors", "accuracy": pytest.approx(expected)}
 
 
 def test_the_same_run_again_returns_the_state_that_was_tested(tmp_path):

@@ -1,6 +1,7 @@
 """TFDS, on data sets that the tests make on the disk: nothing is downloaded."""
 
 import hashlib
+import socket
 import sys
 
 import numpy as np
@@ -8,6 +9,20 @@ import pytest
 
 from kd_jax.data import tfds as source
 from kd_jax.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def reached(monkeypatch):
+    """Refuses every connection; a test that asks for one fails."""
+    addresses = []
+
+    def refuse(self, address):
+        addresses.append(address)
+        raise ConnectionRefusedError(f"a test reaches for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield
+    assert addresses == []
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +36,7 @@ def shades(tfds):
 
     class KdShades(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
+        SUPPORTED_VERSIONS = [tfds.core.Version("1.1.0")]  # noqa: RUF012
         BUILDER_CONFIGS = [  # noqa: RUF012
             tfds.core.BuilderConfig(name=name)
             for name in ("test", "validation", "three", "alone", "sizes", "nothing", "deep", "hidden", "offline")
@@ -89,6 +105,25 @@ def test_two_loads_give_the_same_order(load):
 
 def test_validation_stands_in_for_a_missing_test_split(load):
     assert len(load("validation").test.labels) == 4
+
+
+def test_the_test_split_is_the_test_set_where_there_is_one(load):
+    both = load("three")
+    assert (len(both.train.labels), len(both.test.labels)) == (20, 4)
+
+
+def test_the_images_of_the_two_splits_are_kept_apart(load):
+    loaded = load("test")
+    for split, count in ((loaded.train, 20), (loaded.test, 4)):
+        expected = [100 * (index % 2) + index for index in range(count)]
+        assert sorted(split.images[:, 0, 0, 0].tolist()) == sorted(expected)
+
+
+def test_the_former_fingerprint_of_another_version_is_another(load, shades, folder):
+    first, second = (
+        source.former_fingerprint(f"{shades}/test:{version}", data_dir=folder) for version in ("1.0.0", "1.1.0")
+    )
+    assert first != second
 
 
 def test_a_fifth_of_train_stands_in_for_a_set_with_one_split(load):

@@ -59,7 +59,14 @@ def test_the_gradient_is_that_of_finite_differences(loss, formula):
 
 @both
 def test_a_common_shift_of_all_images_costs_no_accuracy(loss, formula):
-    np.testing.assert_allclose(jax.jit(loss)(STUDENT + 100.0, TEACHER), formula(STUDENT, TEACHER), rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(loss)(STUDENT + 1000.0, TEACHER), formula(STUDENT, TEACHER), rtol=1e-3)
+
+
+@both
+def test_nor_does_one_of_the_images_that_count(loss, formula):
+    kept = np.array([True, True, False, True, False, True])
+    got = jax.jit(lambda x: loss(x, TEACHER, where=kept))(STUDENT + 1000.0)
+    np.testing.assert_allclose(got, formula(STUDENT[kept], TEACHER[kept]), rtol=1e-3)
 
 
 @each

@@ -64,6 +64,64 @@ def test_batch_norm_in_inference_uses_the_running_statistics():
     np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS, rtol=1e-10)
 
 
+FAR = jnp.asarray(100 + X, jnp.bfloat16)  # its variance is lost where it is computed in bfloat16
+
+
+def test_batch_norm_of_bfloat16_takes_its_statistics_in_float32():
+    y, mean, variance = jax.jit(layers.normalize_batch)(FAR, jnp.float32(SCALE), jnp.float32(BIAS))
+    exact = np.asarray(FAR, np.float64)
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-4)
+    assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    np.testing.assert_allclose(np.float64(y), normalized(exact, SCALE, BIAS), atol=0.02)
+
+
+def test_batch_norms_gradient_in_bfloat16_is_computed_in_float32():
+    given = jnp.asarray(DY, jnp.bfloat16)
+    pulled = jax.jit(lambda x, s, b: jax.vjp(layers.normalize_batch, x, s, b)[1]((given, jnp.zeros(5), jnp.zeros(5))))
+    _, d_scale, d_bias = pulled(FAR, jnp.float32(SCALE), jnp.float32(BIAS))
+    exact, dy = np.asarray(FAR, np.float64), np.asarray(given, np.float64)
+    np.testing.assert_allclose(d_bias, dy.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_scale, (dy * normalized(exact, 1, 0)).sum((0, 1, 2)), rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norm_of_bfloat16_in_inference_computes_in_float32():
+    mean, variance = np.float32(X.mean((0, 1, 2)) + 100), np.float32(X.var((0, 1, 2)))
+    variables = {"params": {"scale": SCALE, "bias": BIAS}, "batch_stats": {"mean": mean, "var": variance}}
+    y = jax.jit(lambda v: layers.BatchNorm().apply(v, FAR, train=False))(jax.tree.map(jnp.float32, variables))
+    exact = (np.asarray(FAR, np.float64) - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(y), exact, atol=0.02)
+
+
+def test_the_mlp_head_is_linear_batch_norm_and_relu_in_inference():
+    head = layers.MlpHead(width=6)
+    x = jnp.asarray(X[:, 0, 0], jnp.float32)
+    variables = jax.jit(lambda: head.init(jax.random.key(0), x, train=False))()
+    stats = {"mean": RNG.normal(size=6), "var": RNG.uniform(0.5, 2.0, 6)}
+    norm = {"scale": RNG.normal(1.0, 0.2, 6), "bias": RNG.normal(size=6)}
+    variables = {"params": {**variables["params"], "bn": norm}, "batch_stats": {"bn": stats}}
+    fc = {name: np.asarray(value, np.float64) for name, value in variables["params"]["fc"].items()}
+    y = X[:, 0, 0] @ fc["kernel"] + fc["bias"]
+    expected = np.maximum((y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm["bias"], 0)
+    got = jax.jit(lambda v: head.apply(v, x, train=False))(jax.tree.map(jnp.float32, variables))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mlp_head_drops_half_of_what_its_batch_norm_sees():
+    head = layers.MlpHead(width=8)
+    x = jnp.zeros((1000, 3))
+    variables = jax.jit(lambda: head.init(jax.random.key(0), x, train=False))()
+    fc = {"kernel": jnp.zeros((3, 8)), "bias": jnp.ones(8)}
+    variables = {**variables, "params": {**variables["params"], "fc": fc}}
+    rngs = {"dropout": jax.random.key(1)}
+    apply = jax.jit(lambda v: head.apply(v, x, train=True, rngs=rngs, mutable=["batch_stats"])[1]["batch_stats"]["bn"])
+    stats = apply(variables)
+    # Ones become 0 or 2, half of them each: mean and variance are 1.
+    np.testing.assert_allclose(10 * stats["mean"], 1, atol=5 / np.sqrt(1000))
+    np.testing.assert_allclose(10 * (stats["var"] - 0.9), 1, atol=0.02)
+
+
 def test_a_linear_layer_starts_uniform_as_pytorchs_does():
     params = layers.Linear(400).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
     for value in params.values():
