@@ -119,8 +119,8 @@ KEYS: dict[str, Key] = {
     "dataset.holdout": Key(
         0.1,
         number(least=0, below=1, expected="a fraction of at least 0 and below 1"),
-        "fraction of the training images kept for validation, where the data has no validation split; the same for every"
-        " seed",
+        "fraction of the training images kept for validation, the same for every seed; where the data has no validation"
+        " split",
     ),
     "dataset.train_images": Key(0, whole(0), "use only so many training images, class-balanced; 0: all"),
     "dataset.labeled": Key(0, whole(0), "only so many of them keep their label, class-balanced; 0: all"),
