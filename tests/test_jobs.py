@@ -72,7 +72,7 @@ def test_an_interruption_asks_the_runs_that_go_on_to_stop(tmp_path):
     waits = (
         "import pathlib, signal, sys; folder = pathlib.Path(sys.argv[-1].partition('=')[2]); folder.mkdir()\n"
         "def stop(*_): (folder / 'stopped').touch(); sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, stop); (folder / 'ready').touch(); signal.pause()"
+        "signal.signal(signal.SIGTERM, stop); (folder / 'ready').touch(); signal.alarm(20); signal.pause()"
     )
     outcomes = jobs.run_all([job(tmp_path / "a", waits), job(tmp_path / "b", writes(0.5))], "runs", 2)
     next(outcomes)

@@ -201,12 +201,15 @@ def test_only_what_the_disk_does_is_no_fault_of_the_input(tmp_path, monkeypatch,
         runs.write_files(str(tmp_path), {"a": b""})
 
 
-def test_a_folder_that_was_removed_while_waited_for_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("again", [False, True], ids=["", "and made again by another"])
+def test_a_folder_that_was_removed_while_waited_for_is_made_again(tmp_path, monkeypatch, again):
     folder, waits, order = tmp_path / "run", threading.Event(), []
     monkeypatch.setattr(runs, "print", lambda *_, **__: waits.set(), raising=False)
 
     def second():
         with runs.locked(str(folder), wait=True):
+            with pytest.raises(InputError, match="in use"), runs.locked(str(folder), wait=False):
+                pass
             order.append((folder / ".lock").exists())
 
     with runs.locked(str(folder), wait=False):
@@ -214,6 +217,9 @@ def test_a_folder_that_was_removed_while_waited_for_is_made_again(tmp_path, monk
         thread.start()
         waits.wait()
         shutil.rmtree(folder)
+        if again:
+            folder.mkdir()
+            (folder / ".lock").touch()
     thread.join()
     assert order == [True]
 

@@ -199,6 +199,7 @@ def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
         ("fingerprint", "0" * 64, "was trained on other data, so it may have seen what the student is measured on"),
         ("image_shape", [8, 8, 3], "reads images of channels 3; expected the student's 1"),
         ("mean", [0.5, 0.5, 0.5], r"reads images of mean \[0.5, 0.5, 0.5\]; expected the student's"),
+        ("mean", None, r"reads images of mean \[(0.\d+), \1, \1\]; expected the student's"),
         ("std", [0.9], r"reads images of std \[0.9\]; expected the student's"),
     ],
 )
@@ -206,7 +207,7 @@ def test_a_teacher_of_other_data_is_refused(taught, tmp_path, key, value, said):
     teacher = tmp_path / "teacher"
     _copy(taught[0], teacher)
     saved = runs.read_json(str(teacher), "config.json")
-    saved["data"][key] = value
+    saved["data"][key] = value or 3 * saved["data"][key]
     runs.write_json(str(teacher / "config.json"), saved)
     with pytest.raises(InputError, match=said):
         experiment.create(tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)}))
