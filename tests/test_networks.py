@@ -124,7 +124,7 @@ def changed(folder, tmp_path, terms):
     run = shutil.copytree(folder / "simkd", tmp_path / "copy")
     saved = json.loads((run / "config.json").read_text())
     saved["config"]["method"] = terms
-    (run / "config.json").write_text(json.dumps(saved))
+    runs.write_json(str(run / "config.json"), saved)
     return str(run)
 
 

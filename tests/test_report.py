@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from kd_jax import report
+from kd_jax import report, runs
 from kd_jax.errors import InputError
 from tests.reporting.made_up import write_run, write_table
 
@@ -51,7 +51,7 @@ def test_hundreds_of_runs_and_recipes_stand_in_one_report(tmp_path):
             tree |= {"seed": number % 3, "config_hash": str(number)}
             if file == "config.json":
                 tree["identity"]["optimizer"]["learning_rate"] = 1.0 + number // 3
-            (folder / file).write_text(json.dumps(tree))
+            runs.write_json(str(folder / file), tree)
     assert report.report([str(tmp_path / "runs")], str(tmp_path / "report")) == (300, 0)
     assert "300 runs of 101 recipes" in (tmp_path / "report" / "report.md").read_text()
 
