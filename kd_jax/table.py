@@ -12,6 +12,7 @@ Every result is added to a file of JSON lines (--results), from which the table 
 are not run again, on whatever machine they were made. --jobs=N runs N at a time, each on its share of the cores.
 """
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from kd_jax import cli, config, intervals, jobs, runs
+from kd_jax import checksums, cli, config, intervals, jobs, runs
 from kd_jax.config import recipes
 from kd_jax.errors import InputError, TrainingError, choose
 from kd_jax.jobs import Failure, Job
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
             continue
         done[one.key] = outcome
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        _append(path, json.dumps(jobs.line(one, outcome)))
+        _append(path, json.dumps(checksums.add(jobs.line(one, outcome))))
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
     text, folder = table(module, results, failures), os.path.join(cli.RUNS.value, name())
     os.makedirs(folder, exist_ok=True)
@@ -82,9 +83,11 @@ def read(path: str) -> dict[str, dict]:
         for number, text in enumerate(file, start=1):
             try:
                 line = json.loads(text)
+                if not checksums.take(line):
+                    checksums.say_unchecked(path)
                 results[line["key"]] = line["result"]
-            except (ValueError, KeyError, TypeError):
-                print(f"line {number} of {path} is no result, and is passed over", flush=True)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                print(f"line {number} of {path} is no result, or is damaged, and is passed over", flush=True)
     return results
 
 
@@ -221,8 +224,22 @@ def _key(tree: Mapping[str, Any]) -> str:
     for role in ("student", "teacher") if PRETRAIN_ON.value else ():
         own = plain(config.experiment("pretrain").get_config(_pretrain_arg(role)))
         own["dataset"]["path"] = PRETRAIN_ON.value
-        pretrained[_pretrained(role)] = runs.digest(identity.identify(own))
-    return runs.digest(identity.identify(plain(tree), pretrained=pretrained))
+        pretrained[_pretrained(role)] = runs.digest(identity.identify(own, fingerprint=_fingerprint(own)))
+    config_of_run = plain(tree)
+    fingerprint = _fingerprint(config_of_run)
+    return runs.digest(identity.identify(config_of_run, fingerprint=fingerprint, pretrained=pretrained))
+
+
+def _fingerprint(tree: Mapping[str, Any]) -> str:
+    """The fingerprint of a config's data, which is taken once for the whole table."""
+    return _fingerprint_of(json.dumps(tree["dataset"], sort_keys=True))
+
+
+@functools.cache
+def _fingerprint_of(section: str) -> str:
+    from kd_jax import data
+
+    return data.fingerprint(json.loads(section))
 
 
 def _pretrain_arg(role: str) -> str:

@@ -3,8 +3,8 @@
 usage: python launch/results/rekey.py FILE [flags and changes of `python -m kd_jax.table` that made it]
 
 A key of version 0.1 was the hash of a config; it is now the digest of the run's identity, with the fingerprints of the
-images and of the pretrained weights, so the images have to be there. Numbers stay as they were recorded, and
-names become today's.
+images (of their contents) and of the pretrained weights, so the images have to be there. Numbers stay as they were
+recorded, names become today's, and every line gets its checksum.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from kd_jax import config, table
+from kd_jax import checksums, config, table
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         for named in (line["result"], line["result"]["teacher"] or {"name": ""}):
             named["name"] = named["name"].replace("seed-", "original-")
     with open(path, "w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.writelines(json.dumps(checksums.add(line)) + "\n" for line in lines)
 
 
 if __name__ == "__main__":
