@@ -207,7 +207,9 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()
+    ):
         raise InputError(f"{path} holds no state dict; expected tensors by name, or those under the key state_dict")
     return {key: value.detach().float().numpy() for key, value in loaded.items()}
 

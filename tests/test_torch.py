@@ -52,6 +52,12 @@ def test_tensors_of_another_precision_are_read_as_float32(arrays, tmp_path, dtyp
     assert same(read, {key: value.double().numpy().astype(np.float32) for key, value in stored.items()})
 
 
+def test_keys_that_are_no_strings_are_no_names(arrays, tmp_path):
+    torch.save({("fc", "weight"): torch.ones(2), 3: torch.ones(2)}, tmp_path / "model.pth")
+    with pytest.raises(InputError, match="holds no state dict; expected tensors by name"):
+        weights.read(tmp_path / "model.pth")
+
+
 def test_parameters_of_a_module_are_read(tmp_path):
     module = torch.nn.Linear(3, 2)  # whose parameters require a gradient
     torch.save(dict(module.named_parameters()), tmp_path / "model.pth")
