@@ -153,7 +153,7 @@ def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, 
     )
     alone = experiment._replace(components=components)
     measured = Evaluator(alone, {})(variables, MethodVariables({}, {}), experiment.dataset.test)
-    return _checked(measured, f"of the teacher {teacher.name}")
+    return _checked(measured, f"for the teacher {teacher.name}")
 
 
 def _train(
@@ -223,7 +223,7 @@ def _train(
         if config["evaluate"]["select"] == "best-validation" and (best := checkpoints.best()):
             step, state = best, checkpoints.load(best, experiment.state_shapes())
         total_of_test = evaluate.total(*evaluation.evaluated(state), experiment.dataset.test)
-        where = f"of the checkpoint of step {step}"
+        where = f"for the checkpoint of step {step}"
         result = {
             "name": config["name"],
             "model": config["model"]["name"],
@@ -280,7 +280,7 @@ def _warnings(config: Mapping[str, Any], total: int, per_epoch: int) -> Iterator
 def _checked(measured: dict[str, Any], where: str) -> dict[str, Any]:
     """Metrics whose numbers are finite; raises TrainingError otherwise."""
     if bad := [name for name, value in measured.items() if value is not None and not math.isfinite(value)]:
-        raise TrainingError(f"{', '.join(bad)} {where} is not finite; try a lower optimizer.learning_rate")
+        raise TrainingError(f"not finite {where}: {', '.join(bad)}; try a lower optimizer.learning_rate")
     return measured
 
 
