@@ -138,7 +138,7 @@ def run(
 
 def _leave() -> None:
     """Ends the process at once, without waiting for what is still being written."""
-    print("\nleft at once; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    stopping.say("\nleft at once; the same command goes on from the last checkpoint\n")
     os._exit(130)
 
 

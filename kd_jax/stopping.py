@@ -5,6 +5,7 @@ wait for that.
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -53,7 +54,13 @@ class Request:
         if again or not self._deferred:
             self.stop()
         if number == signal.SIGINT:
-            print("\nstopping after this step, to save it; Ctrl-C again leaves at once", flush=True)
+            say("\nstopping after this step, to save it; Ctrl-C again leaves at once\n")
+
+
+def say(text: str) -> None:
+    """Writes to the terminal from a signal's handler, which may have come in the middle of a `print`."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
 
 
 _request: Request | None = None

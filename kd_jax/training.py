@@ -256,7 +256,7 @@ def _start(
     experiment: Experiment, feed: Feed, checkpoints: Checkpoints, teacher_variables: Variables
 ) -> tuple[TrainState, int, "Window"]:
     """The state that a run goes on with or starts from, its step, and what its next log line has of before."""
-    if restored := checkpoints.restore(experiment.state_shapes()):
+    if checkpoints.steps() and (restored := checkpoints.restore(experiment.state_shapes())):
         return restored.state, restored.step, Window(restored.extra.get("window"))
     init = experiment.jit(steps.init_state, fast_compile=True)
     state = init(np.uint32(experiment.config["seed"]), teacher_variables, feed.example, feed.labels)
