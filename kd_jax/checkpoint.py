@@ -1,7 +1,7 @@
 """Checkpoints: the latest and the best of a run, written in the background. The only importer of Orbax.
 
 A checkpoint is a folder named by its step: what Orbax writes, and `checkpoint.json` with the SHA-256 of each of these
-files, the validation accuracy, and what else the run has to remember. It is written under another name and then
+files, the best checkpoint so far, and what else the run has to remember. It is written under another name and then
 renamed, so a process that is killed at any moment leaves whole checkpoints only.
 """
 
@@ -39,24 +39,35 @@ class Restored(NamedTuple):
     extra: dict[str, Any]  # as it was saved
 
 
+class Best(NamedTuple):
+    """The checkpoint with the highest validation accuracy so far, the earliest of equals."""
+
+    step: int
+    accuracy: float
+
+
 class Checkpoints:
-    """The checkpoints in a folder, each named by its step. Nothing is written before the first `save`."""
+    """The checkpoints in a folder, each named by its step.
+
+    Where there are some already, `restore` comes before the first `save`. Nothing is written before that.
+    """
 
     def __init__(self, folder: str, *, keep: int = 1):
         """Keeps the `keep` latest, and the one with the highest accuracy."""
         self._folder, self._keep = Path(os.path.abspath(folder)), keep
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
-        self._saved = _saved(self._folder)  # {step: accuracy or None}
+        self._saved = _saved(self._folder)
+        self._best: Best | None = None
+        self._ready = not self._saved  # whether the best of what is there is known
 
     def steps(self) -> list[int]:
         """The steps that are saved, in order."""
         return sorted(self._saved)
 
     def best(self) -> int | None:
-        """The step with the highest validation accuracy, the earliest of equals, or None."""
-        rated = {step: accuracy for step, accuracy in self._saved.items() if accuracy is not None}
-        return max(rated, key=lambda step: (rated[step], -step)) if rated else None
+        """The step with the highest validation accuracy, of what was restored and saved; None where there is none."""
+        return self._best and self._best.step
 
     def save(
         self, state: TrainState, step: int, accuracy: float | None = None, extra: Mapping[str, Any] | None = None
@@ -73,29 +84,38 @@ class Checkpoints:
         """
         if step in self._saved:
             return
+        assert self._ready, "what is there is restored before more is saved"
         check_finite(state, step)
         self.wait()
-        self._saved[step] = accuracy
-        superseded = self._saved.keys() - {*self.steps()[-self._keep :], self.best()}
-        for old in superseded:
-            del self._saved[old]
-        record = {"step": step, "accuracy": accuracy, "extra": dict(extra or {})}
+        if accuracy is not None and (self._best is None or accuracy > self._best.accuracy):
+            self._best = Best(step, accuracy)
+        self._saved.add(step)
+        superseded = self._saved - {*self.steps()[-self._keep :], self.best()}
+        self._saved -= superseded
+        record = {"step": step, "best": self._best, "extra": dict(extra or {})}
         self._writing = self._thread.submit(self._write, jax.tree.map(jnp.copy, state), record, superseded)
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Loads a step into the structure, types and shardings of `like`; raises InputError when it is not whole."""
-        return self._load(step, like).state
+        self.wait()
+        path = self._folder / str(step)
+        return _read(path, jax.tree.map(_abstract, like), _verified(path))
 
     def restore(self, like: TrainState) -> Restored | None:
-        """Loads the newest whole checkpoint, and says what a damaged one costs; None where there is none.
+        """Loads the newest checkpoint that is whole, with the best before it, and says what a damaged one costs.
+
+        None where there is no checkpoint.
 
         Raises:
-          InputError: when all are damaged.
+          InputError: when no checkpoint is whole, or the best is not that of an older state.
         """
         newest, damaged = max(self._saved, default=0), []
         for step in reversed(self.steps()):
+            path = self._folder / str(step)
             try:
-                restored = self._load(step, like)
+                record = _verified(path)
+                best = self._best_of(step, record)
+                state = _read(path, jax.tree.map(_abstract, like), record)
             except InputError as error:
                 damaged.append((step, error))
                 continue
@@ -104,7 +124,8 @@ class Checkpoints:
                 print(f"{reason}; step {step} is used instead", flush=True)
             if damaged:
                 print(f"{newest - step} steps have to be trained again", flush=True)
-            return restored
+            self._best, self._ready = best, True
+            return Restored(state, step, record.get("extra", {}))
         if damaged:
             raise damaged[0][1]
         return None
@@ -122,11 +143,25 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
 
-    def _load(self, step: int, like: TrainState) -> Restored:
-        self.wait()
-        path = self._folder / str(step)
-        record = _verified(path)
-        return Restored(_read(path, jax.tree.map(_abstract, like), record), step, record.get("extra", {}))
+    def _best_of(self, step: int, record: Mapping[str, Any]) -> Best | None:
+        """The best checkpoint when a step was saved; raises InputError where that is not whole any more."""
+        if not record:  # of an older version
+            accuracies = {old: _older_accuracy(self._folder / str(old)) for old in self.steps()}
+            rated = {old: accuracy for old, accuracy in accuracies.items() if accuracy is not None}
+            best = max(rated, key=lambda old: (rated[old], -old), default=None)
+            return None if best is None else Best(best, rated[best])
+        if record["best"] is None:
+            return None
+        best_of_then = Best(*record["best"])
+        if best_of_then.step != step:
+            try:
+                _verified(self._folder / str(best_of_then.step))
+            except InputError as error:
+                raise InputError(
+                    f"{error}; it is the best so far, without which step {step} is of no use: to train from the start,"
+                    f" remove {self._folder}"
+                ) from None
+        return best_of_then
 
     def _write(self, state: TrainState, record: dict[str, Any], superseded: Iterable[int]) -> None:
         name = str(record["step"])
@@ -145,15 +180,11 @@ class Checkpoints:
             _remove(self._folder / str(step))
 
     def _set_aside(self, step: int) -> None:
-        """Keeps a damaged checkpoint under another name, or removes it where it was never whole."""
-        del self._saved[step]
-        path = self._folder / str(step)
-        if not (path / RECORD).exists():
-            _remove(path)
-            return
+        """Keeps a damaged checkpoint under another name."""
+        self._saved.remove(step)
         aside = self._folder / f"{step}{DAMAGED}"
         shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        (self._folder / str(step)).rename(aside)
 
 
 def load_tree(folder: str, step: int) -> dict[str, Any]:
@@ -194,29 +225,33 @@ def _finite(state: TrainState) -> dict[str, jax.Array]:
     return {where: all_finite(tree) for where, tree in trees.items()}
 
 
-def _saved(folder: Path) -> dict[int, float | None]:
-    """{step: validation accuracy} of the checkpoints in a folder, whole or not; what a killed process left is not."""
-    found: dict[int, float | None] = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdecimal() and path.is_dir() and any(path.iterdir()):
-            found[int(path.name)] = _accuracy(path)
-    return found
+def _saved(folder: Path) -> set[int]:
+    """The steps of the checkpoints in a folder, damaged or not; what a killed process left is none."""
+    if not folder.is_dir():
+        return set()
+    return {int(path.name) for path in folder.iterdir() if path.name.isdecimal() and not _is_unfinished(path)}
 
 
-def _accuracy(path: Path) -> float | None:
-    for name in (RECORD, "metrics/metrics"):  # the second is of older versions
-        try:
-            return json.loads((path / name).read_text())["accuracy"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+def _is_unfinished(path: Path) -> bool:
+    """Whether a folder is what a killed process left: half written, half deleted (by an older version), or empty."""
+    if not path.is_dir():
+        return False
+    written = any((path / name).exists() for name in (RECORD, "_CHECKPOINT_METADATA"))
+    return path.name.endswith(".tmp") or "orbax-checkpoint-tmp" in path.name or (path.name.isdecimal() and not written)
+
+
+def _older_accuracy(path: Path) -> float | None:
+    """The validation accuracy of a checkpoint of an older version."""
+    try:
+        return json.loads((path / "metrics" / "metrics").read_text())["accuracy"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a killed process left: half written, half deleted, or empty."""
+    """Removes what a killed process left."""
     for path in folder.iterdir():
-        unfinished = path.name.endswith(".tmp") or "orbax-checkpoint-tmp" in path.name
-        if path.is_dir() and (unfinished or not any(path.iterdir())):
+        if _is_unfinished(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -229,12 +264,12 @@ def _remove(path: Path) -> None:
 
 def _verified(path: Path) -> dict[str, Any]:
     """What a checkpoint's record says; {} for one of an older version. Raises InputError when a file is damaged."""
-    if path.is_dir() and not (path / RECORD).exists():
+    if path.is_dir() and not (path / RECORD).exists() and not _has_older_record(path):
         checksums.say_unchecked(str(path))
         return {}
     try:
         record = json.loads((path / RECORD).read_text())
-        if not checksums.take(record) or record["step"] != int(path.name):
+        if not checksums.take(record) or record["step"] != int(path.name) or "best" not in record:
             raise ValueError(f"{RECORD} is not that of this step")
         for name, digest in record["files"].items():
             if _digest(path / name) != digest:
@@ -242,6 +277,15 @@ def _verified(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, error) from None
     return record
+
+
+def _has_older_record(path: Path) -> bool:
+    """Whether a checkpoint before this one has a record, so that no older version can have saved this one."""
+    return any(
+        (other / RECORD).exists()
+        for other in path.parent.iterdir()
+        if other.name.isdecimal() and int(other.name) < int(path.name)
+    )
 
 
 def _read(path: Path, abstract: Any, record: Mapping[str, Any]) -> Any:
@@ -255,7 +299,8 @@ def _read(path: Path, abstract: Any, record: Mapping[str, Any]) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read; expected a whole checkpoint, or none: {one_line(error, 160)}")
+    reason = one_line(error).partition(" See full TensorStore")[0][:160]
+    return InputError(f"{path} cannot be read; expected a whole checkpoint, or none: {reason}")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -49,17 +49,21 @@ def opened(folder, keep=1):
 def folder(tmp_path):
     """Steps 1 to 4 with validation accuracies 0.2, 0.7, 0.7, 0.5."""
     with opened(tmp_path) as checkpoints:
-        for step, accuracy in enumerate((0.2, 0.7, 0.7, 0.5), start=1):
+        for step, accuracy in ACCURACIES.items():
             checkpoints.save(state(step), step, accuracy)
     return tmp_path
 
 
-def as_of_an_older_version(path):
-    """Takes the record of a checkpoint away, and leaves its accuracy where it lay then."""
-    record = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").unlink()
-    (path / "metrics").mkdir()
-    (path / "metrics" / "metrics").write_text(json.dumps({"accuracy": record["accuracy"], "step": record["step"]}))
+ACCURACIES = {1: 0.2, 2: 0.7, 3: 0.7, 4: 0.5}
+
+
+def as_of_an_older_version(folder):
+    """Takes the records of checkpoints away, and leaves the accuracies where they lay then."""
+    for step in (int(path.name) for path in folder.iterdir()):
+        (folder / str(step) / "checkpoint.json").unlink()
+        (folder / str(step) / "metrics").mkdir()
+        accuracy = {"accuracy": ACCURACIES[step], "step": step}
+        (folder / str(step) / "metrics" / "metrics").write_text(json.dumps(accuracy))
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -74,10 +78,20 @@ def test_the_latest_and_the_earliest_of_the_best_are_kept(tmp_path, keep):
 @pytest.mark.parametrize("older", [False, True])
 def test_latest_and_best_are_told_apart(folder, older):
     if older:
-        as_of_an_older_version(folder / "2")
+        as_of_an_older_version(folder)
     with opened(folder) as checkpoints:
         assert checkpoints.steps() == [2, 4]
+        assert checkpoints.restore(state(0)).step == 4
         assert checkpoints.best() == 2
+
+
+def test_what_is_saved_later_is_the_best_only_where_it_is_better(folder):
+    with opened(folder) as checkpoints:
+        checkpoints.restore(state(0))
+        checkpoints.save(state(5), 5, 0.7)
+        assert checkpoints.best() == 2
+        checkpoints.save(state(6), 6, 0.8)
+        assert checkpoints.best() == 6
 
 
 def test_a_state_comes_back_bit_for_bit_with_its_key_and_what_was_said_of_it(tmp_path):
@@ -92,6 +106,7 @@ def test_a_state_comes_back_bit_for_bit_with_its_key_and_what_was_said_of_it(tmp
 
 def test_a_step_that_is_saved_already_is_left_alone(folder):
     with opened(folder) as checkpoints:
+        checkpoints.restore(state(0))
         checkpoints.save(state(9), 4)
         assert checkpoints.load(4, state(0)).step == 4
 
@@ -120,6 +135,7 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleared(folder, left
     shutil.copytree(folder / "4", folder / left) if left != "5" else (folder / left).mkdir()
     with opened(folder) as checkpoints:
         assert checkpoints.steps() == [2, 4]
+        checkpoints.restore(state(0))
         checkpoints.save(state(6), 6)
     assert sorted(entry.name for entry in folder.iterdir()) == ["2", "6"]
 
@@ -139,7 +155,7 @@ def load(folder, whole):
 @pytest.mark.parametrize("older", [False, True], ids=["", "older"])
 def test_a_checkpoint_cut_short_is_named(folder, whole, cut, older):
     if older:
-        as_of_an_older_version(folder / "4")
+        as_of_an_older_version(folder)
     for file in (folder / "4").rglob("*"):
         if file.is_file() and file.stat().st_size:
             os.truncate(file, cut(file.stat().st_size))
@@ -171,7 +187,7 @@ def test_a_missing_file_of_a_checkpoint_is_named(folder):
 
 
 def test_a_checkpoint_of_an_older_version_is_read_and_a_line_says_so(folder, capsys):
-    as_of_an_older_version(folder / "4")
+    as_of_an_older_version(folder)
     assert load(folder, True).step == 4
     said = capsys.readouterr().err
     assert said == f"{folder / '4'} was written without checksums, by an older version; it is read unchecked\n"
@@ -190,9 +206,10 @@ def test_a_whole_checkpoint_of_another_network_is_not_called_damaged(folder):
     [
         lambda path: os.truncate(path / "state" / "manifest.ocdbt", 3),
         lambda path: (path / "checkpoint.json").write_text("{}"),
+        lambda path: (path / "checkpoint.json").unlink(),
         lambda path: path.rename(path.with_name("9")),
     ],
-    ids=["cut", "no record", "renamed"],
+    ids=["cut", "another record", "no record", "renamed"],
 )
 def test_the_newest_whole_checkpoint_is_used_and_the_cost_said(folder, damage, capsys):
     damage(folder / "4")
@@ -207,13 +224,48 @@ def test_the_newest_whole_checkpoint_is_used_and_the_cost_said(folder, damage, c
     assert sorted(entry.name for entry in folder.iterdir()) == ["2", "4", f"{newest}.damaged"]
 
 
-def test_a_half_deleted_checkpoint_of_an_older_version_is_removed(folder):
-    as_of_an_older_version(folder / "4")
+def test_the_best_of_an_older_version_is_the_earliest_of_equals(tmp_path):
+    with opened(tmp_path, keep=4) as checkpoints:
+        for step, accuracy in ACCURACIES.items():
+            checkpoints.save(state(step), step, accuracy)
+    as_of_an_older_version(tmp_path)
+    with opened(tmp_path, keep=4) as checkpoints:
+        checkpoints.restore(state(0))
+        assert (checkpoints.steps(), checkpoints.best()) == ([1, 2, 3, 4], 2)
+
+
+def test_a_half_deleted_checkpoint_of_an_older_version_is_cleared(folder):
+    as_of_an_older_version(folder)
     (folder / "4" / "_CHECKPOINT_METADATA").unlink()
-    (folder / "4" / "state" / "manifest.ocdbt").unlink()
     with opened(folder) as checkpoints:
         assert checkpoints.restore(state(0)).step == 2
-    assert sorted(entry.name for entry in folder.iterdir()) == ["2"]
+        checkpoints.save(state(3), 3, 0.9)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["3"]
+
+
+def test_a_damaged_checkpoint_of_an_older_version_is_kept_under_another_name(folder):
+    as_of_an_older_version(folder)
+    os.truncate(folder / "4" / "state" / "manifest.ocdbt", 3)
+    with opened(folder) as checkpoints:
+        assert checkpoints.restore(state(0)).step == 2
+    assert sorted(entry.name for entry in folder.iterdir()) == ["2", "4.damaged"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda best: os.truncate(best / "checkpoint.json", 30),
+        lambda best: os.truncate(best / "state" / "manifest.ocdbt", 3),
+        shutil.rmtree,
+    ],
+    ids=["its record", "its data", "gone"],
+)
+def test_without_the_best_checkpoint_a_later_one_is_not_gone_on_with(folder, damage):
+    damage(folder / "2")
+    said = f"2 cannot be read; .*; it is the best so far, without which step 4 is of no use: .* remove {folder}"
+    with opened(folder) as checkpoints, pytest.raises(InputError, match=said):
+        checkpoints.restore(state(0))
+    assert (folder / "4").exists()
 
 
 def test_where_none_is_whole_the_newest_is_named_and_all_are_kept(folder):
@@ -263,6 +315,7 @@ def test_what_goes_wrong_in_the_background_is_raised_and_leaves_no_part(folder, 
         raise OSError(28, os.strerror(28))
 
     with opened(folder) as checkpoints:
+        checkpoints.restore(state(0))
         monkeypatch.setattr(checkpoint.ocp, "save", full)
         checkpoints.save(state(5), 5)
         with pytest.raises(OSError, match="No space left"):
