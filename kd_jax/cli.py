@@ -48,26 +48,49 @@ DISK = {
     errno.EROFS: "the file system has become read-only; make it writable and start the same command again",
 }
 
+
+class PathParser(flags.ArgumentParser):
+    """Of flags that are paths: `~` is the home folder, also where the shell leaves it."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, what: str) -> Any:
+    """Defines a flag that is a path."""
+    return flags.DEFINE(PathParser(), name, default, what, serializer=flags.ArgumentSerializer())
+
+
 # Flags of more than one command; each command declares those it has with `flags.declare_key_flag`.
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-RUNS = flags.DEFINE_string("runs", "runs", "The folder of all runs; teachers are kept in its folder `teachers`.")
-PATH = flags.DEFINE_string("path", None, "The data's path, if it has moved since training.")
-TO = flags.DEFINE_string(
+WORKDIR = define_path("workdir", None, "The run's folder.")
+RUNS = define_path("runs", "runs", "The folder of all runs; teachers are kept in its folder `teachers`.")
+PATH = define_path("path", None, "The data's path, if it has moved since training.")
+TO = define_path(
     "to",
     None,
     "Where to write. export: a new file; explain: a folder, by default the run's; report: a folder, by default"
     " `report`.",
 )
-AGAINST = flags.DEFINE_multi_string(
-    "against", [], "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`."
+AGAINST = flags.DEFINE_multi(
+    PathParser(),
+    flags.ArgumentSerializer(),
+    "against",
+    [],
+    "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`.",
 )
 
 SEEDS = flags.DEFINE_integer(
     "seeds", None, "Seeds 0, 1, ... of every row; by default quickstart has 1, table 3.", lower_bound=1
 )
 ROWS = flags.DEFINE_list("rows", None, "quickstart: the rows of its table; table: which table, by default `original`.")
-IMPORT = flags.DEFINE_multi_string(
-    "import", [], "A Python file that registers what a run needs, before anything else; may be given more than once."
+IMPORT = flags.DEFINE_multi(
+    PathParser(),
+    flags.ArgumentSerializer(),
+    "import",
+    [],
+    "A Python file that registers what a run needs, before anything else; may be given more than once.",
 )
 
 
@@ -121,6 +144,8 @@ def run(
     logging.use_absl_handler()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     sys.unraisablehook = _unraisable_hook
+    # Of Orbax, where a disk is full: the error that it raises is what people are told.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     cache = os.path.join(os.path.expanduser("~"), ".cache", "kd_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -130,16 +155,10 @@ def run(
         arguments = _parse(sys.argv)
         for path in IMPORT.value:
             registry.import_file(path)
-        main(arguments)
+        main([os.path.expanduser(argument) for argument in arguments])  # they are paths
 
-    with stopping.listening(_leave):
+    with stopping.listening(stopping.leave_at_once):
         sys.exit(_exit_code(call))
-
-
-def _leave() -> None:
-    """Ends the process at once, without waiting for what is still being written."""
-    stopping.say("\nleft at once; the same command goes on from the last checkpoint\n")
-    os._exit(130)
 
 
 def _unraisable_hook(unraisable: Any) -> None:

@@ -12,12 +12,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kd_jax import runs
+from kd_jax import runs, stopping
 from kd_jax.logging import progress
 
 Result = dict[str, Any]
-
-_running: set["subprocess.Popen[bytes]"] = set()
 
 
 class Job(NamedTuple):
@@ -67,7 +65,7 @@ def run_all(jobs: Sequence[Job], runs_folder: str, at_a_time: int) -> Iterator[t
             yield job, outcome
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # an interrupted table starts no further run
-        for process in tuple(_running):
+        for process in tuple(stopping.children):
             process.terminate()  # it saves its state
         pool.shutdown()
 
@@ -92,9 +90,9 @@ def run(job: Job, runs_folder: str, cores: Sequence[int] = ()) -> Result | Failu
             )
             if cores:  # not between fork and exec, where JAX's threads make Python code unsafe
                 os.sched_setaffinity(process.pid, cores)
-            _running.add(process)
+            stopping.children.add(process)
             code = process.wait()
-            _running.remove(process)
+            stopping.children.remove(process)
         if code:
             with open(log) as file:
                 last = next((line.strip() for line in reversed(file.readlines()) if line.strip()), "no message")

@@ -7,12 +7,20 @@ wait for that.
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
 from kd_jax.errors import Preempted
+
+Leave = Callable[[int, str], Any]  # (signal, what is said)
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+children: "set[subprocess.Popen[bytes]]" = set()  # processes that are asked to stop where this one leaves
 
 
 class Request:
@@ -28,7 +36,7 @@ class Request:
 
     def stop(self, message: str = "") -> NoReturn:
         """Raises KeyboardInterrupt or Preempted, as was asked for."""
-        message = message or f"stopped; the same command starts again{self.goes_on}"
+        message = message or self._message()
         raise KeyboardInterrupt(message) if self.signal == signal.SIGINT else Preempted(message)
 
     def check(self) -> None:
@@ -45,16 +53,19 @@ class Request:
         finally:
             self._deferred = outer
 
-    def _handle(self, number: int, leave: Callable[[], Any]) -> None:
-        if number == signal.SIGTERM and self:
-            return
+    def _message(self) -> str:
+        return f"stopped; the same command starts again{self.goes_on}"
+
+    def _handle(self, number: int, leave: Leave) -> None:
         again, self.signal = number == self.signal == signal.SIGINT, number
-        if again:
-            leave()
-        if again or not self._deferred:
-            self.stop()
-        if number == signal.SIGINT:
-            say("\nstopping after this step, to save it; Ctrl-C again leaves at once\n")
+        if self._deferred and not again:
+            if number == signal.SIGINT:
+                say("\nstopping after this step, to save it; Ctrl-C again leaves at once\n")
+            return
+        for child in tuple(children):
+            child.terminate()
+        leave(number, "left at once; the same command goes on from the last checkpoint" if again else self._message())
+        self.stop()
 
 
 def say(text: str) -> None:
@@ -63,17 +74,26 @@ def say(text: str) -> None:
         os.write(2, text.encode())
 
 
+def leave_at_once(number: int, message: str) -> NoReturn:
+    """Ends the process: nothing that it runs, and no library's callback, can keep it."""
+    with contextlib.suppress(Exception):  # what a `print` that was interrupted keeps
+        sys.stdout.flush()
+    say(f"\n{message}\n")
+    os._exit(CODES[signal.Signals(number)])
+
+
 _request: Request | None = None
 
 
 @contextlib.contextmanager
-def listening(leave: Callable[[], Any] = lambda: None) -> Iterator[Request]:
+def listening(leave: Leave = lambda number, message: None) -> Iterator[Request]:
     """Listens to both signals; inside of another one, it is the same request.
 
     Outside of the main thread, where no signal arrives, nothing is ever asked for.
 
     Args:
-      leave: what a second Ctrl-C does before KeyboardInterrupt is raised.
+      leave: how a process ends that is asked to where nothing has to be saved, or twice by Ctrl-C; where it returns,
+        KeyboardInterrupt or Preempted is raised.
     """
     global _request
     if _request is not None:
@@ -87,7 +107,7 @@ def listening(leave: Callable[[], Any] = lambda: None) -> Iterator[Request]:
     def handle(number: int, frame: FrameType | None) -> None:
         request._handle(number, leave)
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as nohup wants
+    numbers = [number for number in CODES if signal.getsignal(number) != signal.SIG_IGN]  # as nohup wants
     previous = {number: signal.signal(number, handle) or signal.SIG_DFL for number in numbers}
     try:
         yield request

@@ -31,8 +31,8 @@ ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
 SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
 PRESET = flags.DEFINE_enum("preset", "corrected", ["corrected", "faithful"], "Of the table.")
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
-PRETRAIN_ON = flags.DEFINE_string("pretrain_on", None, "A folder of images to pretrain the networks on.")
-RESULTS = flags.DEFINE_string("results", None, "JSON lines; by default launch/results/TABLE[-SCALE][-PRESET].jsonl.")
+PRETRAIN_ON = cli.define_path("pretrain_on", None, "A folder of images to pretrain the networks on.")
+RESULTS = cli.define_path("results", None, "JSON lines; by default launch/results/TABLE[-SCALE][-PRESET].jsonl.")
 for flag in ("rows", "seeds", "runs"):
     flags.declare_key_flag(flag)
 

@@ -180,11 +180,12 @@ def _train(
         print(warning, flush=True)
     begins = "going on with" if step else "training"
     print(f"{begins} {config['model']['name']} from step {step} to {total}: {folder}", flush=True)
+    stack.enter_context(request.deferred())  # also while what stands below is closed
     writer = stack.enter_context(
         contextlib.closing(metrics_file.Writer(folder, step, {"config": config, "hash": experiment.digest}))
     )
     progress = Progress(total, config["train"]["batch_size"])
-    with contextlib.closing(progress), request.deferred():
+    with contextlib.closing(progress):
         for rows, end in feed.calls(step):
             begin, step = step, end
             state, scalars = train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)

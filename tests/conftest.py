@@ -1,6 +1,7 @@
 """Two virtual CPU devices, and a compilation cache that the workers of the suite share."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -15,6 +16,9 @@ os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "kd_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite that runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

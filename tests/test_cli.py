@@ -2,9 +2,11 @@
 
 import errno
 import importlib.util
+import os
 import sys
 
 import pytest
+from absl import flags
 
 from kd_jax import cli
 from kd_jax.errors import InputError, Preempted, TrainingError, choose
@@ -53,6 +55,26 @@ def test_done_is_zero():
 def test_a_long_list_of_choices_keeps_its_end(capsys):
     cli._exit_code(lambda: choose("the key", "zz", ["z" * 900, "zzz"]))
     assert capsys.readouterr().err.endswith("; did you mean 'zzz'?\n")
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert cli.PathParser().parse("~/runs") == "/somewhere/runs"
+    paths = ("workdir", "runs", "path", "to", "import", "against")
+    assert all(isinstance(flags.FLAGS[name].parser, cli.PathParser) for name in paths)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.EDQUOT, "the disk quota is used up"), (errno.EIO, "the disk fails"), (errno.EROFS, "has become read-only")],
+)
+def test_what_the_disk_does_is_one_line_and_status_1(number, said, capsys):
+    def call():
+        raise RuntimeError("in the background") from OSError(number, os.strerror(number))
+
+    assert cli._exit_code(call) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 @pytest.fixture

@@ -44,12 +44,12 @@ def test_a_deferred_request_is_kept_until_it_is_asked_for(number, kind):
 
 def test_a_second_interrupt_leaves_at_once():
     left = []
-    with stopping.listening(lambda: left.append(True)) as request, request.deferred():
+    with stopping.listening(lambda *said: left.append(said)) as request, request.deferred():
         send(signal.SIGINT)
         assert left == []
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-    assert left == [True]
+    assert left == [(signal.SIGINT, "left at once; the same command goes on from the last checkpoint")]
 
 
 def test_a_second_sigterm_waits_for_the_first():
@@ -93,13 +93,50 @@ def test_outside_of_the_main_thread_nothing_is_asked_for():
     assert found == [False]
 
 
+COMMAND = """
+import os, signal, subprocess, sys
+from kd_jax import stopping
+
+with stopping.listening(stopping.leave_at_once) as request:
+    {}
+print("went on")
+"""
+
+
+def command(body):
+    """(exit status, lines of stderr, stdout) of a process that listens as the commands do."""
+    done = subprocess.run([sys.executable, "-c", COMMAND.format(body)], capture_output=True, text=True)
+    return done.returncode, [line for line in done.stderr.splitlines() if line], done.stdout
+
+
 def test_a_command_says_that_it_was_left_at_once():
-    program = (
-        "import os, signal, sys; from kd_jax import cli, stopping\n"
-        "with stopping.listening(cli._leave) as r, r.deferred(): [os.kill(os.getpid(), signal.SIGINT) for _ in '12']"
+    status, said, _ = command("with request.deferred(): [os.kill(os.getpid(), signal.SIGINT) for _ in '12']")
+    assert status == 130
+    assert said[0] == "stopping after this step, to save it; Ctrl-C again leaves at once"
+    assert said[1:] == ["left at once; the same command goes on from the last checkpoint"]
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_no_callback_keeps_a_command_that_is_asked_to_stop(name, status):
+    swallows = f"""
+    class Swallows:
+        def __del__(self):
+            os.kill(os.getpid(), signal.{name})
+    print("kept by a buffer")
+    Swallows()"""
+    said = ["stopped; the same command starts again"]
+    assert command(swallows) == (status, said, "kept by a buffer\n")
+
+
+def test_the_processes_of_a_command_are_asked_to_stop_too():
+    starts = """
+    child = (
+        "import signal, sys; signal.alarm(20); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"
+        "print('ready', flush=True); signal.sigwait([signal.SIGTERM]); print('asked', file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 130
-    first, second = (line for line in done.stderr.splitlines() if line)
-    assert first == "stopping after this step, to save it; Ctrl-C again leaves at once"
-    assert second == "left at once; the same command goes on from the last checkpoint"
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    stopping.children.add(process)
+    os.kill(os.getpid(), signal.SIGTERM)"""
+    status, said, _ = command(starts)
+    assert (status, set(said)) == (143, {"stopped; the same command starts again", "asked"})
