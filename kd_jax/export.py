@@ -6,7 +6,6 @@ An existing file is never replaced.
 """
 
 import contextlib
-import errno
 import json
 import os
 
@@ -74,16 +73,20 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
     }
     partial = f"{path}.{os.getpid()}.tmp"
     try:
+        open(path, "x").close()  # the name is this one's from now on
+    except OSError as error:
+        raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
+    try:
         # Copies, as safetensors takes no account of transposed axes.
         save_file({key: array.copy() for key, array in tensors.items()}, partial, metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        if os.strerror(errno.ENOSPC) in str(error):
+        for left in (partial, path):
+            with contextlib.suppress(OSError):
+                os.remove(left)
+        if any(os.strerror(number) in str(error) for number in runs.DISK_ERRORS):
             raise
         raise InputError(f"--to is {path!r}, which cannot be written: {one_line(error)}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(partial)  # what a failure leaves
     return network.torch_key is not None
 
 

@@ -27,7 +27,9 @@ class Kind(NamedTuple):
     def check(self, what: str, value: Any) -> None:
         """Raises InputError for a value that is not of this kind."""
         if not self.good(value):
-            raise InputError(f"{what} is {shown(value)}; expected {self.expected}")
+            large = type(value) in (int, float) and abs(value) > LARGEST
+            most = f", of at most {LARGEST} where it is whole and {FINITE:g} otherwise" if large else ""
+            raise InputError(f"{what} is {shown(value)}; expected {self.expected}{most}")
 
 
 class Key(NamedTuple):

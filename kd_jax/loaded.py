@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax import methods, networks, runs, weights
 from kd_jax.errors import InputError, shown
@@ -52,7 +53,10 @@ def _load_file(path: str) -> LoadedRun:
         config = json.loads(metadata["config"])
         described = {key: json.loads(metadata[key]) for key in ("class_names", "mean", "std", "image_shape")}
         network = networks.create(config, len(described["class_names"]))
-        size, channels = config["dataset"]["image_size"], described["image_shape"][-1]
+        size, (_, _, channels) = config["dataset"]["image_size"], described["image_shape"]
+        for key in ("mean", "std"):
+            if np.shape(described[key]) != (channels,) or not np.isfinite(described[key]).all():
+                raise ValueError(f"{key} is {described[key]}")
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

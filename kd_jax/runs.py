@@ -213,8 +213,10 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
         )
     there = saved["identity"]
     if changed := differences(there, own):
+        older = any("fingerprint" in key for key in changed)
+        hint = " (an older version took another fingerprint of images; its runs can be evaluated)" if older else ""
         raise InputError(
-            f"the work directory {folder!r} holds a run of another config ({'; '.join(changed)});"
+            f"the work directory {folder!r} holds a run of another config ({'; '.join(changed)}){hint};"
             " expected the same config, or another --workdir"
         )
 

@@ -336,7 +336,8 @@ def train_steps(
 def gather(split: Split, ids: Array, batch_sharding: jax.sharding.Sharding | None = None) -> RawBatch:
     """The images at `ids` [B] of a split on the devices, divided among them.
 
-    The constraint is what divides them: were every device to compute the whole batch, no result would show it.
+    The constraint keeps them divided, whatever the compiler would choose: no result would show that every device
+    computes the whole batch.
     """
     batch = RawBatch(split.images[ids], split.labels[ids], ids)
     return batch if batch_sharding is None else jax.lax.with_sharding_constraint(batch, batch_sharding)

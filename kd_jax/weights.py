@@ -256,7 +256,8 @@ def _is_offline() -> bool:
 
 def _unreachable() -> str:
     """Why the hub does not answer within seconds, "" where it does: the library asks many times, for half a minute."""
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    from huggingface_hub.constants import ENDPOINT as endpoint
+
     try:
         urllib.request.urlopen(endpoint, timeout=FETCH_SECONDS).close()
     except urllib.error.HTTPError:

@@ -323,6 +323,37 @@ def flips(bench: Bench, random: random.Random, tries: int) -> list[str]:
     return lost
 
 
+def flips_before_the_end(bench: Bench, random: random.Random, tries: int) -> list[str]:
+    """Damage to a run that was killed before its result is named, or it ends as the one that nothing happened to."""
+    from kd_jax import checksums, training
+    from kd_jax.errors import InputError
+
+    lost = []
+    config = json.loads((bench.whole / "run" / "config.json").read_text())["config"]
+    files = sorted(path for path in (bench.whole / "run").rglob("*") if path.is_file())
+    files = [path for path in files if path.name not in (".lock", "result.json") and "tfevents" not in path.name]
+    for _ in range(tries):
+        checksums._said.clear()
+        text = io.StringIO()
+        with bench.scratch(bench.whole) as folder:
+            (folder / "run" / "result.json").unlink()
+            what = damage(random, folder / random.choice(files).relative_to(bench.whole))
+            with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+                try:
+                    training.train(config, folder / "run", runs_folder=folder / "runs")
+                    differences = bench.differences(folder)
+                except InputError:
+                    continue
+                except Exception as error:
+                    lost.append(f"{what}: {type(error).__name__}: {error}")
+                    continue
+        if differences and not re.search("damaged|without checksums|cannot be", text.getvalue()):
+            lost.append(f"{what}: {', '.join(differences)}, and not a word")
+        if "student's result differs" in differences:
+            lost.append(f"{what}: another result")
+    return lost
+
+
 def flips_of_the_command(bench: Bench, random: random.Random, tries: int) -> list[str]:
     """The same through `python -m kd_jax.evaluate`."""
     lost = []
@@ -351,7 +382,7 @@ def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def network(bench: Bench) -> tuple[Any, Any, dict[str, Any]]:
+def network() -> tuple[Any, Any, dict[str, Any]]:
     """A network, the shapes of its variables, and a state dict of it."""
     import jax
     import jax.numpy as jnp
@@ -393,7 +424,7 @@ def weights_files(
     from kd_jax import weights
     from kd_jax.errors import InputError
 
-    made, shapes, _ = network(bench)
+    made, shapes, _ = network()
     lost = []
     path = Path("/dev/shm" if os.path.isdir("/dev/shm") else bench.folder, f"torture-{os.getpid()}-{name}")
     for _ in range(tries):
@@ -416,12 +447,16 @@ def weights_files(
     return lost
 
 
-def safetensors(bench: Bench, random: random.Random, tries: int) -> list[str]:
+def whole_safetensors() -> tuple[bytes, int]:
+    """A file of the network's weights, and the length of its header."""
     from safetensors.numpy import save
 
-    content = save({key: array.copy() for key, array in network(bench)[2].items()})
-    head = 8 + int.from_bytes(content[:8], "little")
-    return weights_files(bench, random, tries, "w.safetensors", content, head, bench.folder / "canary")
+    content = save({key: array.copy() for key, array in network()[2].items()})
+    return content, 8 + int.from_bytes(content[:8], "little")
+
+
+def safetensors(bench: Bench, random: random.Random, tries: int) -> list[str]:
+    return weights_files(bench, random, tries, "w.safetensors", *whole_safetensors(), bench.folder / "canary")
 
 
 class _RunsCode:
@@ -438,7 +473,7 @@ def pth(bench: Bench, random: random.Random, tries: int) -> list[str]:
     import torch
 
     canary, lost = bench.folder / "canary", []
-    state_dict = {key: torch.from_numpy(array.copy()) for key, array in network(bench)[2].items()}
+    state_dict = {key: torch.from_numpy(array.copy()) for key, array in network()[2].items()}
     for seed, new in enumerate((True, False)):  # a zip file, and the format before 1.6
         buffer = io.BytesIO()
         torch.save(state_dict, buffer, _use_new_zipfile_serialization=new)
@@ -451,7 +486,7 @@ def pth(bench: Bench, random: random.Random, tries: int) -> list[str]:
         path = bench.folder / "code.pth"
         path.write_bytes(pickle.dumps({"state_dict": _RunsCode(canary), **{k: None for k in state_dict}}))
         canary.unlink(missing_ok=True)  # which was made by writing it
-        made, shapes, _ = network(bench)
+        made, shapes, _ = network()
         from kd_jax import weights
         from kd_jax.errors import InputError
 
@@ -476,13 +511,11 @@ def _stored(content: bytes, random: random.Random) -> bytes:
 
 def weights_of_the_command(bench: Bench, random: random.Random, tries: int) -> list[str]:
     """The same through the command that trains from them."""
-    from safetensors.numpy import save
-
-    content, lost = save({key: array.copy() for key, array in network(bench)[2].items()}), []
+    (content, head), lost = whole_safetensors(), []
     for number in range(tries):
         with bench.scratch() as folder:
             folder.mkdir()
-            (folder / "w.safetensors").write_bytes(mutated(random, content, 8 + int.from_bytes(content[:8], "little")))
+            (folder / "w.safetensors").write_bytes(mutated(random, content, head))
             done = command(
                 "main",
                 "--config=student:smoke",
@@ -633,6 +666,14 @@ FAULTS = {
     ),
     "flips": Fault(
         "a bit flipped, a file cut or removed, any file of a run", "named, or no number changes", 50, 1000, 50, flips
+    ),
+    "flips-unfinished": Fault(
+        "the same in a run that was killed before its result, then the same command",
+        "named, and never another result",
+        5,
+        100,
+        10,
+        flips_before_the_end,
     ),
     "flips-command": Fault(
         "the same through the command", "named, or no number changes", 2, 20, 5, flips_of_the_command

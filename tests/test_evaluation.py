@@ -1,8 +1,6 @@
 """Evaluation: which images count, in which mode both networks are, and what predicts."""
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,20 +50,8 @@ def test_a_teacher_in_train_mode_is_compared_in_inference_mode():
     assert got["fidelity_kl"] == pytest.approx((q * np.log(q / p)).sum(-1).mean(), rel=1e-4)
 
 
-class Always(nn.Module):
-    """A method that predicts the same class for every image."""
-
-    needs_teacher = False
-
-    def __call__(self, context):
-        return context.student.logits.mean()
-
-    def predict(self, outputs):
-        return jnp.zeros_like(outputs.logits).at[:, 2].set(9.0)
-
-
 def test_what_is_evaluated_is_the_methods_prediction(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "evaluated", methods.from_module(Always))
+    monkeypatch.setitem(methods.METHODS, "evaluated", methods.from_module(tiny.Always))
     got, _, made, _ = measured({"evaluated": {}}, split="test")
     assert got["accuracy"] == pytest.approx((made.dataset.test.labels == 2).mean())
     assert got["nll"] == pytest.approx(

@@ -361,20 +361,8 @@ def test_a_teacher_in_train_mode_is_in_it_in_a_training_step():
     np.testing.assert_allclose(*said(), rtol=1e-5)
 
 
-class Always(nn.Module):
-    """A method that predicts the same class for every image."""
-
-    needs_teacher = False
-
-    def __call__(self, context):
-        return context.student.logits.mean()
-
-    def predict(self, outputs):
-        return jnp.zeros_like(outputs.logits).at[:, 2].set(9.0)
-
-
 def test_the_accuracy_of_a_step_is_that_of_the_methods_prediction(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "always", methods.from_module(Always))
+    monkeypatch.setitem(methods.METHODS, "always", methods.from_module(tiny.Always))
     run = tiny.Run({"always": {}})
     labels = np.asarray(run.feed.constants.labels)[np.asarray(run.rows(0)[0])]
     run.step()

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import threading
 
 import jax
@@ -14,8 +12,9 @@ from safetensors.numpy import save_file
 
 import kd_jax
 from kd_jax import augment, evaluation, experiment, export, runs, steps, training, weights
+from kd_jax import data as datasets
 from kd_jax.config.checks import plain
-from kd_jax.errors import InputError, Preempted, TrainingError
+from kd_jax.errors import InputError, TrainingError
 from kd_jax.experiment import Experiment
 from kd_jax.logging import metrics_file
 from kd_jax.models import torch_names
@@ -23,17 +22,11 @@ from kd_jax.types import RawBatch
 from tests import tiny
 
 
-def train(config, folder, name="run"):
-    """The state at the end, and result.json."""
-    state = training.train(config, folder / name, runs_folder=folder).state
-    return state, runs.read_json(str(folder / name), "result.json")
-
-
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
     """A distilled run that was never stopped: (folder of runs, state, result)."""
     folder = tmp_path_factory.mktemp("taught")
-    return folder, *train(tiny.taught(), folder)
+    return folder, *tiny.train(tiny.taught(), folder)
 
 
 def lines(folder, prefix):
@@ -115,7 +108,7 @@ def test_a_run_finds_its_teacher_where_it_lay_and_beside_it(taught, tmp_path, mo
 def test_a_finished_run_is_not_trained_again(taught, capsys):
     folder, state, _ = taught
     before = (folder / "run" / "metrics.jsonl").read_text()
-    again, _ = train(tiny.taught(), folder)
+    again, _ = tiny.train(tiny.taught(), folder)
     assert tiny.identical(again.params, state.params)
     assert (folder / "run" / "metrics.jsonl").read_text() == before
     assert "finished already: test accuracy" in capsys.readouterr().out
@@ -125,7 +118,7 @@ def test_the_teachers_accuracy_is_printed_and_it_is_not_trained_again(taught, ca
     folder, _, result = taught
     teacher = next((folder / "teachers").iterdir())
     before = (teacher / "result.json").stat().st_mtime_ns
-    train(tiny.taught(seed=1), folder, "other-seed")
+    tiny.train(tiny.taught(seed=1), folder, "other-seed")
     said = capsys.readouterr().out
     assert f"teacher tiny-teacher: test accuracy {100 * result['teacher']['accuracy']:.2f}% of 359 images" in said
     assert said.index("teacher tiny-teacher") < said.index("training resnet8")
@@ -164,7 +157,7 @@ def test_a_finished_run_can_be_a_teacher_by_its_folder(taught, tmp_path):
     folder, _, result = taught
     teacher = str(next((folder / "teachers").iterdir()))
     config = tiny.config(**{"teacher.kind": "run", "teacher.path": teacher}) | {"method": tiny.METHODS["kd"]}
-    _, other = train(config, tmp_path)
+    _, other = tiny.train(config, tmp_path)
     # The same teacher, found in another way: the same training.
     assert (other["teacher"], other["test"]) == (result["teacher"], result["test"])
 
@@ -213,6 +206,17 @@ def test_a_teacher_of_other_data_is_refused(taught, tmp_path, key, value, said):
         experiment.create(tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)}))
 
 
+def test_a_teacher_of_an_older_version_that_knew_the_data_otherwise_is_accepted(taught, tmp_path, monkeypatch):
+    teacher = tmp_path / "teacher"
+    _copy(taught[0], teacher)
+    saved = runs.read_json(str(teacher), "config.json")
+    saved["data"]["fingerprint"] = "former"
+    runs.write_json(str(teacher / "config.json"), saved)
+    digits = datasets.SOURCES["digits"]._replace(former_fingerprint=lambda section: "former")
+    monkeypatch.setitem(datasets.SOURCES, "digits", digits)
+    assert experiment.create(tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)})).teacher
+
+
 @pytest.mark.parametrize(("holdout", "seen"), [(0.05, True), (0.5, False)])
 def test_a_teacher_that_held_out_less_is_refused(taught, tmp_path, holdout, seen):
     teacher = tmp_path / "teacher"
@@ -224,31 +228,6 @@ def test_a_teacher_that_held_out_less_is_refused(taught, tmp_path, holdout, seen
     said = r"was trained with dataset.holdout 0\.05, so it has seen validation images of the student"
     with pytest.raises(InputError, match=said) if seen else contextlib.nullcontext():
         experiment.create(config)
-
-
-@pytest.mark.parametrize("at", [5, 8])
-def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(taught, tmp_path, monkeypatch, at):
-    folder, state, result = taught
-    _copy(folder, tmp_path / "teachers" / next((folder / "teachers").iterdir()).name)
-
-    class Stopping(training.Window):
-        steps = 0
-
-        def add(self, count, scalars):
-            super().add(count, scalars)
-            self.steps += count
-            if self.steps == at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(training, "Window", Stopping)
-    with pytest.raises(Preempted, match=f"stopped at step {at} of 12"):
-        train(tiny.taught(), tmp_path)
-    monkeypatch.undo()
-    again, repeated = train(tiny.taught(), tmp_path)
-    assert tiny.identical(
-        (again.params, again.stats, again.optimizer_state), (state.params, state.stats, state.optimizer_state)
-    )
-    assert (repeated["test"], repeated["validation"]) == (result["test"], result["validation"])
 
 
 def test_calls_do_not_depend_on_where_a_run_restarted():
@@ -311,7 +290,7 @@ def rare(tmp_path_factory):
     """The folder of a run of five epochs that is evaluated every second, saved every third, in calls of three steps."""
     folder = tmp_path_factory.mktemp("rare")
     rare = {"evaluate.every_epochs": 2, "checkpoint.every_epochs": 3, "checkpoint.keep": 9}
-    train(tiny.config(**rare, **{"train.epochs": 5, "train.steps_per_call": 3}), folder)
+    tiny.train(tiny.config(**rare, **{"train.epochs": 5, "train.steps_per_call": 3}), folder)
     return folder / "run"
 
 
@@ -357,7 +336,7 @@ def started(taught, tmp_path_factory):
     config = tiny.config(**STILL, **options) | {"method": tiny.METHODS["kd"]}
     config["teacher"] |= {"kind": "weights", "path": str(folder / "model.safetensors")}
     config["teacher"]["config"] = runs.read_json(str(source), "config.json")["config"]
-    return source, *train(config, folder)
+    return source, *tiny.train(config, folder)
 
 
 def test_a_run_starts_from_the_weights_that_it_is_told(started):
@@ -382,14 +361,14 @@ def test_weights_without_a_run_are_measured_on_the_test_set_in_inference_mode(st
 
 def test_the_same_run_again_returns_the_state_that_was_tested(tmp_path):
     config = tiny.config(**{"evaluate.select": "best-validation", "optimizer.learning_rate": 3.0, "train.epochs": 4})
-    first, result = train(config, tmp_path)
-    again, _ = train(config, tmp_path)
+    first, result = tiny.train(config, tmp_path)
+    again, _ = tiny.train(config, tmp_path)
     assert int(first.step) == int(again.step) == result["checkpoint"]
     assert tiny.identical(first.params, again.params)
 
 
 def test_the_average_of_the_student_is_what_is_evaluated_and_loaded(tmp_path):
-    state, result = train(tiny.config(**{"train.ema": 0.5}), tmp_path)
+    state, result = tiny.train(tiny.config(**{"train.ema": 0.5}), tmp_path)
     variables = kd_jax.load(tmp_path / "run").variables
     assert tiny.identical(variables, state.ema)
     assert not tiny.identical(variables["params"], state.params["student"])
@@ -397,14 +376,14 @@ def test_the_average_of_the_student_is_what_is_evaluated_and_loaded(tmp_path):
 
 
 def test_training_ends_at_the_number_of_steps_that_was_asked_for(tmp_path):
-    state, result = train(tiny.config(**{"train.steps": 6, "dataset.holdout": 0.0}), tmp_path)
+    state, result = tiny.train(tiny.config(**{"train.steps": 6, "dataset.holdout": 0.0}), tmp_path)
     assert (int(state.step), result["steps"], result["epochs"], result["validation"]) == (6, 6, 1.5, None)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     config = tiny.config(**{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 1, "log.every_steps": 100})
     with pytest.raises(TrainingError, match="is not finite by step 4; the last checkpoint"):
-        train(config, tmp_path)
+        tiny.train(config, tmp_path)
     assert not (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -413,13 +392,13 @@ def test_a_folder_with_a_run_of_another_config_is_left_as_it_is(taught):
     folder, _, _ = taught
     before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
     with pytest.raises(InputError, match="seed is 0 there, 5 here"):
-        train(tiny.taught(seed=5), folder)
+        tiny.train(tiny.taught(seed=5), folder)
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
 
 
 def test_a_refused_run_leaves_nothing_behind(tmp_path):
     with pytest.raises(InputError):
-        train(tiny.taught(**{"train.batch_size": 1000}), tmp_path)
+        tiny.train(tiny.taught(**{"train.batch_size": 1000}), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -429,7 +408,7 @@ def test_a_damaged_teacher_is_refused_before_anything_is_written(taught, tmp_pat
     shutil.rmtree(tmp_path / "teacher" / "checkpoints" / "12")
     config = tiny.config(**{"teacher.kind": "run", "teacher.path": str(tmp_path / "teacher")})
     with pytest.raises(InputError, match="cannot be read; expected a whole checkpoint"):
-        train(config | {"method": tiny.METHODS["kd"]}, tmp_path)
+        tiny.train(config | {"method": tiny.METHODS["kd"]}, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -461,7 +440,7 @@ def test_a_run_can_be_evaluated_when_its_teachers_weights_moved_or_changed(taugh
     export.export(teacher, path)
     config = tiny.taught() | {"method": tiny.METHODS["kd"]}
     config["teacher"] |= {"kind": "weights", "path": str(path)}
-    _, result = train(config, tmp_path)
+    _, result = tiny.train(config, tmp_path)
     assert evaluation.evaluate_run(tmp_path / "run") == result["test"]
     path.unlink()
     if now == "other":
@@ -473,7 +452,7 @@ def test_a_run_can_be_evaluated_when_its_teachers_weights_moved_or_changed(taugh
 
 
 def test_a_feed_that_streams_trains_as_one_whose_images_lie_on_the_device(tmp_path, monkeypatch):
-    _, config = train(tiny.config(), tmp_path, "resident"), tiny.config()
+    _, config = tiny.train(tiny.config(), tmp_path, "resident"), tiny.config()
     resident = Experiment.feed
 
     def streaming(experiment):
@@ -488,7 +467,7 @@ def test_a_feed_that_streams_trains_as_one_whose_images_lie_on_the_device(tmp_pa
         return feed._replace(constants=(), calls=calls, fetch=lambda constants, row: row, labels=None)
 
     monkeypatch.setattr(Experiment, "feed", streaming)
-    train(config, tmp_path, "streamed")
+    tiny.train(config, tmp_path, "streamed")
     first, second = (weights.read_run(tmp_path / name) for name in ("resident", "streamed"))
     assert tiny.largest_difference(first, second) < 1e-3  # another program, so another rounding
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pickle
 import socket
 import sys
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import kd_jax
@@ -88,6 +90,35 @@ def test_weights_that_do_not_say_which_network_they_are_of_are_not_loaded(tmp_pa
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="does not say which network it holds"):
         kd_jax.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_shape", "[]"),
+        ("image_shape", '"x"'),
+        ("mean", "{}"),
+        ("std", "null"),
+        ("mean", "[NaN]"),
+        ("config", "[]"),
+    ],
+)
+def test_metadata_that_are_not_those_of_an_export_are_refused(run, tmp_path, key, value):
+    with safe_open(run[1], "numpy") as file:
+        metadata = file.metadata()
+    save_file(load_file(run[1]), tmp_path / "model.safetensors", metadata | {key: value})
+    with pytest.raises(InputError, match="does not say which network it holds"):
+        kd_jax.load(tmp_path / "model.safetensors")
+
+
+def test_an_export_never_replaces_a_file_that_came_meanwhile(run, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    exists = os.path.exists
+    monkeypatch.setattr("kd_jax.export.os.path.exists", lambda name: name != str(path) and exists(name))
+    path.write_bytes(b"another's")
+    with pytest.raises(InputError, match="which cannot be written: File exists"):
+        export.export(run[0], path)
+    assert path.read_bytes() == b"another's"
 
 
 def test_an_export_never_replaces_a_file(run):

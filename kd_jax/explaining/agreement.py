@@ -80,9 +80,9 @@ def explain_run(
       InputError: if a folder holds no finished run, there is no teacher, the runs' data differ, a network lacks the
         stage, or `to` cannot be written. Nothing is written in that case.
     """
-    run, against = os.fspath(run), [against] if isinstance(against, str | os.PathLike) else against
-    others = [os.fspath(other) for other in against]
-    folder = os.fspath(to or run)
+    run, against = os.path.expanduser(run), [against] if isinstance(against, str | os.PathLike) else against
+    others = [os.path.expanduser(other) for other in against]
+    folder = os.path.expanduser(to or run)
     runs.check_writable(folder, "--to:" if to else "the work directory", OUTPUT_FILES)
     _check_runs([run, *others], path)
     experiment, student_variables, method_variables, teacher_variables = evaluation.restore(
@@ -141,7 +141,7 @@ def _fingerprints(config: Mapping[str, Any], path: str | os.PathLike[str] | None
     section = config["dataset"]
     if section["source"] == "memory":
         return set()
-    return set(datasets.fingerprints({**section, "path": os.fspath(path) if path else section["path"]}))
+    return set(datasets.fingerprints({**section, "path": os.path.expanduser(path) if path else section["path"]}))
 
 
 def _model_of_run(

@@ -74,15 +74,19 @@ def read(folder: str, most: int | None = None) -> list[dict]:
     lines, bad = [], []
     for number, text in texts if most is None else _thinned(texts, most):
         try:
-            line = json.loads(text)
+            line = json.loads(text, parse_constant=_refuse)
             if not checksums.take(line):
                 checksums.say_unchecked(folder)
             lines.append({"seconds": 0.0, **line, "step": int(line["step"])})
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError):
             bad.append(str(number))
     if bad:
         print(f"{path}: line {first_few(bad)} is damaged and is left out", file=sys.stderr, flush=True)
     return lines
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _text(line: Mapping[str, Any]) -> str:

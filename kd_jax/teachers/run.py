@@ -11,6 +11,7 @@ import numpy as np
 
 from kd_jax import methods, networks, runs, steps, tracing, weights
 from kd_jax.config import checks
+from kd_jax.data import fingerprints
 from kd_jax.errors import InputError, first_few
 from kd_jax.teachers.network import network_teacher
 from kd_jax.types import MethodVariables, Teacher, Variables, student_logits
@@ -93,7 +94,9 @@ def _check_data(folder: str, saved: Mapping[str, Any], setting: "Setting") -> No
             )
     if not setting.training:
         return
-    if data["fingerprint"] != dataset.fingerprint:
+    if data["fingerprint"] != dataset.fingerprint and (
+        section["source"] == "memory" or data["fingerprint"] not in fingerprints(section)
+    ):
         raise InputError(
             f"the teacher {folder!r} was trained on other data, so it may have seen what the student is measured on;"
             " expected a run on the same images, or teacher.kind 'weights' with its folder as teacher.path and its"

@@ -66,6 +66,14 @@ def test_a_damaged_line_is_named_and_those_after_it_are_read(tmp_path, without_t
     assert f"{path}: line 2 is damaged and is left out\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ['{"step": 1e999}', '{"step": 2, "train/loss": NaN}', '{"step": null}', "3"])
+def test_an_odd_line_is_named_and_does_not_stop_the_run(tmp_path, without_tensorflow, capsys, line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 2.0}\n' + line + "\n")
+    metrics_file.Writer(str(tmp_path), 5).close()
+    assert [line["step"] for line in metrics_file.read(str(tmp_path))] == [1]
+    assert "metrics.jsonl: line 2 is damaged and is left out" in capsys.readouterr().err
+
+
 def test_lines_of_an_older_version_are_read_and_said_once_to_be_unchecked(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 2.0}\n{"step": 2, "seconds": 3.0}\n')
     assert [line["step"] for line in metrics_file.read(str(tmp_path))] == [1, 2]
