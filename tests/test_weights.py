@@ -98,7 +98,7 @@ def test_weights_that_do_not_say_which_network_they_are_of_are_not_loaded(tmp_pa
         ("image_shape", "[]"),
         ("image_shape", '"x"'),
         ("mean", "{}"),
-        ("std", "null"),
+        ("std", "[0.5, 0.5]"),
         ("mean", "[NaN]"),
         ("config", "[]"),
     ],
