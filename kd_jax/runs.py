@@ -118,17 +118,18 @@ def write_files(folder: str, files: Mapping[str, bytes]) -> None:
       InputError: when they cannot be written. OSError: the disk is full, or fails.
     """
     paths = {os.path.join(folder, name): content for name, content in files.items()}
+    partial = f".{os.getpid()}.tmp"  # two processes may write the same files, which no lock keeps apart
     try:
         os.makedirs(folder, exist_ok=True)
         for path, content in paths.items():
-            with open(path + ".tmp", "wb") as file:
+            with open(path + partial, "wb") as file:
                 file.write(content)
         for path in paths:
-            os.replace(path + ".tmp", path)
+            os.replace(path + partial, path)
     except OSError as error:
         for path in paths:
             with contextlib.suppress(OSError):
-                os.remove(path + ".tmp")
+                os.remove(path + partial)
         raise refused(f"{folder!r} cannot be written", error) from error
 
 

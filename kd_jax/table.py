@@ -59,10 +59,8 @@ def main(arguments: list[str]) -> None:
         _append(path, json.dumps(checksums.add(jobs.line(one, outcome))))
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
     text, folder = table(module, results, failures), os.path.join(cli.RUNS.value, name())
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "table.md"), "w") as file:
-        file.write(text + "\n")
-    runs.write_json(os.path.join(folder, "table.json"), summary(module, results, failures))
+    numbers = runs.json_text(summary(module, results, failures))
+    runs.write_files(folder, {"table.md": (text + "\n").encode(), "table.json": numbers.encode()})
     print(f"\n{text}\n\n{folder} holds table.md and table.json")
     if failures:
         raise TrainingError(f"{len(failures)} of {len(wanted)} runs failed; the same command tries them again")

@@ -272,8 +272,8 @@ def test_a_folder_in_a_files_place_is_refused(tmp_path):
 
 def test_files_are_written_all_of_them_or_none(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
-    (tmp_path / "b.tmp").mkdir()
+    (tmp_path / f"b.{os.getpid()}.tmp").mkdir()
     with pytest.raises(InputError, match="cannot be written: Is a directory"):
         runs.write_files(str(tmp_path), {"a": b"new", "b": b"new"})
     assert (tmp_path / "a").read_bytes() == b"old"
-    assert not (tmp_path / "a.tmp").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", f"b.{os.getpid()}.tmp"]
