@@ -157,7 +157,7 @@ def run(
             registry.import_file(path)
         main([os.path.expanduser(argument) for argument in arguments])  # they are paths
 
-    with stopping.listening(stopping.leave_at_once):
+    with stopping.listening(stopping.leave_at_once, last=True):
         sys.exit(_exit_code(call))
 
 

@@ -86,7 +86,7 @@ _request: Request | None = None
 
 
 @contextlib.contextmanager
-def listening(leave: Leave = lambda number, message: None) -> Iterator[Request]:
+def listening(leave: Leave = lambda number, message: None, *, last: bool = False) -> Iterator[Request]:
     """Listens to both signals; inside of another one, it is the same request.
 
     Outside of the main thread, where no signal arrives, nothing is ever asked for.
@@ -94,6 +94,7 @@ def listening(leave: Leave = lambda number, message: None) -> Iterator[Request]:
     Args:
       leave: how a process ends that is asked to where nothing has to be saved, or twice by Ctrl-C; where it returns,
         KeyboardInterrupt or Preempted is raised.
+      last: nothing but the end of the process comes behind it, whose exit status no signal is to change any more.
     """
     global _request
     if _request is not None:
@@ -114,4 +115,4 @@ def listening(leave: Leave = lambda number, message: None) -> Iterator[Request]:
     finally:
         _request = None
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last else handler)

@@ -128,6 +128,19 @@ def test_no_callback_keeps_a_command_that_is_asked_to_stop(name, status):
     assert command(swallows) == (status, said, "kept by a buffer\n")
 
 
+def test_a_command_that_is_done_ends_as_such_whatever_is_asked_then():
+    code = """
+import atexit, os, signal, sys
+from kd_jax import cli
+
+sys.argv = ["command"]
+atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGINT)])
+cli.run(lambda arguments: print("done"), "")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_the_processes_of_a_command_are_asked_to_stop_too():
     starts = """
     child = (
