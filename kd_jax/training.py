@@ -172,7 +172,8 @@ def _train(
     checkpoints = stack.enter_context(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
     )
-    state, step, window = _start(experiment, feed, checkpoints, teacher_variables)
+    state, step, before = _start(experiment, feed, checkpoints, teacher_variables)
+    window = Window(before.get("window"))
     request.goes_on = f" from step {step}"
 
     per_epoch = feed.steps_per_epoch
@@ -181,8 +182,9 @@ def _train(
     begins = "going on with" if step else "training"
     print(f"{begins} {config['model']['name']} from step {step} to {total}: {folder}", flush=True)
     stack.enter_context(request.deferred())  # also while what stands below is closed
+    saved = {"config": config, "hash": experiment.digest}
     writer = stack.enter_context(
-        contextlib.closing(metrics_file.Writer(folder, step, {"config": config, "hash": experiment.digest}))
+        contextlib.closing(metrics_file.Writer(folder, step, saved, written=before.get("lines", 0)))
     )
     progress = Progress(total, config["train"]["batch_size"])
     with contextlib.closing(progress):
@@ -211,11 +213,11 @@ def _train(
                 writer.write(step, {"epoch": step / per_epoch} | _prefixed("validation", measured))
             rated = accuracy is not None and config["evaluate"]["select"] == "best-validation"
             if rated or saves:
-                checkpoints.save(state, step, accuracy)
+                checkpoints.save(state, step, accuracy, extra={"lines": writer.lines})
             if evaluates or saves:
                 progress.pause(step)
             if request and step < total:
-                checkpoints.save(state, step, extra={"window": window.sums(step)})
+                checkpoints.save(state, step, extra={"lines": writer.lines, "window": window.sums(step)})
                 checkpoints.wait()
                 request.stop(f"stopped at step {step} of {total}; the same command goes on from there")
 
@@ -241,6 +243,7 @@ def _train(
             "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
             "seconds": round(writer.elapsed(), 2),
             "images_per_second": progress.images_per_second(),
+            "metrics_lines": writer.lines,
             "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
             "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
             "versions": versions(),
@@ -255,15 +258,15 @@ def _train(
 
 def _start(
     experiment: Experiment, feed: Feed, checkpoints: Checkpoints, teacher_variables: Variables
-) -> tuple[TrainState, int, "Window"]:
-    """The state that a run goes on with or starts from, its step, and what its next log line has of before."""
+) -> tuple[TrainState, int, Mapping[str, Any]]:
+    """The state that a run goes on with or starts from, its step, and what was saved beside it."""
     if checkpoints.steps() and (restored := checkpoints.restore(experiment.state_shapes())):
-        return restored.state, restored.step, Window(restored.extra.get("window"))
+        return restored.state, restored.step, restored.extra
     init = experiment.jit(steps.init_state, fast_compile=True)
     state = init(np.uint32(experiment.config["seed"]), teacher_variables, feed.example, feed.labels)
     if experiment.pretrained:
         state = steps.start_from(state, experiment.place(experiment.pretrained))
-    return state, 0, Window()
+    return state, 0, {}
 
 
 def _warnings(config: Mapping[str, Any], total: int, per_epoch: int) -> Iterator[str]:

@@ -69,6 +69,15 @@ def test_a_damaged_latest_checkpoint_costs_its_steps_and_no_result(whole, copy, 
     assert of_training(copy) == of_training(whole[0])
 
 
+def test_a_run_that_lost_its_metrics_says_so_and_has_the_same_result(whole, copy, capsys):
+    path = copy / "run" / "metrics.jsonl"
+    lines = len(path.read_text().splitlines())
+    (copy / "run" / "result.json").unlink()
+    path.unlink()
+    assert same(tiny.train(tiny.taught(**BEST), copy), whole[1:])
+    assert f"{path} holds 0 of the {lines} lines that were written\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_run_that_lost_its_best_checkpoint_does_not_choose_another(whole, copy, gone):
     (copy / "run" / "result.json").unlink()
@@ -92,14 +101,16 @@ def test_a_finished_run_whose_checkpoint_is_damaged_is_refused(copy, whole):
     [(5, signal.SIGTERM, Preempted), (8, signal.SIGINT, KeyboardInterrupt)],
     ids=["in a window of the log", "at the end of an epoch"],
 )
-def test_a_stopped_run_ends_and_logs_as_one_that_was_not(whole, copy, monkeypatch, at, number, kind):
+def test_a_stopped_run_ends_and_logs_as_one_that_was_not(whole, copy, monkeypatch, capsys, at, number, kind):
     shutil.rmtree(copy / "run")
     interrupt(monkeypatch, at, number)
     with pytest.raises(kind, match=f"stopped at step {at} of 12; the same command goes on from there"):
         tiny.train(tiny.taught(**BEST), copy)
     monkeypatch.undo()
+    capsys.readouterr()
     assert same(tiny.train(tiny.taught(**BEST), copy), whole[1:])
     assert of_training(copy) == of_training(whole[0])
+    assert "lines that were written" not in capsys.readouterr().err
 
 
 def test_a_request_in_a_teachers_last_evaluation_stops_after_it(whole, tmp_path, monkeypatch):

@@ -24,10 +24,18 @@ from kd_jax.quiet_tensorflow import import_tensorflow
 class Writer:
     """Writes scalars by step. After a restart the lines behind the restored step are cut off and written again."""
 
-    def __init__(self, folder: str, step: int, saved: Mapping[str, Any] | None = None):
-        """Opens the files of a run that goes on from `step`; `saved`: its config and hash, as in config.json."""
+    def __init__(self, folder: str, step: int, saved: Mapping[str, Any] | None = None, written: int = 0):
+        """Opens the files of a run that goes on from `step`.
+
+        Args:
+          folder: of the run.
+          step: behind which lines are cut off.
+          saved: the run's config and hash, as in config.json.
+          written: how many lines there were at that step.
+        """
         path = os.path.join(folder, "metrics.jsonl")
-        kept = [line for line in read(folder) if line["step"] <= step]
+        kept = [line for line in read(folder, written=written) if line["step"] <= step]
+        self.lines = len(kept)  # of metrics.jsonl
         self.seconds = kept[-1]["seconds"] if kept else 0.0  # that earlier processes spent on this run
         self._start = time.monotonic()
         runs.write_files(folder, {"metrics.jsonl": "".join(map(_text, kept)).encode()})
@@ -45,6 +53,7 @@ class Writer:
         line = {"step": step, "seconds": round(self.elapsed(), 3), **scalars}
         self._file.write(_text(line))
         self._file.flush()
+        self.lines += 1
         if self._clu:
             self._clu.write_scalars(step, numbers)
         self._mirror.write(step, numbers)
@@ -60,17 +69,21 @@ class Writer:
             self._clu.close()
 
 
-def read(folder: str, most: int | None = None) -> list[dict]:
+def read(folder: str, most: int | None = None, written: int = 0) -> list[dict]:
     """The lines of a run's metrics.jsonl. Each that is damaged is named and left out.
 
-    With `most`, of a longer file only about so many lines of training and so many of validation, evenly spaced, and the
-    last of each.
+    Args:
+      folder: of the run.
+      most: of a longer file only about so many lines of training and so many of validation, evenly spaced, and the last
+        of each.
+      written: how many lines there were; a line says where some are missing.
     """
-    path = os.path.join(folder, "metrics.jsonl")
-    if not os.path.exists(path):
-        return []
-    with open(path, errors="replace") as file:
-        texts = list(enumerate(file, start=1))
+    path, texts = os.path.join(folder, "metrics.jsonl"), []
+    if os.path.exists(path):
+        with open(path, errors="replace") as file:
+            texts = list(enumerate(file, start=1))
+    if len(texts) < written:
+        print(f"{path} holds {len(texts)} of the {written} lines that were written", file=sys.stderr, flush=True)
     lines, bad = [], []
     for number, text in texts if most is None else _thinned(texts, most):
         try:

@@ -10,7 +10,7 @@ from kd_jax import runs
 from kd_jax.errors import InputError
 from kd_jax.logging import metrics_file
 from kd_jax.reporting import plots
-from kd_jax.reporting.finished import LARGEST, is_number
+from kd_jax.reporting.finished import LARGEST, Run, is_number
 from kd_jax.reporting.groups import Group, baseline, by_data
 from kd_jax.reporting.page import Block, Figures, Table
 
@@ -42,7 +42,7 @@ def curves(page: Drawn) -> list[Block]:
     lacking = []
     for style, group in enumerate(page.groups):
         for run in group.runs:
-            lines = _lines(run.folder)
+            lines = _lines(run)
             if not lines:
                 lacking.append(run.folder)
             for line in lines:
@@ -143,9 +143,10 @@ def fidelity(page: Drawn) -> list[Block]:
     )
 
 
-def _lines(folder: str) -> list[dict]:
+def _lines(run: Run) -> list[dict]:
+    written = run.result.get("metrics_lines", 0)
     try:
-        lines = metrics_file.read(folder, most=POINTS)
+        lines = metrics_file.read(run.folder, most=POINTS, written=written if is_number(written) else 0)
     except OSError:
         return []
     return [line for line in lines if isinstance(line, dict) and is_number(line.get("epoch"))]

@@ -35,6 +35,7 @@ def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, detail
         "parameters": 1234,
         "seconds": 5.0,
         "images_per_second": 100.0,
+        "metrics_lines": 6,
         "device": "1 x cpu",
         "versions": {"jax": "0.10.2"},
     }

@@ -43,6 +43,15 @@ def test_a_run_whose_metrics_cannot_be_read_is_named(tmp_path, content):
     assert figures.curves(page)[-1] == said
 
 
+def test_a_run_whose_metrics_were_cut_is_drawn_and_named(tmp_path, capsys):
+    write_run(tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    (page,) = figures.pages(groups(tmp_path))
+    assert figures.curves(page)
+    assert f"{path} holds 4 of the 6 lines that were written\n" in capsys.readouterr().err
+
+
 def test_the_most_confused_pair_is_named_with_its_share(table):
     said = text(figures.confusions(table, list(figures.pages(table))))
     assert row(said, "kd")[1].startswith("cat / &lt;i&gt;dog&lt;/i&gt; 5.0%")
