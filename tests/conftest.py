@@ -9,13 +9,17 @@ import pytest
 collect_ignore_glob = ["record_*.py", "*/record_*.py"]  # need what the tests do not
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes most of the time of networks this small, hence the lowest optimization level.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+# Compiling takes most of the time of networks this small, hence the lowest optimization level. One thread
+# is enough for it, as every core has a worker of the suite.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
 # XLA's threads, by default as many as cores: with two cores the two devices can wait for each other for ever.
 os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "kd_jax_test_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite that runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -100,21 +100,12 @@ def refused(arguments, folder, **environment):
     ("arguments", "said"),
     [
         (["--term=kdd:weight=1"], r"method.kdd.method is 'kdd'; expected one of: adversarial, .*; did you mean 'kd'\?"),
-        (["--config.model.name=resnet21"], r"model.name is 'resnet21'; expected one of: .*; did you mean 'resnet"),
-        (["--config.dataset.source=digit"], r"dataset.source is 'digit'; expected one of: .*; did you mean 'digits'\?"),
-        (["--config.optimizer.schedule=cosin"], r"optimizer.schedule is 'cosin'; .*; did you mean 'cosine'\?"),
-        (["--config.model.freeze=all"], "model.freeze is 'all'; expected one of: backbone, backbone_and_norms, none"),
         (["--config.train.epoch=3"], r"--config.train.epoch=3: there is no key 'epoch'; .*; did you mean 'epochs'\?"),
         (["--config.train.epochs=many"], "--config.train.epochs=many: invalid literal for int"),
         (["--config.train.batch_size=9999"], "train.batch_size is 9999; expected at most the 64 training images"),
-        (["--config.dataset.image_size=0"], "dataset.image_size is 0; expected a whole number from 1 to 4096"),
         (
             ["--config.dataset.source=folder", "--config.dataset.path=/no"],
             "dataset.path is '/no', which does not exist",
-        ),
-        (
-            ["--config.optimizer.milestones=(0,3)"],
-            r"optimizer.milestones is \[0, 3\]; expected a list of epochs above 0",
         ),
         (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
         (["nonsense"], "the argument 'nonsense' is not known; expected flags only"),
@@ -126,16 +117,17 @@ def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(argument
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("arguments", "said"),
     [
-        ("configs/studen.py:smoke", r"--config is 'configs/studen.py'; .*; did you mean 'configs/student.py'\?"),
-        ("studen:smoke", r"--config is 'studen'; .*; did you mean 'student'\?"),
-        ("configs/student.py:huge", "the config's argument is 'huge'; expected nothing, 'small', 'laptop' or 'smoke'"),
+        (["--config", "studen:smoke"], r"--config is 'studen'; .*; did you mean 'student'\?"),
+        (
+            ["--config=configs/student.py:huge"],
+            "the config's argument is 'huge'; expected nothing, 'small', 'laptop' or 'smoke'",
+        ),
     ],
 )
-def test_a_config_that_is_not_there_is_refused_with_the_choices(argument, said, tmp_path):
-    assert re.search("^error: " + said, refused([f"--config={argument}", "--config.seed=1"], tmp_path))
-    assert re.search("^error: " + said, refused(["--config", argument, "--config.seed=1"], tmp_path))
+def test_a_config_that_is_not_there_is_refused_with_the_choices(arguments, said, tmp_path):
+    assert re.search("^error: " + said, refused([*arguments, "--config.seed=1"], tmp_path))
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
@@ -324,11 +316,10 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tm
     def arguments(name):
         return [*TINY, "--config.train.epochs=20", f"--workdir={tmp_path / name}"]
 
-    for lines in (4, 30):
-        process = start("kd_jax.main", *arguments("killed"), PYTHONPATH=no_tensorflow)
-        _wait_for(lambda n=lines: len(metrics_file.read(str(tmp_path / "killed"))) > n, process)
-        process.kill()
-        process.communicate()
+    process = start("kd_jax.main", *arguments("killed"), PYTHONPATH=no_tensorflow)
+    _wait_for(lambda: len(metrics_file.read(str(tmp_path / "killed"))) > 10, process)
+    process.kill()
+    process.communicate()
     for name in ("killed", "whole"):
         status, _, err = call("kd_jax.main", *arguments(name), PYTHONPATH=no_tensorflow)
         assert status == 0, err
