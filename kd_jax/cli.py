@@ -63,6 +63,11 @@ def define_path(name: str, default: str | None, what: str) -> Any:
     return flags.DEFINE(PathParser(), name, default, what, serializer=flags.ArgumentSerializer())
 
 
+def define_paths(name: str, what: str) -> Any:
+    """Defines a flag that is a path, and may be given more than once."""
+    return flags.DEFINE_multi(PathParser(), flags.ArgumentSerializer(), name, [], what)
+
+
 # Flags of more than one command; each command declares those it has with `flags.declare_key_flag`.
 WORKDIR = define_path("workdir", None, "The run's folder.")
 RUNS = define_path("runs", "runs", "The folder of all runs; teachers are kept in its folder `teachers`.")
@@ -73,24 +78,16 @@ TO = define_path(
     "Where to write. export: a new file; explain: a folder, by default the run's; report: a folder, by default"
     " `report`.",
 )
-AGAINST = flags.DEFINE_multi(
-    PathParser(),
-    flags.ArgumentSerializer(),
-    "against",
-    [],
-    "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`.",
+AGAINST = define_paths(
+    "against", "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`."
 )
 
 SEEDS = flags.DEFINE_integer(
     "seeds", None, "Seeds 0, 1, ... of every row; by default quickstart has 1, table 3.", lower_bound=1
 )
 ROWS = flags.DEFINE_list("rows", None, "quickstart: the rows of its table; table: which table, by default `original`.")
-IMPORT = flags.DEFINE_multi(
-    PathParser(),
-    flags.ArgumentSerializer(),
-    "import",
-    [],
-    "A Python file that registers what a run needs, before anything else; may be given more than once.",
+IMPORT = define_paths(
+    "import", "A Python file that registers what a run needs, before anything else; may be given more than once."
 )
 
 

@@ -9,8 +9,8 @@ import pytest
 collect_ignore_glob = ["record_*.py", "*/record_*.py"]  # need what the tests do not
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes most of the time of networks this small, hence the lowest optimization level. One thread
-# is enough for it, as every core has a worker of the suite.
+# Compiling takes most of the time of networks this small, hence the lowest optimization level. One thread is enough for
+# it, as every core has a worker of the suite.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     " --xla_cpu_parallel_codegen_split_count=1"

@@ -44,7 +44,7 @@ def recorded_variables(name):
     return unflatten_dict({path(key): to_flax(fixed.weight(key, shape)) for key, shape in shapes.items()})
 
 
-# Three times as long as ResNet-101, of which it differs in its depth alone.
+# Takes twice as long as ResNet-101, from which it differs in its depth alone.
 DEEPEST = pytest.param("resnet152", marks=pytest.mark.slow)
 
 
