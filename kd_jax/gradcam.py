@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import InputError, choose
-from kd_jax.models.layers import at_least_float32
-from kd_jax.types import Network, Outputs, Variables
+from kd_jax.types import Network, Outputs, Variables, at_least_float32
 
 VARIANTS = ("gradcam", "gradcam++")
 TOP_FRACTION = 0.2  # of the pixels, for `iou`

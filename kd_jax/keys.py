@@ -245,6 +245,11 @@ TERM: dict[str, Key] = {
         optional(Kind(lambda v: _is_window(v), "[first, last) in epochs, as in [0, 30] or [30, null]")),
         "outside of them the term counts nothing and its parameters wait; None for the end",
     ),
+    "decay_epochs": Key(
+        None,
+        optional(Kind(lambda v: _is_window(v) and v[1] is not None, "[first, last] in epochs, as in [150, 240]")),
+        "between them the weight falls to zero along half a cosine",
+    ),
     "optimizer": Key(
         {},
         Kind(SECTION.good, "keys of the section `optimizer`"),

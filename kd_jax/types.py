@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 
 class _Unchecked:
@@ -29,6 +30,11 @@ else:
 Array = jax.Array
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
 Terms = dict[str, jax.Array]
+
+
+def at_least_float32(x: Array) -> Array:
+    """x in float32, or in its own type where that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Split(NamedTuple):
@@ -136,6 +142,12 @@ class View(NamedTuple):
     student: Outputs
     teacher: Outputs | None  # None without a teacher; it carries no gradient
 
+    @property
+    def teacher_outputs(self) -> Outputs:
+        """What the teacher reports; for methods that need one."""
+        assert self.teacher is not None, "a method with needs_teacher is never run without one"
+        return self.teacher
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -166,8 +178,7 @@ class Context:
     @property
     def teacher(self) -> Outputs:
         """What the teacher reports; for methods that need one."""
-        assert self.views[0].teacher is not None, "a method with needs_teacher is never run without one"
-        return self.views[0].teacher
+        return self.views[0].teacher_outputs
 
 
 class MethodVariables(NamedTuple):

@@ -2,11 +2,12 @@
 
 usage: python launch/mutants.py [--check] [--only=NAME,...] [--jobs=2] [--results=FILE]
 
-The faults are those of mutants.toml: a text that occurs once in its file, and what replaces it. `--check` only says
-which of them do not apply any more, and a test of the suite runs it. Otherwise each runs in a copy of the tree, in a
-process that has imported the libraries already. Results are added to a file of JSON lines, so that the same command
-goes on where it was stopped; what has changed since then, in the fault, its file or its tests, is run again. The exit
-status is 1 where a fault survives that is not said to be equivalent.
+The faults are those of mutants/, by file: `old`, a text that occurs once in the file, becomes `new`, and one of `tests`
+must fail; `equivalent` in the place of tests says why none can. Take the quickest test that has the fault for its
+reason. `--check` only says which of them do not apply any more, and a test of the suite runs it. Otherwise each runs in
+a copy of the tree, in a process that has imported the libraries already. Results are added to a file of JSON lines, so
+that the same command goes on where it was stopped; what has changed since then, in the fault, its file or its tests, is
+run again. The exit status is 1 where a fault survives that is not said to be equivalent.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-LIST = Path(__file__).with_name("mutants.toml")
+LISTS = Path(__file__).with_name("mutants")
 COPIED = ("configs", "docs", "examples", "kd_jax", "launch", "tests", "README.md", "pyproject.toml")
 LIBRARIES = (  # that tests import, and that take time
     *("jax", "flax.linen", "optax", "orbax.checkpoint.v1", "scipy.stats", "ml_collections", "PIL.Image"),
@@ -56,7 +57,8 @@ def read() -> list[Mutant]:
     """The faults of the list."""
     return [
         Mutant(file, one["name"], one["old"], one["new"], tuple(one.get("tests", ())), one.get("equivalent", ""))
-        for file, group in tomllib.loads(LIST.read_text()).items()
+        for path in sorted(LISTS.glob("*.toml"))
+        for file, group in tomllib.loads(path.read_text()).items()
         for one in group
     ]
 
@@ -129,7 +131,7 @@ def start(tree: Path, tests: tuple[str, ...], *options: str) -> int:
         os.dup2(log, 1), os.dup2(log, 2)
         os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         sys.dont_write_bytecode = True
-        own = {ROOT, LIST.parent}
+        own = {ROOT, LISTS.parent}
         sys.path[:] = [str(tree), *(entry for entry in sys.path if Path(entry).resolve() not in own)]
         import pytest
 

@@ -1,4 +1,4 @@
-"""The faults of launch/mutants.toml apply to the package as it is, and name tests that there are."""
+"""The faults of launch/mutants/ apply to the package as it is, and name tests that there are."""
 
 import importlib.util
 import re

@@ -1,5 +1,6 @@
 """Losses of feature maps."""
 
+import jax
 import jax.numpy as jnp
 
 from kd_jax.losses.masks import check_shapes, fixed, keep
@@ -20,3 +21,19 @@ def hint(student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, wher
     check_shapes(student, teacher)
     squares = jnp.square(keep(where, student) - fixed(where, teacher))
     return squares.mean(tuple(range(1, squares.ndim)))
+
+
+def average_down(x: Array, size: tuple[int, ...]) -> Array:
+    """Maps [B, h, w, c] averaged to [B, *size, c], no size being larger, as PyTorch's adaptive pooling does it."""
+    for axis, length in enumerate(size, start=1):
+        if x.shape[axis] != length:
+            x = _average_axis(x, axis, length)
+    return x
+
+
+def _average_axis(x: Array, axis: int, length: int) -> Array:
+    whole = x.shape[axis]
+    starts = [i * whole // length for i in range(length)]
+    ends = [-(-(i + 1) * whole // length) for i in range(length)]
+    parts = [jax.lax.slice_in_dim(x, a, b, axis=axis).mean(axis) for a, b in zip(starts, ends, strict=True)]
+    return jnp.stack(parts, axis)

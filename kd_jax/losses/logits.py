@@ -151,6 +151,7 @@ def standardize(x: Float[Array, "B K"], epsilon: float = 1e-7) -> Float[Array, "
 
     Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, equation 9.
     """
+    x = keep(None, x)
     centered = x - x.mean(-1, keepdims=True)
     # Safe at a constant row, where the square root has no finite derivative.
     variance = jnp.square(centered).sum(-1, keepdims=True) / (x.shape[-1] - 1)

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import InputError
-from kd_jax.types import Array, Float
+from kd_jax.types import Array, Float, at_least_float32
 
 
 def keep(where: Array | None, x: Array) -> Array:
-    """x [B, ...] with zeros in the place of the images that `where` [B] leaves out."""
+    """x [B, ...], at least float32, with zeros in the place of the images that `where` [B] leaves out."""
+    x = at_least_float32(jnp.asarray(x))
     return x if where is None else jnp.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
 
 

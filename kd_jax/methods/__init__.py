@@ -70,10 +70,10 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
 
     Args:
       terms: {term: options}. Of every term: "method", a key of `METHODS`, by default the term's name; "weight", 1.0;
-        "warmup_epochs", over which the weight rises; "epochs", [first, last) in which the term counts and its
-        parameters move, the last None for the end; "optimizer", what its group does otherwise than the student's. The
-        others are the method's own.
-      steps_per_epoch: for the two that count epochs.
+        "warmup_epochs", over which the weight rises; "decay_epochs", [first, last] between which it falls to zero;
+        "epochs", [first, last) in which the term counts and its parameters move, the last None for the end;
+        "optimizer", what its group does otherwise than the student's. The others are the method's own.
+      steps_per_epoch: for those that count epochs.
     Raises:
       InputError: for an unknown method or option, an option of another type, no term at all, or a weight that is not a
         finite number.
@@ -107,9 +107,9 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
         weights={term: 1.0, **method.weights, **({term: own["weight"]} if "weight" in own else {})},
         optimizers={term: {**method.optimizers.get(term, {}), **own.get("optimizer", {})}},
     )
-    warmup, epochs = own.get("warmup_epochs", 0), own.get("epochs")
-    if warmup or epochs is not None:
-        method = _scheduled(method, term, *_schedule(warmup, epochs or (0, None), steps_per_epoch))
+    if any(own.get(key) for key in ("warmup_epochs", "epochs", "decay_epochs")):
+        warmup, epochs, decay = own.get("warmup_epochs", 0), own.get("epochs") or (0, None), own.get("decay_epochs")
+        method = _scheduled(method, term, *_schedule(warmup, epochs, decay, steps_per_epoch))
     return method
 
 
@@ -130,7 +130,7 @@ def _scheduled(
 
 
 def _schedule(
-    warmup: float, epochs: Sequence[Any], steps_per_epoch: int
+    warmup: float, epochs: Sequence[Any], decay: Sequence[int] | None, steps_per_epoch: int
 ) -> tuple[Callable[[Array | int], Any], Callable[[Array | int], Any]]:
     """(step -> factor on the weight, step -> whether the term counts). The first epoch of a warmup has 1 / warmup."""
     first, last = epochs
@@ -143,6 +143,9 @@ def _schedule(
         epoch = step // steps_per_epoch - first + 1
         # Compared before it is divided: a quotient may be a hair below 1.
         rising = jnp.where(epoch >= warmup, 1.0, epoch / warmup) if warmup else 1.0
+        if decay:
+            start, end = (epoch * steps_per_epoch for epoch in decay)
+            rising *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((step - start) / (end - start), 0, 1)))
         return jnp.where(is_open(step), rising, 0.0)
 
     return factor, is_open

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -12,10 +12,9 @@ import numpy as np
 
 from kd_jax import losses
 from kd_jax.errors import InputError, check_callable, choose
-from kd_jax.keys import listing, whole
+from kd_jax.keys import Kind, listing, whole
 from kd_jax.losses import masks
-from kd_jax.models.layers import at_least_float32
-from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, View, student_logits
+from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, View, at_least_float32, student_logits
 
 Constructor = Callable[..., Method]  # (name of the term, **options) -> Method
 
@@ -26,19 +25,40 @@ TAPS = {
     "embedding": "embedding",
     "pooled": "pooled",
 }
+MAPS = {"feature": "features", "preactivation": "preactivations"}
+STAGES = "stages"
+ON = Kind(
+    lambda v: type(v) is str or (isinstance(v, list | tuple) and bool(v) and all(type(x) is str for x in v)),
+    f"one or a list of: {', '.join(TAPS)}, feature:N, preactivation:N, {STAGES}",
+)
 VIEWS = listing(whole(0, 100), least=1, expected="a list: numbers of views, the first being 0")
 SIDES = ("student", "teacher", "targets", "labels")
+
+
+def taps(outputs: Outputs, on: str | Sequence[str], who: str = "the network") -> list[Array]:
+    """What each name of a list stands for (see `tap`); `stages` for every map but the stem's."""
+    arrays = []
+    for name in [on] if isinstance(on, str) else on:
+        if name == STAGES:
+            count = len(reported(outputs, "features", who))
+            arrays += [stage_map(outputs, stage, who) for stage in range(1, count)]
+        else:
+            arrays.append(tap(outputs, name, who))
+    return arrays
 
 
 def tap(outputs: Outputs, on: str, who: str = "the network") -> Array:
     """What `on` names: a key of `TAPS`, or `feature:N` for the N-th map, the stem's being 0 and the last -1.
 
+    `preactivation:N` is the same map before its last ReLU.
+
     Raises:
       InputError: for an unknown name, and where `who` does not report it.
     """
     check_tap(on)
-    if on.startswith("feature:"):
-        return stage_map(outputs, int(on.removeprefix("feature:")), who)
+    kind, _, stage = on.partition(":")
+    if stage:
+        return stage_map(outputs, int(stage), who, MAPS[kind])
     value = reported(outputs, TAPS[on], who)
     if on == "probabilities":
         return jax.nn.softmax(value)
@@ -54,24 +74,32 @@ def reported(outputs: Outputs, field: str, who: str) -> Any:
     return value
 
 
-def stage_map(outputs: Outputs, stage: int, who: str) -> Array:
+def stage_map(outputs: Outputs, stage: int, who: str, field: str = "features") -> Array:
     """The map [B, h, w, c] of a stage, at least float32: relations and norms lose too much in bfloat16."""
-    features = reported(outputs, "features", who)
-    if not -len(features) <= stage < len(features):
-        last = len(features) - 1
-        raise InputError(f"{who} has no feature:{stage}; expected feature:0 (the stem's map) to feature:{last}")
-    return at_least_float32(features[stage])
+    maps = reported(outputs, field, who)
+    if not -len(maps) <= stage < len(maps):
+        last = len(maps) - 1
+        kind = next(kind for kind, of in MAPS.items() if of == field)
+        raise InputError(f"{who} has no {kind}:{stage}; expected {kind}:0 (the stem's map) to {kind}:{last}")
+    return at_least_float32(maps[stage])
 
 
 def check_tap(on: str) -> None:
-    """Raises InputError for an unknown name."""
-    if not (
-        isinstance(on, str) and on.startswith("feature:") and on.removeprefix("feature:").removeprefix("-").isdecimal()
-    ):
-        choose("on", on, (*TAPS, "feature:N"))
+    """Raises InputError for a name that `tap` does not know."""
+    kind, _, stage = on.partition(":") if isinstance(on, str) else ("", "", "")
+    if not (kind in MAPS and stage.removeprefix("-").isdecimal()):
+        choose("on", on, (*TAPS, *(f"{kind}:N" for kind in MAPS)))
 
 
-def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Constructor:
+def check_taps(on: Any) -> None:
+    """Raises InputError for names that `taps` does not know."""
+    ON.check("on", on)
+    for name in [on] if isinstance(on, str) else on:
+        if name != STAGES:
+            check_tap(name)
+
+
+def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "logits") -> Constructor:
     """Makes a method's constructor out of a plain function of arrays.
 
     Args:
@@ -79,10 +107,11 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
         teacher's without gradient), `targets` [B, K] or `labels` [B]. Its keyword-only ones are the config's options.
         It returns [B] or []. With targets or labels, images without a label do not count: where it takes `where`, it
         is told which ones do.
-      on: what the first two are by default.
+      on: what the first two are by default, see `taps`.
     Returns:
-      constructor(name, *, on, standardize, views, **options) -> Method with one term of that name. With several
-      `views` (numbers, the first augmentation being 0) the term is the sum over them.
+      constructor(name, *, on, teacher_on, standardize, views, **options) -> Method with one term of that name. It is
+      the sum over several `views` (numbers, the first augmentation being 0), and over what `on` names, a list or
+      `stages`, with what `teacher_on` names of the teacher at the same places (None: the same names).
     """
     parameters = check_callable("a loss", function)
     sides = [_side(p.name) for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -96,30 +125,42 @@ def from_loss(function: Callable[..., Array], *, on: str = "logits") -> Construc
     def construct(
         name: str,
         *,
-        on: str = default,
+        on: Annotated[str | tuple[str, ...], ON] = default,
+        teacher_on: Annotated[str | tuple[str, ...], ON] | None = None,
         standardize: bool = False,
         views: Annotated[tuple[int, ...], VIEWS] = (0,),
         **chosen: Any,
     ) -> Method:
-        check_tap(on)
+        of_teacher = on if teacher_on is None else teacher_on
+        check_taps(on)
+        check_taps(of_teacher)
         VIEWS.check(f"method.{name}.views", views)
         views = tuple(views)
 
-        def side(outputs: Outputs, who: str) -> Array:
-            value = tap(outputs, on, who)
-            return losses.standardize(value) if standardize else value
+        def side(outputs: Outputs, on: str | tuple[str, ...], who: str) -> list[Array]:
+            values = taps(outputs, on, who)
+            return [losses.standardize(value) for value in values] if standardize else values
 
         def loss_of(view: View) -> Array:
             batch = view.batch
-            values = {"student": side(view.student, "the student"), "targets": batch.targets, "labels": batch.labels}
+            students = side(view.student, on, "the student")
+            teachers: list[Any] = [None] * len(students)
             if "teacher" in sides:
-                assert view.teacher is not None
-                values["teacher"] = jax.lax.stop_gradient(side(view.teacher, "the teacher"))
+                teachers = jax.lax.stop_gradient(side(view.teacher_outputs, of_teacher, "the teacher"))
+            if len(students) != len(teachers):
+                raise InputError(
+                    f"the student has {len(students)} maps or vectors at {on}, the teacher {len(teachers)} at"
+                    f" {of_teacher}; expected as many, named one by one in the lists `on` and `teacher_on`"
+                )
             where = batch.labels >= 0 if labeled_only else None
             told = {"where": where} if takes_where and labeled_only else {}
-            loss = function(*(values[name] for name in sides), **chosen, **told)
-            loss = _checked(loss, len(batch.labels))
-            return masks.mean(masks.keep(where, loss) if loss.ndim else loss, where)
+            total = jnp.zeros((), students[0].dtype)
+            for student, teacher in zip(students, teachers, strict=True):
+                values = {"student": student, "teacher": teacher, "targets": batch.targets, "labels": batch.labels}
+                loss = function(*(values[name] for name in sides), **chosen, **told)
+                loss = _checked(loss, len(batch.labels))
+                total += masks.mean(masks.keep(where, loss) if loss.ndim else loss, where)
+            return total
 
         def init(rng: Array, context: Context) -> MethodVariables:
             return MethodVariables({}, {})

@@ -1,44 +1,17 @@
 """Methods that bring the student's feature maps to its teacher's: an adapter, and a loss between the maps."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError
 from kd_jax.keys import SIZE, whole
+from kd_jax.methods.adapters import Regressor
 from kd_jax.methods.base import reported, stage_map
-from kd_jax.models.layers import BatchNorm, at_least_float32
-from kd_jax.types import Array, Context, Outputs
-
-
-class Regressor(nn.Module):
-    """A convolution, batch norm and ReLU from maps [B, h, w, c] to `shape` (i, j, d), as RepDistiller chooses it.
-
-    Half the size: 3x3 with a stride of 2. Twice: 4x4, transposed, with a stride of 2. Otherwise a kernel of the
-    difference, without padding.
-    """
-
-    shape: tuple[int, ...]  # (i, j, d)
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        height, width, features = self.shape
-        common: dict[str, Any] = {"use_bias": False, "param_dtype": x.dtype, "name": "conv"}
-        if x.shape[1] == 2 * height:
-            x = nn.Conv(features, (3, 3), strides=2, padding=1, **common)(x)
-        elif 2 * x.shape[1] == height:
-            x = nn.ConvTranspose(features, (4, 4), strides=(2, 2), padding="SAME", **common)(x)
-        elif x.shape[1] >= height:
-            kernel = (1 + x.shape[1] - height, 1 + x.shape[2] - width)
-            x = nn.Conv(features, kernel, padding="VALID", **common)(x)
-        else:
-            raise InputError(
-                f"the student's map is {x.shape[1:3]}, the teacher's {self.shape[:2]}; expected half of it or more"
-            )
-        return nn.relu(BatchNorm(x.dtype, name="bn")(x, train=train))
+from kd_jax.models.layers import BatchNorm
+from kd_jax.types import Array, Context, Outputs, at_least_float32
 
 
 class FitNet(nn.Module):
@@ -91,8 +64,8 @@ class SimKD(nn.Module):
         self.variable("head", "kernel", lambda: at_least_float32(head.kernel))
         self.variable("head", "bias", lambda: at_least_float32(head.bias))
         size = min(student.shape[1:3], teacher.shape[1:3])
-        projected = self.projector(_average_down(student, size), teacher.shape[-1], train=True)
-        return losses.hint(projected, _average_down(jax.lax.stop_gradient(teacher), size)).mean()
+        projected = self.projector(losses.average_down(student, size), teacher.shape[-1], train=True)
+        return losses.hint(projected, losses.average_down(jax.lax.stop_gradient(teacher), size)).mean()
 
     def predict(self, outputs: Outputs) -> Array:
         """The teacher's classifier [B, K] on the projected map; averaging its pixels commutes with averaging down."""
@@ -114,19 +87,3 @@ class Projector(nn.Module):
             x = nn.Conv(width, (size, size), use_bias=False, param_dtype=x.dtype, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(x.dtype, name=f"bn{i}")(x, train=train))
         return x
-
-
-def _average_down(x: Array, size: tuple[int, ...]) -> Array:
-    """Maps [B, h, w, c] averaged to [B, *size, c], as PyTorch's adaptive pooling does it."""
-    for axis, length in enumerate(size, start=1):
-        if x.shape[axis] != length:
-            x = _average_axis(x, axis, length)
-    return x
-
-
-def _average_axis(x: Array, axis: int, length: int) -> Array:
-    whole = x.shape[axis]
-    starts = [i * whole // length for i in range(length)]
-    ends = [-(-(i + 1) * whole // length) for i in range(length)]
-    parts = [jax.lax.slice_in_dim(x, a, b, axis=axis).mean(axis) for a, b in zip(starts, ends, strict=True)]
-    return jnp.stack(parts, axis)

@@ -22,11 +22,6 @@ def linear_init(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float
     return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
-def at_least_float32(x: Array) -> Array:
-    """x in float32, or in its own type where that is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 @jax.custom_vjp
 def normalize_batch(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
     """Batch normalization over all axes but the last, by the batch's own statistics.

@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 
 from kd_jax.errors import InputError, choose
-from kd_jax.models.layers import at_least_float32
-from kd_jax.types import Array, Network, Outputs, Variables
+from kd_jax.types import Array, Network, Outputs, Variables, at_least_float32
 
 TorchKey = Callable[[tuple[str, ...]], str]  # path in the variables, as ("params", "fc", "kernel") -> PyTorch's key
 

@@ -16,10 +16,10 @@ from jax.typing import DTypeLike
 
 from kd_jax.errors import choose
 from kd_jax.keys import WIDTH
-from kd_jax.models.layers import BatchNorm, Linear, MlpHead, at_least_float32, conv_init
+from kd_jax.models.layers import BatchNorm, Linear, MlpHead, conv_init
 from kd_jax.models.linen import from_linen
 from kd_jax.models.taps import Taps
-from kd_jax.types import Array, Network, Norm, Outputs
+from kd_jax.types import Array, Network, Norm, Outputs, at_least_float32
 
 STEMS = ("imagenet", "cifar")
 HEADS = ("linear", "mlp")

@@ -34,6 +34,43 @@ def test_a_loss_reads_what_it_names(on, expected):
     np.testing.assert_allclose(base.tap(outputs(STUDENT, TEACHER), on), expected, rtol=1e-5)
 
 
+def staged(*maps, before=None):
+    """Outputs with these maps, and before their ReLU others."""
+    maps = tuple(jnp.asarray(x, jnp.float32) for x in maps)
+    return outputs(STUDENT)._replace(features=maps, preactivations=tuple(jnp.asarray(x) for x in before or maps))
+
+
+MAPS = [np.random.default_rng(1).normal(size=(6, 2, 2, 3)) for _ in range(8)]
+
+
+def test_a_map_before_its_relu_has_a_name_of_its_own():
+    np.testing.assert_allclose(base.tap(staged(*MAPS[:3], before=MAPS[3:6]), "preactivation:1"), MAPS[4], rtol=1e-6)
+
+
+def squared(student, teacher):
+    return jnp.square(student - teacher).mean((1, 2, 3))
+
+
+def test_a_term_at_all_stages_is_the_sum_over_every_map_but_the_stems():
+    method = methods.from_loss(squared, on="stages")("term")
+    got = terms(method, staged(*MAPS[:3]), staged(*MAPS[3:6]))
+    expected = sum(np.square(a - b).mean() for a, b in zip(MAPS[1:3], MAPS[4:6], strict=True))
+    np.testing.assert_allclose(got["term"], expected, rtol=1e-5)
+
+
+def test_a_term_between_named_stages_of_both_networks_is_the_sum_over_the_pairs():
+    method = methods.from_loss(squared)("term", on=["feature:0", "feature:2"], teacher_on=["feature:3", "feature:1"])
+    got = terms(method, staged(*MAPS[:3]), staged(*MAPS[3:7]))
+    expected = np.square(MAPS[0] - MAPS[6]).mean() + np.square(MAPS[2] - MAPS[4]).mean()
+    np.testing.assert_allclose(got["term"], expected, rtol=1e-5)
+
+
+def test_networks_of_different_numbers_of_stages_are_refused():
+    method = methods.from_loss(squared, on="stages")("term")
+    with pytest.raises(InputError, match=r"has 2 maps or vectors at stages, the teacher 3 at stages; expected as many"):
+        terms(method, staged(*MAPS[:3]), staged(*MAPS[3:7]))
+
+
 @pytest.mark.parametrize("on", ["logit", "feature", "feature:last"])
 def test_an_unknown_name_is_refused_with_the_choices(on):
     for read in (base.check_tap, lambda on: base.tap(outputs(STUDENT), on)):

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import methods
+from kd_jax import losses, methods
 from kd_jax.errors import InputError
-from kd_jax.methods.features import _average_down
 from kd_jax.types import Head, MethodVariables, Outputs
 from tests.methods.numeric import (
     assert_gradient,
@@ -94,11 +93,23 @@ def test_fitnet_reads_the_stages_that_it_is_told():
     assert kernel.shape == (1, 1, 4, 5)
 
 
-def test_a_map_that_cannot_be_regressed_is_refused():
+def test_a_map_of_any_other_size_is_resized_before_it_is_regressed():
+    student, teacher = RNG.normal(size=(4, 6, 2, 3)), RNG.normal(size=(4, 1, 4, 6))
     method = methods.create({"fitnet": {"stage": 0}})
-    seen = context(reports(LOGITS[0], np.ones((4, 2, 2, 3))), reports(LOGITS[1], np.ones((4, 7, 7, 3))))
-    with pytest.raises(InputError, match=r"method.fitnet: the student's map is \(2, 2\), the teacher's \(7, 7\)"):
-        method.init(jax.random.key(0), seen)
+    seen = context(reports(LOGITS[0], student), reports(LOGITS[1], teacher))
+
+    @jax.jit
+    def term():
+        variables = method.init(jax.random.key(0), seen)
+        return variables.params["fitnet"]["regressor"], method.apply(variables, seen)[0]["fitnet"]
+
+    params, got = term()
+    params = doubles(params)
+    # Rows are averaged; of two columns the linear interpolation makes four at -1/4, 1/4, 3/4 and 5/4, held at the ends.
+    rows, shares = student.mean(1, keepdims=True), np.array([0, 0.25, 0.75, 1])[:, None]
+    fitted = (1 - shares) * rows[:, :, :1] + shares * rows[:, :, 1:]
+    expected = np.square(batch_norm_relu(convolve(fitted, params["conv"]["kernel"]), params["bn"]) - teacher).mean()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @functools.cache
@@ -178,4 +189,4 @@ def test_averaging_down_is_pytorchs_adaptive_pooling():
     rows = [x[:, 0:2], x[:, 1:4], x[:, 3:5]]
     expected = np.stack([r.mean(1) for r in rows], 1)
     expected = np.stack([expected[:, :, 0:2].mean(2), expected[:, :, 1:4].mean(2), expected[:, :, 3:5].mean(2)], 2)
-    np.testing.assert_allclose(_average_down(jnp.float32(x), (3, 3)), expected, rtol=1e-6)
+    np.testing.assert_allclose(losses.average_down(jnp.float32(x), (3, 3)), expected, rtol=1e-6)

@@ -78,7 +78,7 @@ def test_labels_need_no_teacher():
         ({"mlkd": {"views": 1}}, "method.mlkd.views is 1; expected a list"),
         ({"fitnet": {"stage": 1.5}}, "method.fitnet.stage is 1.5; expected a whole number"),
         ({"kd": {"standardize": 1}}, "method.kd.standardize is 1; expected true or false"),
-        ({"kd": {"on": 3}}, "method.kd.on is 3; expected a string"),
+        ({"kd": {"on": 3}}, "method.kd.on is 3; expected one or a list of: logits"),
         ({"adversarial": {"hidden": 64}}, "method.adversarial.hidden is 64; expected a list"),
         ({"kd": {"weight": "1"}}, "method.kd.weight is '1'; expected a finite number"),
         ({"kd": {"weight": True}}, "method.kd.weight is True; expected a finite number"),
@@ -150,7 +150,9 @@ def test_a_constructor_that_returns_something_else_is_refused(monkeypatch):
 
 def test_a_registered_losses_unknown_option_is_named_with_the_choices(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "difference", methods.from_loss(lambda student, teacher, *, scale=1.0: scale))
-    with pytest.raises(InputError, match=r"is 'size'; expected one of: epochs, method, on, optimizer, scale"):
+    with pytest.raises(
+        InputError, match=r"is 'size'; expected one of: decay_epochs, epochs, method, on, optimizer, scale"
+    ):
         methods.create({"difference": {"size": 2.0}})
 
 
@@ -202,6 +204,13 @@ def test_a_warmup_multiplies_the_schedule_that_a_method_has_itself(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "halved", halved)
     method = methods.create({"halved": {"warmup_epochs": 4}}, steps_per_epoch=3)
     assert [float(method.schedules["halved"](step)) for step in (0, 3, 30)] == [0.125, 0.25, 0.5]
+
+
+def test_a_weight_falls_along_half_a_cosine_between_two_epochs():
+    weights, moves = factors(decay_epochs=[1, 4])
+    passed = np.clip((np.arange(15) - 3) / 9, 0, 1)
+    np.testing.assert_allclose(weights, 0.5 * (1 + np.cos(np.pi * passed)), atol=1e-6)
+    assert all(moves)
 
 
 @pytest.mark.parametrize("epochs", [[1], [3, 3], [-1, 2], [0.5, 2], 5, [2, 1]])
