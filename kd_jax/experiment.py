@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kd_jax import components, data, methods, networks, runs, sharding, teachers, tracing
+from kd_jax.config import checks
 from kd_jax.config.checks import check, plain
 from kd_jax.data import resident
 from kd_jax.errors import InputError
@@ -160,9 +161,10 @@ def create(
 
 def _set_source(config: Any, source: str) -> None:
     """Sets where the data of a config and of its teachers comes from."""
-    while isinstance(config, dict) and isinstance(config.get("dataset"), dict):
+    if isinstance(config, dict) and isinstance(config.get("dataset"), dict):
         config["dataset"]["source"] = source
-        config = config["teacher"]["config"] if isinstance(config.get("teacher"), dict) else None
+        for section in checks.teacher_sections(config.get("teacher")):
+            _set_source(section.get("config"), source)
 
 
 def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:

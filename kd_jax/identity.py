@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_jax import data, methods, models, optim, registry, runs, teachers, weights
 from kd_jax.config.translate import FORMAT
+from kd_jax.types import Teacher
 
 if TYPE_CHECKING:
     from kd_jax.experiment import Experiment
@@ -48,7 +49,11 @@ def config_json(experiment: "Experiment") -> dict[str, Any]:
         "identity": experiment.identity,
         "hash": experiment.digest,
         "teacher_hash": experiment.teacher.config_hash if experiment.teacher else None,
-        "teacher_source": os.path.abspath(experiment.teacher.source) if experiment.teacher else None,
+        "teacher_source": _source(experiment.teacher),
+        "teacher_members": {
+            name: {"hash": member.config_hash, "source": _source(member)}
+            for name, member in ((experiment.teacher and experiment.teacher.members) or {}).items()
+        },
         "imports": registry.files_of(used),
         "data": {
             "name": dataset.name,
@@ -62,6 +67,10 @@ def config_json(experiment: "Experiment") -> dict[str, Any]:
             "skipped": dataset.skipped,
         },
     }
+
+
+def _source(teacher: Teacher | None) -> str | None:
+    return os.path.abspath(teacher.source) if teacher and teacher.source else None
 
 
 def versions() -> dict[str, str]:

@@ -38,6 +38,7 @@ class Key(NamedTuple):
     default: Any
     kind: Kind
     what: str  # what it means
+    later: bool = False  # added when there were runs already: an identity has it only with another value
 
 
 def whole(least: int = -LARGEST, most: int = LARGEST) -> Kind:
@@ -156,10 +157,20 @@ KEYS: dict[str, Key] = {
     "teacher.kind": Key(
         "none",
         text(),
-        '"none", "config" (the run below, trained when missing), "run" (a finished one), "weights" (of that model)',
+        '"none", "config" (the run below, trained when missing), "run" (a finished one), "weights" (of that model), '
+        '"ensemble" (of the members below), "mean" (the student\'s own moving average, see train.ema)',
     ),
     "teacher.path": Key("", text(), 'for "run": its folder; for "weights": as model.pretrained'),
     "teacher.mode": Key("eval", text(), '"eval", or "train": by the batch\'s statistics, and with dropout'),
+    "teacher.epoch": Key(
+        0,
+        whole(0, 10**6),
+        'for "config" and "run": it teaches as it was after so many epochs, if that is saved (0: what the run tested)',
+        later=True,
+    ),
+    "teacher.members": Key(
+        {}, SECTION, 'for "ensemble": {name: a section like this one}, each a teacher of its own', later=True
+    ),
     "teacher.config": Key({}, SECTION, 'for "config": a whole tree like this one; its `model` is the teacher'),
     # The loss.
     "method": Key(
@@ -169,11 +180,27 @@ KEYS: dict[str, Key] = {
     ),
     # The optimizer of the student, and of what a term trains unless that says otherwise.
     "optimizer.name": Key(
-        "sgd", text(), '"sgd", "adam" (decay added to the gradient) or "adamw" (decay apart from it)'
+        "sgd",
+        text(),
+        '"sgd", "adam" (decay added to the gradient), "adamw" (decay apart from it), or "dot" (SGD with a momentum for'
+        " the label's terms and one for the teacher's, for one more backward pass)",
     ),
     "optimizer.learning_rate": Key(0.1, ABOVE_0, "the schedule's highest"),
-    "optimizer.momentum": Key(0.9, FRACTION, 'for "sgd"'),
+    "optimizer.momentum": Key(0.9, FRACTION, 'for "sgd" and "dot"'),
     "optimizer.nesterov": Key(False, FLAG, 'for "sgd"'),
+    "optimizer.delta": Key(
+        0.075,
+        FRACTION,
+        "for \"dot\": by how much the momentum of the label's terms is lower and that of the teacher's higher",
+        later=True,
+    ),
+    "optimizer.gradients": Key(
+        "sum",
+        text(),
+        '"sum"; "project": the gradient of the teacher\'s terms loses what opposes that of the others, for one more'
+        " backward pass",
+        later=True,
+    ),
     "optimizer.b1": Key(0.9, FRACTION, 'for "adam" and "adamw"'),
     "optimizer.b2": Key(0.999, FRACTION, 'for "adam" and "adamw"'),
     "optimizer.weight_decay": Key(5e-4, AT_LEAST_0, "pulls every parameter to zero"),
@@ -245,6 +272,7 @@ TERM: dict[str, Key] = {
         optional(Kind(lambda v: _is_window(v), "[first, last) in epochs, as in [0, 30] or [30, null]")),
         "outside of them the term counts nothing and its parameters wait; None for the end",
     ),
+    "teacher": Key("", text(), "of several teachers: the name of the one that the term reads; '': all together"),
     "decay_epochs": Key(
         None,
         optional(Kind(lambda v: _is_window(v) and v[1] is not None, "[first, last] in epochs, as in [150, 240]")),
@@ -264,6 +292,11 @@ def _is_window(value: Any) -> bool:
     first, last = value
     epoch = whole(0, 10**6).good
     return epoch(first) and (last is None or (epoch(last) and last > first))
+
+
+def later(name: str) -> dict[str, Any]:
+    """{key: default} of the keys of a section that were added when there were runs already."""
+    return {key: entry.default for key, entry in section(name).items() if entry.later}
 
 
 def section(name: str) -> dict[str, Key]:

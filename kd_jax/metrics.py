@@ -10,6 +10,7 @@ import numpy as np
 from kd_jax.types import Array
 
 BINS = 15  # of the calibration error
+ACCURACY = "accuracy"
 
 Sums = dict[str, Array]
 
@@ -74,7 +75,7 @@ def _fidelity_kl(p: Predictions) -> Array:
 # student from its teacher, at temperature 1): nats; ece: expected calibration error over 15 equal bins (Guo et al.,
 # ICML 2017, equation 3), a fraction.
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(lambda p: p.correct.sum(), "accuracy, %", 2, 100),
+    ACCURACY: Metric(lambda p: p.correct.sum(), "accuracy, %", 2, 100),
     "top5": Metric(_top5, "top-5, %", 2, 100),
     "nll": Metric(_nll, "NLL", 3),
     "ece": Metric(_calibration, "ECE, %", 2, 100, value=_calibration_error),
@@ -83,15 +84,22 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def sums(logits: Array, labels: Array, mask: Array, teacher_logits: Array | None = None) -> Sums:
+def sums(
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    teacher_logits: Array | None = None,
+    others: Mapping[str, Array] | None = None,
+) -> Sums:
     """Sums over the images of a batch that `mask` keeps.
 
     Args:
       logits: [B, K]. labels: [B] int32. mask: [B] bool, False for padding.
       teacher_logits: [B, K], or None where there is no teacher.
+      others: {name: [B, K]}, what else predicts, see `Method.others`.
     Returns:
-      {"images": [], "confusion": [K, K]} and the sums of each of `METRICS` that can be had; `summarize` turns their
-      total into metrics, `details` into what a report draws.
+      {"images": [], "confusion": [K, K]}, the sums of each of `METRICS` that can be had, and "NAME/accuracy" of each of
+      `others`; `summarize` turns their total into metrics, `details` into what a report draws.
     """
     p = Predictions(logits, labels, mask.astype(logits.dtype), teacher_logits)
     own = {
@@ -101,13 +109,15 @@ def sums(logits: Array, labels: Array, mask: Array, teacher_logits: Array | None
     }
     labels_by_class = jax.nn.one_hot(labels, logits.shape[-1]) * p.weight[:, None]
     confusion = labels_by_class.T @ jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
-    return {"images": p.weight.sum(), "confusion": confusion, **own}
+    beside = {f"{name}/{ACCURACY}": p._replace(logits=x).correct.sum() for name, x in (others or {}).items()}
+    return {"images": p.weight.sum(), "confusion": confusion, **own, **beside}
 
 
 def summarize(total: Mapping[str, np.ndarray]) -> dict[str, float | int | None]:
-    """Metrics of summed `sums`: those of `METRICS`, None where a teacher is missing, and the number of images."""
+    """Metrics of summed `sums`: those of `METRICS`, None where a teacher is missing, the others', and a count."""
     images = float(total["images"])
     values = {name: metric.value(total[name], images) if name in total else None for name, metric in METRICS.items()}
+    values |= {name: float(total[name]) / images for name in total if name.endswith(f"/{ACCURACY}")}
     return {**values, "images": round(images)}
 
 

@@ -17,11 +17,62 @@ from kd_jax.types import Array, Hyper
 Schedule = Callable[[Array | int], Array]
 Path = tuple[str, ...]
 
+PARTS = ("task", "distillation")  # of a gradient: of the terms that need no teacher, and of those that do
+
+
+def dot(options: Mapping[str, Any], decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    """SGD with a momentum for each part of the gradient, {"task": tree, "distillation": tree}, whose sum is the step.
+
+    That of the task is lower by `delta` and has the weight decay, that of distillation is as much higher. Zhao et al.,
+    "DOT: A Distillation-Oriented Trainer", ICCV 2023, algorithm 1.
+    """
+    momentum, delta = options["momentum"], options["delta"]
+    if not 0 <= momentum - delta <= momentum + delta < 1:
+        raise InputError(
+            f"optimizer.momentum is {momentum} and optimizer.delta {delta}; expected both momenta,"
+            f" {momentum - delta:g} and {momentum + delta:g}, to be at least 0 and below 1"
+        )
+    of_part = {
+        "task": optax.chain(decay, optax.trace(momentum - delta)),
+        "distillation": optax.trace(momentum + delta),
+    }
+
+    def init(params: Any) -> dict[str, Any]:
+        return {part: transformation.init(params) for part, transformation in of_part.items()}
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, dict[str, Any]]:
+        moved = {part: tx.update(gradients[part], state[part], params) for part, tx in of_part.items()}
+        direction = jax.tree.map(jnp.add, *(moved[part][0] for part in PARTS))
+        return direction, {part: moved[part][1] for part in PARTS}
+
+    return optax.GradientTransformation(init, update)
+
+
+def project(gradients: Mapping[str, Any]) -> Any:
+    """The sum of both parts of a gradient, where that of distillation opposes the task's without its share along that.
+
+    Yang et al., "Dual-Head Knowledge Distillation", 2024, equation 11; the projection of Yu et al., "Gradient Surgery
+    for Multi-Task Learning", NeurIPS 2020.
+    """
+    task, distillation = (gradients[part] for part in PARTS)
+    inner, square = optax.tree.vdot(task, distillation), optax.tree.vdot(task, task)
+    share = jnp.where(square > 0, jnp.minimum(inner, 0) / jnp.where(square > 0, square, 1), 0)
+    return jax.tree.map(lambda t, d: t + d - share.astype(d.dtype) * t, task, distillation)
+
+
+def total(gradients: Mapping[str, Any]) -> Any:
+    """The sum of both parts of a gradient."""
+    return jax.tree.map(jnp.add, *(gradients[part] for part in PARTS))
+
+
+# How both parts of a gradient become one.
+GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {"sum": total, "project": project}
 # Of each: (its options, the transformation that adds weight decay) -> from gradients to a step of unit learning rate.
 OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation], optax.GradientTransformation]] = {
     "sgd": lambda options, decay: optax.chain(decay, optax.trace(options["momentum"], nesterov=options["nesterov"])),
     "adam": lambda options, decay: optax.chain(decay, optax.scale_by_adam(options["b1"], options["b2"])),
     "adamw": lambda options, decay: optax.chain(optax.scale_by_adam(options["b1"], options["b2"]), decay),
+    "dot": dot,
 }
 SCHEDULES = ("constant", "cosine", "step", "exponential")
 FREEZES = ("none", "backbone", "backbone_and_norms")
@@ -51,11 +102,13 @@ class Update(Protocol):
         step: Array,
         hyper: Hyper,
         trains: Mapping[str, Any],
+        still: Mapping[str, Mapping[Path, Array]] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """(parameters, state) of every group after a step.
 
         A group that `trains` says is waiting keeps both as they are. The student's parameters are those that
-        `Optimizer.split` returned first.
+        `Optimizer.split` returned first. Where `Optimizer.per_part`, `gradients` are {part: {group: tree}}. A parameter
+        that `still` names, {group: {path: []}}, does not move, and weight decay does not see it.
         """
 
 
@@ -68,6 +121,7 @@ class Optimizer(NamedTuple):
     learning_rate: Callable[[Array, Hyper], Array]  # of the student at a step
     learning_rates: Mapping[str, float]  # of each group, the schedule's peak
     weight_decays: Mapping[str, float]  # of each group
+    per_part: bool = False  # whether it takes a gradient for each of `PARTS`, which costs one more backward pass
 
 
 def schedule(
@@ -176,6 +230,8 @@ def create(
     for group, chosen in groups.items():
         choose(f"{named[group]}.name", chosen["name"], OPTIMIZERS)
         keys.check_section("optimizer", chosen, named[group])
+        choose(f"{named[group]}.gradients", chosen["gradients"], GRADIENTS)
+    per_part = any(chosen["name"] == "dot" or chosen["gradients"] != "sum" for chosen in groups.values())
     schedules = {
         group: schedule(
             chosen["schedule"],
@@ -196,6 +252,13 @@ def create(
         bounded = optax.clip_by_global_norm(clip) if clip and group == "student" else optax.identity()
         return optax.chain(bounded, OPTIMIZERS[chosen["name"]](chosen, decay))
 
+    def own_gradient(group: str, gradients: Mapping[str, Any]) -> Any:
+        """A group's gradient; both parts of it where its optimizer takes them."""
+        if not per_part:
+            return gradients[group]
+        of_parts = {part: gradients[part][group] for part in PARTS}
+        return of_parts if groups[group]["name"] == "dot" else GRADIENTS[groups[group]["gradients"]](of_parts)
+
     def split(params: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
         return split_frozen(params, freeze, head)
 
@@ -212,12 +275,17 @@ def create(
         step: Array,
         hyper: Hyper,
         trains: Mapping[str, Any],
+        still: Mapping[str, Mapping[Path, Array]] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         new_params, new_state = {}, {}
         for group, own in params.items():
             rate = hyper.learning_rate[group] * schedules[group](step)
-            direction, moved_state = chain(group, hyper.weight_decay[group]).update(gradients[group], state[group], own)
+            gradient = own_gradient(group, gradients)
+            decays = _zeroed(own, still[group]) if still else own
+            direction, moved_state = chain(group, hyper.weight_decay[group]).update(gradient, state[group], decays)
             moved = jax.tree.map(lambda p, d, rate=rate: p - rate.astype(p.dtype) * d, own, direction)
+            if still:
+                moved = _held(moved, own, still[group])
             moves = trains.get(group, True)
             new_params[group] = moved if moves is True else optax.tree.where(moves, moved, own)
             new_state[group] = moved_state if moves is True else optax.tree.where(moves, moved_state, state[group])
@@ -230,7 +298,34 @@ def create(
         learning_rate=lambda step, hyper: hyper.learning_rate["student"] * schedules["student"](step),
         learning_rates={group: chosen["learning_rate"] for group, chosen in groups.items()},
         weight_decays={group: chosen["weight_decay"] for group, chosen in groups.items()},
+        per_part=per_part,
     )
+
+
+def still(gradients: Mapping[str, Any]) -> dict[str, dict[Path, Array]]:
+    """{group: {path: [] whether the gradient of that parameter is exactly zero}}: no term reads it."""
+    return {group: {path: ~jnp.any(x != 0) for path, x in _flat(tree).items()} for group, tree in gradients.items()}
+
+
+def _flat(tree: Any) -> dict[Path, Any]:
+    """{path: array} of dictionaries, flat already or nested; of anything else nothing."""
+    if not isinstance(tree, Mapping):
+        return {}
+    return dict(tree) if all(isinstance(path, tuple) for path in tree) else flatten_dict(dict(tree))
+
+
+def _held(new: Any, old: Any, still: Mapping[Path, Array]) -> Any:
+    """The new tree, with the old arrays where a path is still."""
+    if not still:
+        return new
+    olds = _flat(old)
+    flat = {path: jnp.where(still[path], olds[path], x) for path, x in _flat(new).items()}
+    return flat if flat.keys() == new.keys() else unflatten_dict(flat)
+
+
+def _zeroed(params: Any, still: Mapping[Path, Array]) -> Any:
+    """The parameters with zeros where a path is still."""
+    return _held(params, jax.tree.map(jnp.zeros_like, params), still)
 
 
 def _kernels(params: Any) -> Any:

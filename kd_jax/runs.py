@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from flax.traverse_util import empty_node, flatten_dict
 
-from kd_jax import checksums, registry
+from kd_jax import checksums, keys, registry
 from kd_jax.config import translate
 from kd_jax.errors import InputError, one_line
 
@@ -49,7 +49,11 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
     """
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     kept["model"] = {key: value for key, value in config["model"].items() if value is not None}
-    how = {key: value for key, value in config["teacher"].items() if key not in ("kind", "path", "config")}
+    for name, tree in kept.items():
+        if isinstance(tree, Mapping) and (later := keys.later(name)):
+            kept[name] = {key: value for key, value in tree.items() if key not in later or value != later[key]}
+    outside = ("kind", "path", "config", "members")
+    how = {key: value for key, value in kept["teacher"].items() if key not in outside}
     return {
         **kept,
         "dataset": {**config["dataset"], "path": fingerprint},
@@ -181,8 +185,8 @@ def read_config(folder: str) -> dict[str, Any]:
       InputError: when the folder has no whole one, or a file that it needs is missing.
     """
     saved = read_json(folder, "config.json")
-    for part, keys in CONFIG_KEYS.items():
-        if missing := keys - saved[part].keys():
+    for part, needed in CONFIG_KEYS.items():
+        if missing := needed - saved[part].keys():
             path = os.path.join(folder, "config.json")
             raise InputError(f"{path} lacks {part}.{min(missing)}; expected a run's config.json")
     registry.import_again(saved.get("imports", ()))

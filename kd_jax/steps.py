@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-from kd_jax import metrics
+from kd_jax import metrics, optim
 from kd_jax.optim import Optimizer, merge
 from kd_jax.types import (
     Array,
@@ -77,6 +77,8 @@ def init_state(
     rng = jax.random.key(seed)
     images = components.augment(stream(rng, "augment"), raw)[0].images
     variables = components.student.init(stream(rng, "student"), images)
+    if components.teacher and components.teacher.is_average:
+        teacher_variables = variables
     context, _ = forward(
         variables,
         teacher_variables,
@@ -209,6 +211,9 @@ def train_step(
     rng = jax.random.fold_in(state.rng, state.step)
     trained, frozen = components.optimizer.split(state.params["student"])
     params = {**state.params, "student": trained}
+    per_part = components.optimizer.per_part
+    if components.teacher and components.teacher.is_average:
+        teacher_variables = state.ema or {}
 
     def loss_of(params: Any, stats: Any, micro_batch: Array | int, raw: RawBatch) -> tuple[Array, tuple[Any, Terms]]:
         variables = {"params": merge(params["student"], frozen), "batch_stats": stats["student"]}
@@ -226,13 +231,37 @@ def train_step(
         loss, (method_state, scalars) = losses(method_variables(params, stats), context, hyper, components.method)
         return loss, ({"student": batch_stats, **method_state}, scalars)
 
-    gradients, stats, scalars = _accumulate(
-        jax.grad(loss_of, has_aux=True), params, state.stats, raw, options.micro_batches
-    )
+    gradient = gradient_of_parts(loss_of, components.method) if per_part else jax.grad(loss_of, has_aux=True)
+    gradients, stats, scalars = _accumulate(gradient, params, state.stats, raw, options.micro_batches)
+    of_student = optim.total(gradients)["student"] if per_part else gradients["student"]
     scalars["accuracy"] = scalars.pop("right") / jnp.maximum(scalars.pop("labeled"), 1)
-    scalars["gradient_norm"] = optax.tree.norm(gradients["student"])
+    scalars["gradient_norm"] = optax.tree.norm(of_student)
     scalars["learning_rate"] = components.optimizer.learning_rate(state.step, hyper)
     return update(state, gradients, stats, hyper, components=components, options=options), scalars
+
+
+def gradient_of_parts(loss_of: Callable[..., tuple[Array, Any]], method: Method) -> Callable[..., tuple[Any, Any]]:
+    """Like `jax.grad(loss_of, has_aux=True)`, with a gradient for each of `optim.PARTS`.
+
+    The forward pass is shared, the backward pass is taken once for each part.
+    """
+
+    def gradient(params: Any, *arguments: Any) -> tuple[dict[str, Any], Any]:
+        def parts_of(params: Any) -> tuple[dict[str, Array], Any]:
+            loss, (stats, scalars) = loss_of(params, *arguments)
+            parts = dict.fromkeys(optim.PARTS, jnp.zeros_like(loss))
+            for name, term in scalars.items():
+                kind, _, term_name = name.partition("/")
+                if kind == "loss" and term_name:
+                    part = optim.PARTS[term_name.partition("/")[0] in method.distills]
+                    parts[part] += term
+            return parts, (stats, scalars)
+
+        parts, pull_back, aux = jax.vjp(parts_of, params, has_aux=True)
+        each = {part: {name: jnp.full_like(x, name == part) for name, x in parts.items()} for part in parts}
+        return {part: pull_back(one)[0] for part, one in each.items()}, aux
+
+    return gradient
 
 
 def update(
@@ -246,15 +275,23 @@ def update(
 ) -> TrainState:
     """The next state. A group that waits keeps its parameters, moments and statistics.
 
+    Where the method has phases, a parameter whose gradient is exactly zero does not move, and a batch normalization
+    whose parameters do not move keeps its averages.
+
     Args:
       state: before the step.
-      gradients: of every group; of the student's those parameters that train.
+      gradients: of every group; of the student's those parameters that train. Where the optimizer takes a gradient per
+        part, one such tree for each of `optim.PARTS`.
       stats: of every group, after the forward pass.
       hyper: traced scalars.
       components, options: what the step is made of.
     """
     trains = components.method.trains(state.step)
     trained, frozen = components.optimizer.split(state.params["student"])
+    still = None
+    if components.method.phases:
+        still = optim.still(optim.total(gradients) if components.optimizer.per_part else gradients)
+        stats = {group: _kept(new, state.stats[group], still.get(group, {})) for group, new in stats.items()}
     params, optimizer_state = components.optimizer.update(
         gradients,
         state.optimizer_state,
@@ -262,6 +299,7 @@ def update(
         step=state.step,
         hyper=hyper,
         trains=trains,
+        still=still,
     )
     params["student"] = merge(params["student"], frozen)
     kept = {
@@ -273,6 +311,19 @@ def update(
         current = {"params": params["student"], "batch_stats": kept["student"]}
         ema = jax.tree.map(lambda a, b: options.ema * a + (1 - options.ema) * b, ema, current)
     return TrainState(state.step + 1, params, kept, optimizer_state, ema, state.rng)
+
+
+def _kept(new: Any, old: Any, still: Mapping[Any, Array]) -> Any:
+    """The new statistics, but the old ones of every batch normalization whose own parameters are still."""
+    if not still:
+        return new
+    moved, kept = flatten_dict(new, keep_empty_nodes=True), flatten_dict(old, keep_empty_nodes=True)
+    for path in moved:
+        module = path[1:-1] if path[0] == "batch_stats" else path[:-1]
+        own = [waits for other, waits in still.items() if other[:-1] == module]
+        if own and moved[path] is not empty_node:
+            moved[path] = jnp.where(jnp.all(jnp.array(own)), kept[path], moved[path])
+    return unflatten_dict(moved)
 
 
 def _accumulate(
@@ -290,7 +341,8 @@ def _accumulate(
 
     # Every count-th image: each micro-batch then stays split over the devices as the batch is.
     pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), raw)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.eval_shape(gradient, params, stats, 0, jax.tree.map(lambda x: x[0], pieces))[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
     # Convolutions inside a loop are slow on a CPU, hence the unrolling there.
     (stats, total), scalars = jax.lax.scan(
         one, (stats, zeros), (jnp.arange(count), pieces), unroll=jax.default_backend() == "cpu"
@@ -358,9 +410,12 @@ def eval_step(
     raw = gather(split, ids, options.batch_sharding)
     images = components.prepare(raw.images)
     outputs = components.student.apply(variables, images, train=False)[0]
-    teacher_logits = None
-    if components.teacher is not None:
-        batch = Batch(images, raw.labels, jnp.zeros_like(outputs.logits), ids, jnp.zeros_like(ids))
+    batch = Batch(images, raw.labels, jnp.zeros_like(outputs.logits), ids, jnp.zeros_like(ids))
+    teacher, taught = components.teacher, None
+    if teacher is not None and not teacher.is_average:
         rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
-        teacher_logits = components.teacher.apply(teacher_variables, batch, rng, train=False).logits
-    return metrics.sums(components.method.predict(method, outputs), raw.labels, mask, teacher_logits)
+        taught = teacher.apply(teacher_variables, batch, rng, train=False)
+    own = Networks((components.student, variables), None)
+    others = components.method.others(method, Context((View(batch, outputs, taught),), networks=own))
+    logits = components.method.predict(method, outputs)
+    return metrics.sums(logits, raw.labels, mask, taught and taught.logits, others)

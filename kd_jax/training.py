@@ -20,7 +20,17 @@ from kd_jax.experiment import Experiment, create
 from kd_jax.identity import config_json, versions
 from kd_jax.logging import metrics_file
 from kd_jax.logging.progress import Progress
-from kd_jax.types import Batch, Feed, MethodVariables, Network, Outputs, TrainState, Variables, student_logits
+from kd_jax.types import (
+    Batch,
+    Feed,
+    MethodVariables,
+    Network,
+    Outputs,
+    TrainState,
+    Variables,
+    no_others,
+    student_logits,
+)
 
 MOST_INITIAL = 0.1  # of an average of weights may be what a run starts from, before a line says so
 
@@ -86,7 +96,7 @@ def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
     runs.check(folder, experiment.identity)
     if runs.has_result(folder):
         return _finished(experiment, folder)
-    missing = _missing_teacher(experiment)
+    missing = _missing_teachers(experiment)
     loaded = None if missing else _load_teacher(experiment)  # before anything is written: it may be damaged
     with stopping.listening() as request, runs.locked(folder, wait=wait):
         if runs.has_result(folder):  # of the process that was waited for
@@ -94,8 +104,7 @@ def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
         path = os.path.join(folder, "config.json")
         if not os.path.exists(path):
             runs.write_json(path, config_json(experiment))
-        if missing:
-            untrained, source = missing
+        for untrained, source in missing:
             print(f"training the teacher {untrained.config['model']['name']}: {source}", flush=True)
             run(untrained, source, wait=True)
             request.check()
@@ -114,19 +123,21 @@ def _finished(experiment: Experiment, folder: str) -> Result:
     return Result(result["test"]["accuracy"], folder, state, result)
 
 
-def _missing_teacher(experiment: Experiment) -> tuple[Experiment, str] | None:
-    """The run that has to be trained before the teacher can be loaded, and its folder."""
-    teacher = experiment.teacher
-    if not teacher or teacher.untrained is None:
-        return None
-    runs.check(teacher.source, teacher.untrained.identity)
-    return None if runs.has_result(teacher.source) else (teacher.untrained, teacher.source)
+def _missing_teachers(experiment: Experiment) -> list[tuple[Experiment, str]]:
+    """The runs that have to be trained before the teacher can be loaded, each with its folder."""
+    teacher, missing = experiment.teacher, {}
+    for one in (teacher, *((teacher and teacher.members) or {}).values()):
+        if one and one.untrained is not None:
+            runs.check(one.source, one.untrained.identity)
+            if not runs.has_result(one.source):
+                missing[one.source] = one.untrained
+    return [(untrained, source) for source, untrained in missing.items()]
 
 
 def _load_teacher(experiment: Experiment) -> tuple[Variables, dict[str, Any] | None]:
     """The teacher's variables, and its result, which is printed; without a run it is measured here."""
     teacher = experiment.teacher
-    if not teacher:
+    if not teacher or teacher.is_average:
         return {}, None
     loaded, result = teacher.load()
     variables = experiment.place(loaded)
@@ -149,7 +160,7 @@ def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, 
     components = experiment.components._replace(
         student=Network(experiment.components.student.init, apply),
         teacher=None,
-        method=experiment.components.method._replace(predict=student_logits),
+        method=experiment.components.method._replace(predict=student_logits, others=no_others),
     )
     alone = experiment._replace(components=components)
     measured = Evaluator(alone, {})(variables, MethodVariables({}, {}), experiment.dataset.test)
@@ -325,4 +336,6 @@ def _prefixed(prefix: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(result: Mapping[str, Any]) -> str:
     test = result["test"]
-    return f"test accuracy {100 * test['accuracy']:.2f}% of {test['images']} images"
+    others = {name.removesuffix("/accuracy"): value for name, value in test.items() if name.endswith("/accuracy")}
+    beside = "".join(f", {name} {100 * value:.2f}%" for name, value in others.items())
+    return f"test accuracy {100 * test['accuracy']:.2f}%{beside} of {test['images']} images"

@@ -89,6 +89,7 @@ class Outputs(NamedTuple):
     embedding: Float[Array, "B D"] | None = None  # the input of the final linear layer
     head: Head | None = None
     norms: tuple[Norm, ...] = ()  # each stage's last batch normalization
+    members: Any = None  # of an ensemble: {name: what each reports}
 
 
 class NetworkInit(Protocol):
@@ -210,6 +211,12 @@ def student_logits(variables: MethodVariables, outputs: Outputs) -> Array:
     return outputs.logits
 
 
+def no_others(variables: MethodVariables, context: Context) -> Mapping[str, Array]:
+    """The default `Method.others`: nothing but the student predicts."""
+    del variables, context
+    return {}
+
+
 class Method(NamedTuple):
     """A distillation method. The loss is the sum of its terms, each times its weight and its schedule.
 
@@ -227,6 +234,10 @@ class Method(NamedTuple):
     trains: Callable[[Array | int], Mapping[str, Any]] = nobody_waits
     optimizers: Mapping[str, Mapping[str, Any]] = {}  # of a term: what differs from the student's optimizer
     predict: Callable[[MethodVariables, Outputs], Array] = student_logits
+    # {name: logits [B, K]} of what else it trains to predict, a peer or an exit; each is evaluated beside the student
+    others: Callable[[MethodVariables, Context], Mapping[str, Array]] = no_others
+    phases: bool = False  # whether terms count in some epochs only: what no open term reads then waits
+    distills: frozenset[str] = frozenset()  # the terms that need a teacher; the others are the task's
 
 
 class TeacherApply(Protocol):
@@ -245,6 +256,8 @@ class Teacher(NamedTuple):
     network: Network | None = None  # where it is one network: what the variables belong to
     config_hash: str | None = None  # of its run, where it is one
     untrained: Any = None  # the Experiment whose run `source` holds when it has been trained
+    members: Any = None  # of an ensemble: {name: Teacher}
+    is_average: bool = False  # whether its variables are the moving average of the student's, see `TrainState.ema`
 
 
 class Hyper(flax.struct.PyTreeNode):

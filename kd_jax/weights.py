@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import methods, registry, runs
-from kd_jax.errors import InputError, one_line
+from kd_jax.errors import InputError, first_few, one_line
 from kd_jax.models import torch_names
 from kd_jax.steps import method_variables
 from kd_jax.types import MethodVariables, Network, Variables, student_logits
@@ -267,12 +267,24 @@ def _unreachable() -> str:
     return ""
 
 
-def read_run(folder: PathLike) -> tuple[Variables, MethodVariables]:
-    """The student's variables (averaged, where the run averages them) and the method's, of a finished run."""
+def read_run(folder: PathLike, step: int = 0) -> tuple[Variables, MethodVariables]:
+    """The student's variables (averaged, where the run averages them) and the method's, of a finished run.
+
+    Args:
+      folder: of the run.
+      step: of the checkpoint; 0 for the one that the run tested.
+    Raises:
+      InputError: for a step that is not saved.
+    """
     from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
 
     folder = os.path.expanduser(folder)
-    step = runs.read_json(folder, "result.json")["checkpoint"]
+    step = step or runs.read_json(folder, "result.json")["checkpoint"]
+    if step not in (saved := checkpoint.Checkpoints(os.path.join(folder, "checkpoints")).steps()):
+        raise InputError(
+            f"{folder} has no checkpoint of step {step}; expected one of {first_few(map(str, saved))}, or a run that keeps more"
+            " of them: see checkpoint.every_epochs and checkpoint.keep"
+        )
     tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
     params, stats = tree["params"], tree["stats"]
     variables = tree["ema"] or {"params": params["student"], "batch_stats": stats["student"]}

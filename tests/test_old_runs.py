@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax import evaluation, report, runs, training
-from kd_jax.config import translate
+from kd_jax import evaluation, keys, report, runs, training
+from kd_jax.config import base, translate
 from kd_jax.errors import InputError
 from kd_jax.explaining import agreement
 from tests import tiny
@@ -99,7 +99,7 @@ def test_words_and_defaults_of_then_become_those_of_today():
 def test_the_optimizer_of_all_methods_becomes_that_of_each_term_that_trains():
     method = {"adversarial": {"weight": 0.3}, "game": {"loss": "seed_adversarial"}, "soft": {"loss": "kd"}}
     config = translate.translate(old_config(method=method), None)["config"]
-    assert config["optimizer"] == {"name": "sgd"}
+    assert config["optimizer"] == {"name": "sgd", **keys.later("optimizer")}
     assert config["method"]["adversarial"] == {"weight": 0.3, "optimizer": {"learning_rate": 0.5}}
     assert config["method"]["game"] == {
         "method": "original_adversarial",
@@ -108,9 +108,25 @@ def test_the_optimizer_of_all_methods_becomes_that_of_each_term_that_trains():
     assert config["method"]["soft"] == {"method": "kd"}
 
 
-def test_todays_files_are_left_as_they_are():
-    saved = {"format": translate.FORMAT, "config": {"optimizer": {"method": 1}}}
-    assert translate.translate(saved, None) == saved
+def test_todays_files_get_the_keys_that_were_added_since_and_nothing_else():
+    saved = {"format": translate.FORMAT, "config": {"optimizer": {"method": 1, "delta": 0.05}, "seed": 1}}
+    optimizer = {"method": 1, "delta": 0.05, "gradients": "sum"}
+    assert translate.translate(saved, None) == {**saved, "config": {"optimizer": optimizer, "seed": 1}}
+
+
+def test_the_teachers_of_todays_files_get_the_keys_that_were_added_since():
+    inner = {"optimizer": {}, "teacher": {"kind": "none", "config": {}}}
+    config = translate.translate({"format": 2, "config": {"teacher": {"config": inner}}}, None)["config"]
+    assert config["teacher"]["epoch"] == 0
+    assert config["teacher"]["config"]["optimizer"] == keys.later("optimizer")
+    assert config["teacher"]["config"]["teacher"]["members"] == {}
+
+
+def test_a_key_that_was_added_is_no_part_of_an_identity_until_it_is_used():
+    config = base.get_config().to_dict()
+    assert not {"delta", "gradients"} & runs.identity(config, "", None)["optimizer"].keys()
+    config["optimizer"]["delta"] = 0.05
+    assert runs.identity(config, "", None)["optimizer"]["delta"] == 0.05
 
 
 def test_an_old_run_is_not_gone_on_with_by_a_newer_version(old):

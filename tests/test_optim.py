@@ -147,7 +147,7 @@ def test_an_optimizer_is_one_entry(monkeypatch):
     ("options", "others", "said"),
     [
         ({"schedule": "cosin"}, {}, "did you mean 'cosine'"),
-        ({"name": "lion"}, {}, "adam, adamw, sgd"),
+        ({"name": "lion"}, {}, "adam, adamw, dot, sgd"),
         ({"learning_rate": 0.0}, {}, "above 0"),
         ({"learning_rate": "fast"}, {}, "optimizer.learning_rate is 'fast'; expected a number above 0"),
         ({}, {"freeze": "all"}, "backbone, backbone_and_norms, none"),
@@ -160,3 +160,77 @@ def test_an_optimizer_is_one_entry(monkeypatch):
 def test_unknown_names_are_named_with_the_choices(options, others, said):
     with pytest.raises(InputError, match=said):
         optim.create(OPTIONS | options, steps=10, steps_per_epoch=5, **others)
+
+
+def parted(options, gradients, *, decay=0.1):
+    """The parameter after each update of a scalar that starts at 1, from pairs (of the task, of distillation)."""
+    optimizer = optim.create(OPTIONS | {"schedule": "constant"} | options, steps=10, steps_per_epoch=5)
+    assert optimizer.per_part
+    path = ("fc", "kernel")
+    params = {"student": {path: jnp.ones(1)}}
+    state, values = optimizer.init({"student": {"fc": {"kernel": jnp.ones(1)}}}), []
+    for step, pair in enumerate(gradients):
+        parts = {part: {"student": {path: jnp.full(1, g)}} for part, g in zip(optim.PARTS, pair, strict=True)}
+        params, state = optimizer.update(parts, state, params, step=jnp.int32(step), hyper=hyper(0.1, decay), trains={})
+        values.append(float(params["student"][path][0]))
+    return values
+
+
+def test_dot_has_a_lower_momentum_for_the_task_and_a_higher_one_for_distillation():
+    pairs, p, task, taught, expected = [(0.5, 1.0), (-1.0, 0.3), (0.25, -2.0)], 1.0, 0.0, 0.0, []
+    for g, h in pairs:
+        task = (0.9 - 0.05) * task + g + 0.1 * p  # the decay is the task's
+        taught = (0.9 + 0.05) * taught + h
+        p -= 0.1 * (task + taught)
+        expected.append(p)
+    np.testing.assert_allclose(parted({"name": "dot", "momentum": 0.9, "delta": 0.05}, pairs), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("momentum", "delta"), [(0.9, 0.1), (0.05, 0.1)])
+def test_momenta_of_dot_that_cannot_be_are_refused(momentum, delta):
+    options = {"name": "dot", "momentum": momentum, "delta": delta}
+    with pytest.raises(InputError, match=r"expected both momenta, .*, to be at least 0 and below 1"):
+        parted(options, [(1.0, 1.0)])
+
+
+def test_a_gradient_that_opposes_the_tasks_loses_its_share_along_that():
+    task = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    taught = {"a": jnp.array([-1.0, 2.0]), "b": jnp.array([-1.0])}
+    got = optim.project({"task": task, "distillation": taught})
+    share = (-3.0 - 4.0) / 25  # over all parameters together
+    np.testing.assert_allclose(got["a"], [3 - 1 - 3 * share, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(got["b"], [4 - 1 - 4 * share], rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", [[3.0, 1.0], [0.0, 0.0]])
+def test_a_gradient_that_does_not_oppose_the_tasks_is_added(task):
+    parts = {"task": {"a": jnp.array(task)}, "distillation": {"a": jnp.array([1.0, 2.0])}}
+    np.testing.assert_allclose(optim.project(parts)["a"], [task[0] + 1, task[1] + 2], rtol=1e-6)
+
+
+def test_projection_comes_before_momentum():
+    pairs = [(0.5, -1.0), (-1.0, 0.3)]  # in one dimension nothing is left of what opposes
+    options = {"name": "sgd", "momentum": 0.9, "gradients": "project"}
+    np.testing.assert_allclose(parted(options, pairs), trajectory({"name": "sgd", "momentum": 0.9}, [0.5, -1.0]))
+
+
+def test_a_still_parameter_neither_moves_nor_decays():
+    optimizer = optim.create(OPTIONS | {"schedule": "constant"}, steps=10, steps_per_epoch=5)
+    paths = [("fc", "kernel"), ("fc", "bias")]
+    params = {"student": {path: jnp.ones(1) for path in paths}}
+    state = optimizer.init({"student": {"fc": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}})
+    for step in range(3):
+        gradients = {"student": {paths[0]: jnp.zeros(1), paths[1]: jnp.ones(1)}}
+        params, state = optimizer.update(
+            gradients,
+            state,
+            params,
+            step=jnp.int32(step),
+            hyper=hyper(0.1, 0.1),
+            trains={},
+            still=optim.still(gradients),
+        )
+    assert float(params["student"][paths[0]][0]) == 1
+    assert float(params["student"][paths[1]][0]) < 1
+    # Nor has its momentum gathered decay for the day when it moves again.
+    assert sorted(float(x[0]) == 0 for x in jax.tree.leaves(state["student"])) == [False, True]

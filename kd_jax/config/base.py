@@ -40,11 +40,25 @@ def with_teacher(config: ConfigDict, teacher: ConfigDict) -> ConfigDict:
     It reads the same data in the same precision: an override of the outer key reaches it. Labels are its own: a
     teacher sees all of them unless `config.teacher.config.dataset.labeled` says otherwise.
     """
+    config.teacher.kind = "config"
+    config.teacher.config = _beside(config, teacher)
+    return config
+
+
+def with_teachers(config: ConfigDict, teachers: Mapping[str, ConfigDict]) -> ConfigDict:
+    """Makes the configs those of several teachers, by name, which read what `with_teacher` says."""
+    config.teacher.kind = "ensemble"
+    config.teacher.members = ConfigDict(
+        {name: {"kind": "config", "config": _beside(config, teacher)} for name, teacher in teachers.items()}
+    )
+    return config
+
+
+def _beside(config: ConfigDict, teacher: ConfigDict) -> ConfigDict:
+    """A teacher's config whose data and precision are those of its student."""
     for key in config.dataset:
         if key not in ("labeled", "unlabeled", "augment", "extra_views"):
             teacher.dataset[key] = config.dataset.get_ref(key)
     teacher.precision = config.get_ref("precision")
     teacher.deterministic = config.get_ref("deterministic")
-    config.teacher.kind = "config"
-    config.teacher.config = teacher
-    return config
+    return teacher

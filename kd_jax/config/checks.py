@@ -81,12 +81,21 @@ def check(config: Mapping[str, Any]) -> None:
     choose("evaluate.select", config["evaluate"]["select"], SELECTIONS)
     if config["evaluate"]["select"] == "best-validation" and not config["dataset"]["holdout"]:
         raise InputError("dataset.holdout is 0, so there is no validation split; expected evaluate.select 'last'")
-    teacher = config["teacher"]
-    if teacher["kind"] in ("config", "weights") and teacher["config"]:
-        try:
-            check(teacher["config"])
-        except InputError as error:
-            raise InputError(f"in the teacher's config, {error}") from error
+    for section in teacher_sections(config["teacher"]):
+        if section.get("kind") in ("config", "weights") and section.get("config"):
+            try:
+                check(section["config"])
+            except InputError as error:
+                raise InputError(f"in the teacher's config, {error}") from error
+
+
+def teacher_sections(teacher: Any) -> list[Mapping[str, Any]]:
+    """The section `teacher` of a config, and those of an ensemble's members; of what is no section nothing."""
+    if not isinstance(teacher, Mapping):
+        return []
+    members = teacher.get("members")
+    nested = list(members.values()) if teacher.get("kind") == "ensemble" and isinstance(members, Mapping) else []
+    return [section for section in (teacher, *nested) if isinstance(section, Mapping)]
 
 
 def choose_keys(what: str, tree: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -21,6 +21,8 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "size": 32, "epochs": 1},
     "smoke": {"student": ("resnet8", 0.25), "teacher": ("resnet14", 0.25), "size": 16, "epochs": 4},
 }
+# Of a size between the two, for schemes that have one.
+ASSISTANTS = {"": ("resnet34", 1.0), "small": ("resnet32", 1.0), "laptop": ("resnet14", 1.0), "smoke": ("resnet8", 0.5)}
 
 # ImageNet weights of torchvision (IMAGENET1K_V1) on the Hugging Face hub, each at one revision.
 PRETRAINED = {
@@ -39,6 +41,11 @@ def teacher(arg: str) -> ConfigDict:
     return _network(arg, "teacher")
 
 
+def assistant(arg: str) -> ConfigDict:
+    """A network between the two at the scale `arg`, trained alone."""
+    return _network(arg, "assistant")
+
+
 def distilled(arg: str, method: dict) -> ConfigDict:
     """The student at the scale `arg`, taught by the teacher through the terms of `method` beside the labels."""
     config = base.with_teacher(student(arg), teacher(arg))
@@ -48,8 +55,13 @@ def distilled(arg: str, method: dict) -> ConfigDict:
 
 def kd(arg: str) -> ConfigDict:
     """The student at the scale `arg`, taught by KD; weights and temperature of Tian et al., ICLR 2020."""
-    config = distilled(arg, {"kd": {"weight": 0.9, "temperature": 4.0}})
-    config.method.cross_entropy.weight = 0.1
+    return taught(student(arg), teacher(arg))
+
+
+def taught(student: ConfigDict, teacher: ConfigDict) -> ConfigDict:
+    """The student, taught by that teacher through KD; weights and temperature as in `kd`."""
+    config = base.with_teacher(student, teacher)
+    config.method = ConfigDict({"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}})
     return config
 
 
@@ -58,7 +70,7 @@ def _network(arg: str, role: str) -> ConfigDict:
         raise InputError(f"the config's argument is {arg!r}; expected nothing, 'small', 'laptop' or 'smoke'")
     scale = SCALES[arg]
     config = base.get_config()
-    config.model.name, config.model.width = scale[role]
+    config.model.name, config.model.width = ASSISTANTS[arg] if role == "assistant" else scale[role]
     config.name = config.model.name
     config.dataset.image_size = scale["size"]
     config.train.epochs = scale["epochs"]
@@ -76,5 +88,5 @@ def _network(arg: str, role: str) -> ConfigDict:
         config.evaluate.every_epochs = 1000  # the end is enough
     if arg == "":
         config.precision = "bfloat16"
-        config.model.pretrained = PRETRAINED[config.model.name]
+        config.model.pretrained = PRETRAINED.get(config.model.name, "")
     return config

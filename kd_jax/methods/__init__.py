@@ -1,5 +1,6 @@
 """Distillation methods by name. `create({"kd": {"weight": 0.9, "temperature": 4.0}})` makes one method of its terms."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,14 +15,16 @@ from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
 from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
+from kd_jax.methods.peers import BeYourOwnTeacher, mutual
 from kd_jax.methods.saliency import gradcam_alignment
-from kd_jax.types import Array, Method
+from kd_jax.types import Array, Context, Method
 
 __all__ = ["METHODS", "combine", "create", "from_loss", "from_module", "register", "tap"]
 
 METHODS: dict[str, Constructor] = {
     "cross_entropy": from_loss(losses.cross_entropy),
     "kd": from_loss(losses.kd),
+    "mse": from_loss(losses.hint),
     "dkd": from_loss(losses.dkd),
     "mlkd": from_loss(losses.mlkd),
     "rkd_distance": from_loss(losses.rkd_distance, on="embedding"),
@@ -31,6 +34,8 @@ METHODS: dict[str, Constructor] = {
     "crd": from_module(CRD),
     "adversarial": adversarial,
     "gradcam_alignment": gradcam_alignment,
+    "mutual": mutual,
+    "byot": from_module(BeYourOwnTeacher),
     "original_cross_entropy": from_loss(original.cross_entropy),
     "original_kd": from_loss(original.kd),
     "original_rkd_distance": from_loss(original.rkd_distance),
@@ -70,7 +75,8 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
 
     Args:
       terms: {term: options}. Of every term: "method", a key of `METHODS`, by default the term's name; "weight", 1.0;
-        "warmup_epochs", over which the weight rises; "decay_epochs", [first, last] between which it falls to zero;
+        "teacher", which of several; "warmup_epochs", over which the weight rises; "decay_epochs", [first, last] between
+        which it falls to zero;
         "epochs", [first, last) in which the term counts and its parameters move, the last None for the end;
         "optimizer", what its group does otherwise than the student's. The others are the method's own.
       steps_per_epoch: for those that count epochs.
@@ -107,10 +113,32 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
         weights={term: 1.0, **method.weights, **({term: own["weight"]} if "weight" in own else {})},
         optimizers={term: {**method.optimizers.get(term, {}), **own.get("optimizer", {})}},
     )
+    if own.get("teacher"):
+        method = _taught_by(method, own["teacher"])
     if any(own.get(key) for key in ("warmup_epochs", "epochs", "decay_epochs")):
         warmup, epochs, decay = own.get("warmup_epochs", 0), own.get("epochs") or (0, None), own.get("decay_epochs")
         method = _scheduled(method, term, *_schedule(warmup, epochs, decay, steps_per_epoch))
+        method = method._replace(phases=method.phases or "epochs" in own)
     return method
+
+
+def _taught_by(method: Method, member: str) -> Method:
+    """A method that sees one member of an ensemble as the teacher."""
+
+    def seen(context: Context) -> Context:
+        members = context.teacher.members
+        if members is None:
+            raise InputError(
+                f"its teacher is {member!r}, and the run has one teacher; expected teacher.kind 'ensemble'"
+            )
+        choose("the term's teacher", member, members)
+        views = tuple(view._replace(teacher=view.teacher_outputs.members[member]) for view in context.views)
+        return dataclasses.replace(context, views=views)
+
+    return method._replace(
+        init=lambda rng, context: method.init(rng, seen(context)),
+        apply=lambda variables, context: method.apply(variables, seen(context)),
+    )
 
 
 def _scheduled(

@@ -14,7 +14,18 @@ from kd_jax import losses
 from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.keys import Kind, listing, whole
 from kd_jax.losses import masks
-from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, View, at_least_float32, student_logits
+from kd_jax.types import (
+    Array,
+    Context,
+    Method,
+    MethodVariables,
+    Outputs,
+    Terms,
+    View,
+    at_least_float32,
+    no_others,
+    student_logits,
+)
 
 Constructor = Callable[..., Method]  # (name of the term, **options) -> Method
 
@@ -109,8 +120,9 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
         is told which ones do.
       on: what the first two are by default, see `taps`.
     Returns:
-      constructor(name, *, on, teacher_on, standardize, views, **options) -> Method with one term of that name. It is
-      the sum over several `views` (numbers, the first augmentation being 0), and over what `on` names, a list or
+      constructor(name, *, on, teacher_on, standardize, views, teacher_views, **options) -> Method with one term of
+      that name. It is the sum over several `views` (numbers, the first augmentation being 0), where the teacher sees
+      its own view of `teacher_views` (None: the same one), and over what `on` names, a list or
       `stages`, with what `teacher_on` names of the teacher at the same places (None: the same names).
     """
     parameters = check_callable("a loss", function)
@@ -129,24 +141,30 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
         teacher_on: Annotated[str | tuple[str, ...], ON] | None = None,
         standardize: bool = False,
         views: Annotated[tuple[int, ...], VIEWS] = (0,),
+        teacher_views: Annotated[tuple[int, ...], VIEWS] | None = None,
         **chosen: Any,
     ) -> Method:
         of_teacher = on if teacher_on is None else teacher_on
         check_taps(on)
         check_taps(of_teacher)
-        VIEWS.check(f"method.{name}.views", views)
-        views = tuple(views)
+        seen = tuple(views), tuple(views if teacher_views is None else teacher_views)
+        for key, numbers in zip(("views", "teacher_views"), seen, strict=True):
+            VIEWS.check(f"method.{name}.{key}", numbers)
+        if len(seen[0]) != len(seen[1]):
+            raise InputError(
+                f"method.{name}.teacher_views is {list(seen[1])}; expected as many as views, {list(seen[0])}"
+            )
 
         def side(outputs: Outputs, on: str | tuple[str, ...], who: str) -> list[Array]:
             values = taps(outputs, on, who)
             return [losses.standardize(value) for value in values] if standardize else values
 
-        def loss_of(view: View) -> Array:
+        def loss_of(view: View, of_teacher_view: View) -> Array:
             batch = view.batch
             students = side(view.student, on, "the student")
             teachers: list[Any] = [None] * len(students)
             if "teacher" in sides:
-                teachers = jax.lax.stop_gradient(side(view.teacher_outputs, of_teacher, "the teacher"))
+                teachers = jax.lax.stop_gradient(side(of_teacher_view.teacher_outputs, of_teacher, "the teacher"))
             if len(students) != len(teachers):
                 raise InputError(
                     f"the student has {len(students)} maps or vectors at {on}, the teacher {len(teachers)} at"
@@ -166,10 +184,10 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
             return MethodVariables({}, {})
 
         def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
-            terms = [loss_of(context.views[view]) for view in views]
+            terms = [loss_of(context.views[own], context.views[other]) for own, other in zip(*seen, strict=True)]
             return {name: sum(terms[1:], terms[0])}, variables.state
 
-        return Method(init, apply, needs_teacher="teacher" in sides, views=1 + max(views))
+        return Method(init, apply, needs_teacher="teacher" in sides, views=1 + max(map(max, seen)))
 
     own = {name: p for name, p in inspect.signature(construct).parameters.items() if p.kind is not p.VAR_KEYWORD}
     return _with_signature(construct, [*own.values(), *options])
@@ -202,7 +220,9 @@ def from_module(module: type[nn.Module]) -> Constructor:
     are the config's options. It draws from `self.make_rng("method")`.
 
     Class attributes say what it asks of the step: `needs_teacher` (by default True), `views` (1), `optimizer` (what
-    differs from the student's: {}). A module with a method `predict(outputs)` replaces the student's prediction.
+    differs from the student's: {}), `phases` (whether its parts count in some epochs only: False). A module with a
+    method `predict(outputs)` replaces the student's prediction; one with `others(context)` returns {part: logits} of
+    what else is evaluated, by the context of an evaluation.
     """
 
     if not isinstance(module, type) or not issubclass(module, nn.Module):
@@ -228,6 +248,10 @@ def from_module(module: type[nn.Module]) -> Constructor:
             parts = loss if isinstance(loss, Mapping) else {"": loss}
             return {f"{name}/{part}" if part else name: value for part, value in parts.items()}, dict(state)
 
+        def others(variables: MethodVariables, context: Context) -> Mapping[str, Array]:
+            logits: Any = instance.apply({"params": variables.params, **variables.state}, context, method="others")
+            return {f"{name}/{part}": x for part, x in logits.items()}
+
         def predict(variables: MethodVariables, outputs: Outputs) -> Array:
             logits: Any = instance.apply({"params": variables.params, **variables.state}, outputs, method="predict")
             return logits
@@ -239,6 +263,8 @@ def from_module(module: type[nn.Module]) -> Constructor:
             views=getattr(module, "views", 1),
             optimizers={name: getattr(module, "optimizer", {})},
             predict=predict if hasattr(module, "predict") else student_logits,
+            others=others if hasattr(module, "others") else no_others,
+            phases=getattr(module, "phases", False),
         )
 
     fields = [
@@ -300,6 +326,10 @@ def combine(methods: Mapping[str, Method]) -> Method:
         student = [group_moves["student"] for group_moves in each if "student" in group_moves]
         return groups | ({"student": jnp.all(jnp.array(student))} if student else {})
 
+    def others(variables: MethodVariables, context: Context) -> Mapping[str, Array]:
+        each = [method.others(of_term(variables, name), context) for name, method in methods.items()]
+        return {name: logits for own in each for name, logits in own.items()}
+
     def predict(variables: MethodVariables, outputs: Outputs) -> Array:
         (name,) = overridden
         logits = methods[name].predict(of_term(variables, name), outputs)
@@ -320,4 +350,7 @@ def combine(methods: Mapping[str, Method]) -> Method:
         trains=trains,
         optimizers={term: options for method in methods.values() for term, options in method.optimizers.items()},
         predict=predict if overridden else student_logits,
+        others=others if any(method.others is not no_others for method in methods.values()) else no_others,
+        phases=any(method.phases for method in methods.values()),
+        distills=frozenset(name for name, method in methods.items() if method.needs_teacher),
     )

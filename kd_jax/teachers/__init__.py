@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from kd_jax import registry, runs, weights
+from kd_jax import keys, registry, runs, weights
 from kd_jax.data import Dataset
 from kd_jax.errors import InputError, check_callable, choose
-from kd_jax.teachers import file, run
+from kd_jax.teachers import ensemble, file, mean, run
 from kd_jax.types import Teacher
 
 __all__ = ["KINDS", "Kind", "Setting", "create", "finished", "identify", "register"]
@@ -40,8 +40,49 @@ KINDS: dict[str, Kind] = {
         run.finished,
         lambda section, identify: runs.read_json(os.path.expanduser(section["path"]), "config.json")["identity"],
     ),
+    "ensemble": Kind(
+        lambda setting: ensemble.of({name: _member(setting, name) for name in _members(setting.config["teacher"])}),
+        lambda section, identify: {
+            name: {"mode": member["mode"], "run": _identify(member, identify)}
+            for name, member in _members(section).items()
+        },
+    ),
+    "mean": Kind(mean.average, lambda section, identify: {"average": "of the student"}),
     "weights": Kind(file.from_weights, lambda section, identify: {"weights": weights.fingerprint(section["path"])}),
 }
+
+
+def _members(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The whole sections of an ensemble's members."""
+    defaults = {key: entry.default for key, entry in keys.section("teacher").items()}
+    members = {}
+    for name, member in section["members"].items():
+        what = f"teacher.members.{name}"
+        keys.SECTION.check(what, member)
+        for key in member:
+            choose(f"a key of {what}", key, defaults)
+        members[name] = {**defaults, **member}
+        keys.check_section("teacher", members[name], what)
+        if members[name]["kind"] in ("none", "mean", "ensemble"):
+            raise InputError(f"{what}.kind is {members[name]['kind']!r}; expected a teacher of its own")
+    if not members:
+        raise InputError("teacher.members is empty; expected {name: a section like teacher} for an ensemble")
+    return members
+
+
+def _member(setting: Setting, name: str) -> Teacher:
+    section = _members(setting.config["teacher"])[name]
+    try:
+        member = create(setting._replace(config={**setting.config, "teacher": section}))
+    except InputError as error:
+        raise InputError(f"teacher.members.{name}: {error}") from error
+    assert member is not None, "its kind is not none"
+    return member
+
+
+def _identify(section: Mapping[str, Any], identify_config: Callable[[Mapping[str, Any]], Identity]) -> Any:
+    own = KINDS[section["kind"]].identify(section, identify_config)
+    return {"epoch": section["epoch"], **(own or {})} if section["epoch"] else own
 
 
 def register(
@@ -90,9 +131,27 @@ def finished(saved: Mapping[str, Any], folder: str, runs_folder: str) -> dict[st
       A section whose kind is "none", and a line says so, where the teacher is gone or has become another one.
     """
     section = dict(saved["config"]["teacher"])
+    if section["kind"] == "mean":  # it is the student
+        return {**section, "kind": "none"}
+    if section["kind"] == "ensemble":
+        members = {name: finished(_of_member(saved, name), folder, runs_folder) for name in section["members"]}
+        gone = any(member["kind"] == "none" for member in members.values())
+        return {**section, "kind": "none"} if gone else {**section, "members": members}
     if section["kind"] in ("config", "run"):
         found = run.find(saved, folder, runs_folder)
         return {**section, **({"kind": "run", "path": found} if found else {"kind": "none"})}
     if section["kind"] == "weights" and not file.is_there(saved):
         return {**section, "kind": "none"}
     return section
+
+
+def _of_member(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The config.json of a run that has one member of an ensemble for its teacher."""
+    known = saved["teacher_members"][name]
+    return {
+        **saved,
+        "config": {**saved["config"], "teacher": _members(saved["config"]["teacher"])[name]},
+        "identity": {**saved["identity"], "teacher": saved["identity"]["teacher"]["run"][name]},
+        "teacher_hash": known["hash"],
+        "teacher_source": known["source"],
+    }

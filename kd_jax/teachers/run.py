@@ -1,5 +1,6 @@
 """A teacher that is a run: one that has finished, or one that is trained when it is missing."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ def from_config(setting: "Setting") -> Teacher:
     except InputError as error:
         raise InputError(f"in the teacher's config, {error}") from error
     folder = folder_of(experiment.digest, setting.runs_folder)
+    if section["epoch"] and not runs.has_result(folder):
+        _check_will_be_saved(experiment, section["epoch"])
 
     def method_shapes() -> MethodVariables:
         state = tracing.state_shapes(experiment.components, experiment.options, experiment.dataset.train)
@@ -51,6 +54,18 @@ def from_config(setting: "Setting") -> Teacher:
     return _teacher(setting, folder, experiment.config, method_shapes)._replace(
         config_hash=experiment.digest, untrained=experiment
     )
+
+
+def _check_will_be_saved(experiment: Any, epoch: int) -> None:
+    """Raises InputError for an epoch after which a run that is still to be trained will keep no checkpoint."""
+    saving, epochs = experiment.config["checkpoint"], experiment.steps / experiment.options.steps_per_epoch
+    every = saving["every_epochs"]
+    kept = [*range(every, math.ceil(epochs), every), epochs][-saving["keep"] :]
+    if epoch not in kept:
+        raise InputError(
+            f"teacher.epoch is {epoch}; expected one of {first_few([f'{x:g}' for x in kept])}, after which the teacher"
+            " keeps a checkpoint: see checkpoint.every_epochs and checkpoint.keep of teacher.config"
+        )
 
 
 def finished(setting: "Setting") -> Teacher:
@@ -140,9 +155,13 @@ def _teacher(
     size, channels = setting.config["dataset"]["image_size"], setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
 
+    epoch = setting.config["teacher"]["epoch"]
+
     def load() -> tuple[Variables, dict[str, Any] | None]:
-        variables = networks.predicting_variables(method, *weights.read_run(folder))
-        return variables, runs.read_json(folder, "result.json")
+        result = runs.read_json(folder, "result.json")
+        step = round(epoch * result["steps"] / result["epochs"])
+        variables = networks.predicting_variables(method, *weights.read_run(folder, step))
+        return variables, None if epoch else result
 
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
     if method.predict is not student_logits:
@@ -152,7 +171,7 @@ def _teacher(
         apply=network_teacher(network, setting.config["teacher"]["mode"]),
         load=load,
         shapes=shapes,
-        name=f"{config['name']}, seed {config['seed']}",
+        name=f"{config['name']}, seed {config['seed']}" + (f", epoch {epoch}" if epoch else ""),
         source=folder,
         network=network,
     )

@@ -1,0 +1,38 @@
+"""Several teachers as one: they predict together, and each can be asked for itself."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.types import Array, Batch, Outputs, Teacher, Variables
+
+
+def of(members: Mapping[str, Teacher]) -> Teacher:
+    """The teacher whose probabilities are the mean of its members'.
+
+    Its logits are the logarithms of that mean, its embedding is theirs side by side, where all report one. What each
+    member reports is in `Outputs.members`, where a term's option `teacher` finds it.
+    """
+
+    def apply(variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
+        each = {
+            name: member.apply(variables[name], batch, jax.random.fold_in(rng, i), train)
+            for i, (name, member) in enumerate(members.items())
+        }
+        log_p = jnp.stack([jax.nn.log_softmax(outputs.logits) for outputs in each.values()])
+        embeddings = [outputs.embedding for outputs in each.values() if outputs.embedding is not None]
+        return Outputs(
+            jax.nn.logsumexp(log_p, 0) - jnp.log(jnp.asarray(len(each), log_p.dtype)),
+            embedding=jnp.concatenate(embeddings, -1) if len(embeddings) == len(each) else None,
+            members=each,
+        )
+
+    return Teacher(
+        apply=apply,
+        load=lambda: ({name: member.load()[0] for name, member in members.items()}, None),
+        shapes={name: member.shapes for name, member in members.items()},
+        name=" and ".join(members),
+        source="",
+        members=dict(members),
+    )

@@ -1,0 +1,230 @@
+"""Every scheme's smoke config, made smaller still, runs and shows what defines the scheme."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from kd_jax import checkpoint, experiment, runs, steps, training
+from kd_jax.config.checks import plain, teacher_sections
+from kd_jax.configs import scheme
+from kd_jax.errors import InputError
+from kd_jax.types import Method
+from tests import tiny
+
+SMALL = {
+    "dataset": {"image_size": 8, "train_images": 64, "holdout": 0.0},
+    "model": {"width": 1 / 8},
+    "train": {"batch_size": 16, "epochs": 2},
+}
+
+
+def small(name, **changes):
+    """The smoke config of a scheme with networks of two channels, down to its teachers: eight steps on 8x8 digits."""
+    config = plain(scheme.get_config(f"{name},smoke"))
+    shrink(config)
+    for key, value in changes.items():
+        section, own = key.split(".")
+        config[section][own] = value
+    return config
+
+
+def shrink(config):
+    for section, values in SMALL.items():
+        config[section] |= values
+    for section in teacher_sections(config["teacher"]):
+        if section.get("config"):
+            shrink(section["config"])
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory):
+    """A folder of runs that the workers of the suite share, so that a teacher of several schemes is trained once."""
+    folder = tmp_path_factory.getbasetemp()
+    return str((folder.parent if folder.name.startswith("popen-") else folder) / "schemes")
+
+
+def trained(config, folder, name):
+    """result.json of the config's run."""
+    return training.train(config, f"{folder}/{name}", runs_folder=folder).result
+
+
+def test_mutual_learning_trains_and_reports_both_networks(teachers, capfd):
+    result = trained(small("mutual"), teachers, "mutual")
+    assert 0 <= result["test"]["mutual/peer1/accuracy"] <= 1
+    assert f"mutual/peer1 {100 * result['test']['mutual/peer1/accuracy']:.2f}%" in capfd.readouterr().out
+    logged = [line for line in runs_lines(teachers, "mutual") if "train/loss/mutual/peers" in line]
+    assert logged[-1]["train/loss/mutual/peers"] != logged[0]["train/loss/mutual/peers"]
+
+
+def runs_lines(folder, name):
+    """The lines of a run's metrics."""
+    return [json.loads(line) for line in open(f"{folder}/{name}/metrics.jsonl")]
+
+
+def test_every_exit_of_be_your_own_teacher_is_evaluated(teachers):
+    test = trained(small("byot"), teachers, "byot")["test"]
+    # Behind the first two of three stages.
+    assert [name for name in test if name.startswith("byot/")] == ["byot/exit1/accuracy", "byot/exit2/accuracy"]
+
+
+def test_one_command_trains_the_teacher_the_assistant_and_the_student(teachers):
+    config = small("assistant")
+    made = experiment.create(config, runs_folder=teachers)
+    trained(config, teachers, "assistant")
+    assistant = made.teacher
+    teacher = assistant.untrained.teacher
+    names = [runs.read_config(folder)["config"]["model"]["name"] for folder in (assistant.source, teacher.source)]
+    assert names == ["resnet8", "resnet14"]
+    assert runs.read_config(f"{teachers}/assistant")["teacher_hash"] == runs.read_config(assistant.source)["hash"]
+    assert runs.read_config(assistant.source)["teacher_hash"] == runs.read_config(teacher.source)["hash"]
+
+
+def test_a_dense_student_learns_from_teacher_and_assistant(teachers):
+    result = trained(small("dense"), teachers, "dense")
+    assert result["teacher"]["name"] == "assistant and teacher"
+    means = runs_lines(teachers, "dense")[0]
+    assert means["train/loss/teacher"] > 0
+    assert means["train/loss/assistant"] > 0
+    assert means["train/loss/teacher"] != means["train/loss/assistant"]
+
+
+def test_each_generation_is_taught_by_the_one_before(teachers):
+    config = small("born_again")
+    trained(config, teachers, "born_again")
+    second = runs.read_config(f"{teachers}/born_again")
+    first = runs.read_config(second["teacher_source"])
+    assert first["hash"] == second["teacher_hash"]
+    assert first["config"]["model"] == second["config"]["model"]
+    assert first["config"]["teacher"]["config"]["teacher"]["kind"] == "none"
+    assert first["config"]["teacher"]["config"]["model"] == second["config"]["model"]
+
+
+def test_a_designed_teacher_needs_no_training(teachers):
+    result = trained(small("teacher_free"), teachers, "teacher_free")
+    assert result["teacher"] is None
+    assert runs_lines(teachers, "teacher_free")[0]["train/loss/teacher_free"] > 0
+
+
+def test_an_early_stopped_teacher_teaches_as_it_was_after_that_epoch(tmp_path):
+    config = small("early_stopped", **{"teacher.epoch": 1})
+    config["teacher"]["config"]["train"]["epochs"] = 3
+    training.train(config, tmp_path / "student", runs_folder=tmp_path)
+    made = experiment.create(config, runs_folder=tmp_path)
+    saved = checkpoint.load_tree(f"{made.teacher.source}/checkpoints", 1438 // 16)
+    variables, result = made.teacher.load()
+    assert tiny.identical(variables["params"], saved["params"]["student"])
+    assert result is None  # it is measured anew
+
+
+def test_an_epoch_after_which_nothing_is_kept_is_refused_before_the_teacher_is_trained(tmp_path):
+    config = small("early_stopped", **{"teacher.epoch": 1})
+    config["teacher"]["config"]["checkpoint"]["keep"] = 1
+    with pytest.raises(InputError, match=r"teacher.epoch is 1; expected one of 2, after which the teacher"):
+        experiment.create(config, runs_folder=tmp_path)
+
+
+def stepwise(config, folder):
+    """(experiment, state before the first step, state -> (state, scalars) of one step), with the teacher untrained."""
+    made = experiment.create(config, runs_folder=folder)
+    feed = made.feed()
+    teacher = {}
+    if made.teacher and made.teacher.shapes:
+        teacher = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), made.teacher.shapes)
+    state = made.jit(steps.init_state, fast_compile=True)(np.uint32(0), teacher, feed.example, feed.labels)
+    step = made.jit(functools.partial(steps.train_steps, fetch=feed.fetch))
+    calls = feed.calls(0)
+    hyper = made.place(made.hyper)
+    return made, state, lambda state: step(state, teacher, feed.constants, next(calls)[0], hyper, feed.labels)
+
+
+def test_the_mean_teacher_is_the_moving_average_of_the_student(tmp_path):
+    _, state, step = stepwise(small("mean_teacher"), tmp_path)
+    average = jax.device_get(state.params["student"])
+    for _ in range(3):
+        state, scalars = step(state)
+        average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * np.asarray(b), average, state.params["student"])
+    assert tiny.largest_difference(average, state.ema["params"]) < 1e-6
+    assert scalars["loss/consistency"] > 0
+
+
+def test_the_mean_teacher_sees_the_second_view(tmp_path):
+    config = small("mean_teacher", **{"teacher.mode": "train"})
+    config["method"]["consistency"]["warmup_epochs"] = 0
+    losses = {}
+    for views in ((0,), (1,)):
+        config["method"]["consistency"]["teacher_views"] = list(views)
+        _, state, step = stepwise(config, tmp_path)
+        losses[views] = float(step(state)[1]["loss/consistency"])
+    # At first the average is the student itself, which predicts the same of the same view.
+    assert losses[0,] < 1e-12 < losses[1,]
+
+
+def test_what_a_phase_leaves_out_is_bit_equal_after_it(tmp_path):
+    made, state, step = stepwise(small("two_phases"), tmp_path)
+    per_epoch = made.options.steps_per_epoch
+    start = jax.device_get(state)
+    for _ in range(per_epoch):
+        state, _ = step(state)
+    hinted = jax.device_get(state)
+    moved = {
+        path[0]
+        for path, x in flatten_dict(start.params["student"]).items()
+        if not np.array_equal(x, flatten_dict(hinted.params["student"])[path])
+    }
+    # The hint is at the second of three stages: the third and the head wait, with their averages.
+    assert {"layer3_0", "fc"} & moved == set()
+    assert {"conv1", "layer1_0", "layer2_0"} <= moved
+    assert tiny.identical(start.stats["student"]["layer3_0"], hinted.stats["student"]["layer3_0"])
+    assert not tiny.identical(start.stats["student"]["layer2_0"], hinted.stats["student"]["layer2_0"])
+    state, _ = step(state)
+    assert tiny.identical(hinted.params["fitnet"], state.params["fitnet"])
+    assert tiny.identical(hinted.stats["fitnet"], state.stats["fitnet"])
+    assert not tiny.identical(hinted.params["student"]["fc"], state.params["student"]["fc"])
+
+
+def test_the_gradients_of_both_parts_sum_to_the_whole():
+    def loss_of(params):
+        task, taught = jnp.sin(params).sum(), jnp.square(params).sum()
+        scalars = {"loss/cross_entropy": task, "loss/kd/part": taught, "loss": task + taught, "right": 1}
+        return task + taught, ({}, scalars)
+
+    params = jnp.linspace(-1.0, 1.0, 5)
+    method = Method(None, None, distills=frozenset({"kd"}))
+    parts, (_, scalars) = jax.jit(steps.gradient_of_parts(loss_of, method))(params)
+    np.testing.assert_allclose(parts["task"], np.cos(params), rtol=1e-6)
+    np.testing.assert_allclose(parts["distillation"], 2 * params, rtol=1e-6)
+    np.testing.assert_allclose(sum(parts.values()), jax.grad(loss_of, has_aux=True)(params)[0], rtol=1e-6)
+    assert scalars["right"] == 1
+
+
+def test_two_momenta_that_are_equal_are_sgd():
+    """So the gradients of both parts of a real step add up to the whole."""
+    options = {"precision": "float64", "optimizer.weight_decay": 1e-2, "train.clip": 0.0, "train.accumulate": 2}
+    with jax.enable_x64(True):
+        one = tiny.Run(tiny.METHODS["kd"], **options)
+        two = tiny.Run(tiny.METHODS["kd"], **options, **{"optimizer.name": "dot", "optimizer.delta": 0.0})
+        one.step(3), two.step(3)
+    assert tiny.largest_difference(one.state.params, two.state.params) < 1e-12
+    assert tiny.largest_difference(one.scalars, two.scalars) < 1e-12
+
+
+def test_dot_trains_by_a_momentum_for_each_part(teachers):
+    trained(small("dot"), teachers, "dot")
+    trained(small("dot", **{"optimizer.delta": 0.0}), teachers, "no-dot")
+    with_delta, without = (runs_lines(teachers, name)[-1]["train/loss"] for name in ("dot", "no-dot"))
+    assert with_delta != without
+
+
+def test_the_second_heads_gradient_gives_way_to_the_labels(tmp_path):
+    """Where it opposes that of the labels; the second head itself learns from the teacher alone."""
+    states = {}
+    for gradients in ("sum", "project"):
+        _, state, step = stepwise(small("dual_head", **{"optimizer.gradients": gradients}), tmp_path)
+        states[gradients] = step(state)[0]
+    assert tiny.identical(states["sum"].params["dhkd"], states["project"].params["dhkd"])
+    assert tiny.identical(states["sum"].params["student"]["fc"], states["project"].params["student"]["fc"])
