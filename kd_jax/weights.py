@@ -280,10 +280,11 @@ def read_run(folder: PathLike, step: int = 0) -> tuple[Variables, MethodVariable
 
     folder = os.path.expanduser(folder)
     step = step or runs.read_json(folder, "result.json")["checkpoint"]
-    if step not in (saved := checkpoint.Checkpoints(os.path.join(folder, "checkpoints")).steps()):
+    saved = checkpoint.Checkpoints(os.path.join(folder, "checkpoints")).steps()
+    if step not in saved:
         raise InputError(
-            f"{folder} has no checkpoint of step {step}; expected one of {first_few(map(str, saved))}, or a run that keeps more"
-            " of them: see checkpoint.every_epochs and checkpoint.keep"
+            f"{folder} has no checkpoint of step {step}; expected one of {first_few(map(str, saved))}, or a run that"
+            " keeps more of them: see checkpoint.every_epochs and checkpoint.keep"
         )
     tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
     params, stats = tree["params"], tree["stats"]
