@@ -23,16 +23,22 @@ def array(*shape):
 LABELS = jnp.asarray(np.arange(B) % K, jnp.int32)
 # The arguments of each loss.
 ARGUMENTS = {
+    "at": (array(B, 4, 2, 3), array(B, 2, 2, 5)),
     "cross_entropy": (array(B, K), jax.nn.one_hot(LABELS, K)),
     "dkd": (array(B, K), array(B, K), LABELS),
+    "fsp": (array(B, 4, 4, 3), array(B, 2, 2, 5), array(B, 3, 3, 3), array(B, 2, 1, 5)),
     "gradcam_alignment": (jnp.abs(array(B, 4, 4)), jnp.abs(array(B, 2, 2))),
+    "hcl": (array(B, 4, 2, 3), array(B, 4, 2, 3)),
     "hint": (array(B, 2, 2, 3), array(B, 2, 2, 3)),
+    "ickd": (array(B, 4, 2, 3), array(B, 2, 2, 3)),
     "kd": (array(B, K), array(B, K)),
     "mlkd": (array(B, K), array(B, K)),
     "nce": (jnp.abs(array(B)), jnp.abs(array(B, 7))),
+    "nst": (array(B, 4, 2, 3), array(B, 2, 2, 5)),
     "rkd_angle": (array(B, 3), array(B, 4)),
     "rkd_distance": (array(B, 3), array(B, 4)),
     "standardize": (array(B, K),),
+    "wkd_features": (array(B, 4, 2, 3), array(B, 2, 2, 3)),
 }
 OPTIONS = {"nce": {"num_examples": 10}}
 

@@ -7,19 +7,26 @@ side carries no gradient. `where` [B] leaves out images: these change neither va
 from kd_jax.losses.contrastive import nce
 from kd_jax.losses.features import average_down, hint
 from kd_jax.losses.logits import cross_entropy, dkd, kd, mlkd, standardize
+from kd_jax.losses.maps import at, fsp, hcl, ickd, nst, wkd_features
 from kd_jax.losses.relations import rkd_angle, rkd_distance
 from kd_jax.losses.saliency import gradcam_alignment
 
 __all__ = [
+    "at",
     "average_down",
     "cross_entropy",
     "dkd",
+    "fsp",
     "gradcam_alignment",
+    "hcl",
     "hint",
+    "ickd",
     "kd",
     "mlkd",
     "nce",
+    "nst",
     "rkd_angle",
     "rkd_distance",
     "standardize",
+    "wkd_features",
 ]

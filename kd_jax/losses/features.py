@@ -32,8 +32,10 @@ def average_down(x: Array, size: tuple[int, ...]) -> Array:
 
 
 def _average_axis(x: Array, axis: int, length: int) -> Array:
-    whole = x.shape[axis]
-    starts = [i * whole // length for i in range(length)]
-    ends = [-(-(i + 1) * whole // length) for i in range(length)]
-    parts = [jax.lax.slice_in_dim(x, a, b, axis=axis).mean(axis) for a, b in zip(starts, ends, strict=True)]
+    parts = [jax.lax.slice_in_dim(x, a, b, axis=axis).mean(axis) for a, b in windows(x.shape[axis], length)]
     return jnp.stack(parts, axis)
+
+
+def windows(whole: int, length: int) -> list[tuple[int, int]]:
+    """Where each of `length` parts of an axis begins and ends, as PyTorch's adaptive pooling takes them."""
+    return [(i * whole // length, -(-(i + 1) * whole // length)) for i in range(length)]

@@ -16,6 +16,8 @@ from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_mod
 from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.peers import BeYourOwnTeacher, mutual
+from kd_jax.methods.maps import FSP, ICKD, MGD, FeatureMSE, WKDFeatures
+from kd_jax.methods.review import ReviewKD
 from kd_jax.methods.saliency import gradcam_alignment
 from kd_jax.types import Array, Context, Method
 
@@ -31,6 +33,14 @@ METHODS: dict[str, Constructor] = {
     "rkd_angle": from_loss(losses.rkd_angle, on="embedding"),
     "fitnet": from_module(FitNet),
     "simkd": from_module(SimKD),
+    "feature_mse": from_module(FeatureMSE),
+    "at": from_loss(losses.at, on="stages"),
+    "nst": from_loss(losses.nst, on="stages"),
+    "fsp": from_module(FSP),
+    "ickd": from_module(ICKD),
+    "wkd_features": from_module(WKDFeatures),
+    "mgd": from_module(MGD),
+    "reviewkd": from_module(ReviewKD),
     "crd": from_module(CRD),
     "adversarial": adversarial,
     "gradcam_alignment": gradcam_alignment,

@@ -12,6 +12,14 @@ EXAMPLES = {
     "rkd_angle": {},
     "fitnet": {"stage": 1},
     "simkd": {},
+    "feature_mse": {},
+    "at": {},
+    "nst": {},
+    "fsp": {},
+    "ickd": {},
+    "wkd_features": {},
+    "mgd": {},
+    "reviewkd": {},
     "crd": {"features": 4, "negatives": 8},
     "adversarial": {"hidden": [8]},
     "gradcam_alignment": {"stage": -2},
@@ -24,6 +32,8 @@ EXAMPLES = {
 # The same method with options that change its arithmetic.
 VARIANTS = {
     "kd, standardized": {"method": "kd", "standardize": True},
+    "feature_mse, normalized": {"method": "feature_mse", "normalize": True},
+    "wkd_features, in cells": {"method": "wkd_features", "stage": 1, "grid": 2},
     "wasserstein": {"method": "adversarial", "hidden": [8], "objective": "wasserstein"},
 }
 ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items()}, **VARIANTS}

@@ -78,4 +78,4 @@ def test_students_can_be_mapped_over(name):
     students = jnp.asarray([student, student[::-1]], jnp.float32)
     mapped = jax.jit(jax.vmap(loss, (None, 0, None)))(params, students, teacher)
     single = [value_and_gradients(params, one, teacher)[0] for one in students]
-    np.testing.assert_allclose(mapped, single, rtol=1e-5)
+    np.testing.assert_allclose(mapped, single, rtol=1e-5, atol=1e-6)  # some are zero up to rounding
