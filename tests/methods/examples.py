@@ -18,7 +18,7 @@ EXAMPLES = {
     "fsp": {},
     "ickd": {},
     "wkd_features": {},
-    "mgd": {},
+    "mgd": {"weight": 7e-5},
     "reviewkd": {},
     "crd": {"features": 4, "negatives": 8},
     "adversarial": {"hidden": [8]},
@@ -40,4 +40,5 @@ ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items(
 
 # What a method cannot do by its nature.
 NEEDS_NETWORKS = {"gradcam_alignment"}  # it runs the networks itself, so plain outputs are not enough
+EQUAL_WIDTHS = {"fsp"}  # of student and teacher
 TEN_CLASSES = {"original_adversarial"}  # its convolutions need so many
