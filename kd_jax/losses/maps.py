@@ -42,9 +42,9 @@ def nst(
 
     A channel is a point, its map divided by its norm over the pixels. The kernel of two points is their squared inner
     product. The loss is mean k(t, t) + mean k(s, s) - 2 mean k(s, t), over all pairs of channels.
-    Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, equations 3 and 5,
-    as RepDistiller has it (weight 50, the sum over the stages). Maps of two sizes meet at the smaller one. Inner
-    products are taken as one [B, c, d] product, not from all pairs of maps.
+    Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, with the polynomial
+    kernel, as RepDistiller has it (weight 50, the sum over the stages). Maps of two sizes meet at the smaller one. The
+    inner products are one [B, c, d] product of matrices, where the official code makes a map for each pair.
 
     Args:
       student: [B, h, w, c]. teacher: [B, i, j, d], another size and width are fine.
@@ -103,8 +103,8 @@ def ickd(
     """Inter-channel correlation: the squared difference of how the channels of each map go together, over c.
 
     The matrix of a map holds the inner products of its channels over the pixels, each row divided by its norm.
-    Liu et al., "Exploring Inter-Channel Correlation for Diversity-Preserved Knowledge Distillation", ICCV 2021,
-    equations 2 and 3; the division by c, and not by its square, is that of the official code for CIFAR-100.
+    Liu et al., "Exploring Inter-Channel Correlation for Diversity-Preserved Knowledge Distillation", ICCV 2021, for
+    classification. The division by c, and not by its square, is that of the official code for CIFAR-100.
 
     Args:
       student: [B, h, w, c]. teacher: [B, i, j, c], another size is fine.
@@ -131,8 +131,8 @@ def wkd_features(
 
     `ratio` times the squared difference of the means plus that of the deviations, over the pixels of a cell: the sum
     over the channels, and the mean over the cells. Lv, Yang and Li, "Wasserstein Distance Rivals Kullback-Leibler
-    Divergence for Knowledge Distillation", NeurIPS 2024, equation 11 with diagonal covariances. As in the official code
-    a deviation is the root of the unbiased variance plus 1e-5; of one pixel the variance is zero here.
+    Divergence for Knowledge Distillation", NeurIPS 2024, WKD-F with diagonal covariances. As in the official code a
+    deviation is the root of the unbiased variance plus 1e-5. The variance of one pixel is zero, there it is NaN.
 
     Args:
       student: [B, h, w, c]. teacher: [B, i, j, c], another size is fine.
@@ -169,7 +169,7 @@ def hcl(
 
     Averaged to 4, to 2 and to 1 pixels along each side, as far as that is smaller than the map. Each weighs half of the
     one before, and the sum is divided by that of the weights. Chen et al., "Distilling Knowledge via Knowledge Review",
-    CVPR 2021, section 3.4, with the figures of the official code.
+    CVPR 2021, with the sizes and weights of the official code, whose maps are square.
 
     Args:
       student, teacher: [B, h, w, c], of one shape. where: [B] bool, the images that count.

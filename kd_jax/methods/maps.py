@@ -121,10 +121,10 @@ class WKDFeatures(nn.Module):
 class MGD(nn.Module):
     """Masked generative distillation: the teacher's map, generated from a part of the channels of the student's.
 
-    Yang et al., "Masked Generative Distillation", ECCV 2022, equations 2 to 5 in the form for classification, where
-    whole channels are set to zero, for each image others (weight 7e-5, at the last stage). The loss is the squared
-    error, summed over the map. A 1x1 convolution comes first where the widths differ. Maps of another size, which the
-    official code refuses, are resized before it.
+    Yang et al., "Masked Generative Distillation", ECCV 2022, in the form for classification, where whole channels are
+    set to zero, for each image others (weight 7e-5, at the last stage). Two 3x3 convolutions with a ReLU between them
+    generate. The loss is the squared error, summed over the map. A 1x1 convolution comes first where the widths differ.
+    Maps of another size, which the official code refuses, are resized before it.
 
     Fields:
       masked: the probability with which a channel is left out.

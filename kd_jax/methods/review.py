@@ -16,9 +16,10 @@ from kd_jax.types import Array, Context, Outputs, at_least_float32
 class ReviewKD(nn.Module):
     """A chain of fusions from the student's embedding to its first stage, each compared by `losses.hcl`.
 
-    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, equations 5 to 8. As in the official code the
-    teacher is seen before the last ReLU of each stage, the embedding is a map of one pixel, and the stem's map is left
-    out. Weight 5 for ResNet-32x4 to 8x4 on CIFAR-100, 0.6 for ResNet-56 to 20, with `"warmup_epochs": 20`.
+    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021. As in the official code the teacher is seen
+    before the last ReLU of each stage, the embedding is a map of one pixel, and the stem's map is left out. Maps of any
+    size are brought to the next one's by the nearest pixel. Weight 5 for ResNet-32x4 to 8x4 on CIFAR-100, 0.6 for
+    ResNet-56 to 20, with `"warmup_epochs": 20`.
 
     Fields:
       preactivation: see the student before the last ReLU of each stage too, as in the setting for ImageNet.
