@@ -29,6 +29,8 @@ def at(
       where: [B] bool, the images that count.
     Returns:
       [B], without unit. A map of zeros has no attention anywhere.
+    Raises:
+      InputError: for what are no maps.
     """
     maps = _at_one_size(keep(where, student), fixed(where, teacher))
     own, other = (unit(jnp.square(x).mean(-1).reshape(len(x), -1)) for x in maps)
@@ -51,6 +53,8 @@ def nst(
       where: [B] bool, the images that count.
     Returns:
       [B], without unit.
+    Raises:
+      InputError: for what are no maps.
     """
     maps = _at_one_size(keep(where, student), fixed(where, teacher))
     own, other = (unit(x.reshape(len(x), -1, x.shape[-1]), axis=1) for x in maps)
@@ -82,7 +86,7 @@ def fsp(
     Returns:
       [B], in the unit of the maps to the fourth power.
     Raises:
-      InputError: for other channels.
+      InputError: for other channels, and for what are no maps.
     """
     for own, other in ((student, teacher), (student_next, teacher_next)):
         _check_channels(own, other)
@@ -196,6 +200,8 @@ def unit(x: Array, *, axis: int = -1) -> Array:
 
 def _at_one_size(x: Array, y: Array) -> tuple[Array, Array]:
     """Both maps at the smaller height and width of the two."""
+    if x.ndim != 4 or y.ndim != 4:
+        raise InputError(f"the loss compares {list(x.shape)} with {list(y.shape)}; expected maps [B, h, w, c]")
     size = (min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2]))
     return average_down(x, size), average_down(y, size)
 

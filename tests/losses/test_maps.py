@@ -247,3 +247,9 @@ def test_other_channels_of_the_second_of_two_stages_are_refused():
 def test_maps_of_other_sizes_are_refused_by_the_hierarchical_loss():
     with pytest.raises(InputError, match=r"the loss compares \[2, 2, 2, 3\] with \[2, 1, 2, 3\]; expected equal"):
         losses.hcl(np.ones((2, 2, 2, 3)), np.ones((2, 1, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["at", "nst"])
+def test_what_are_no_maps_is_refused(name):
+    with pytest.raises(InputError, match=r"the loss compares \[2, 3\] with \[2, 3\]; expected maps \[B, h, w, c\]"):
+        getattr(losses, name)(np.ones((2, 3)), np.ones((2, 3)))
