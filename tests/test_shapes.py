@@ -24,6 +24,7 @@ LABELS = jnp.asarray(np.arange(B) % K, jnp.int32)
 # The arguments of each loss.
 ARGUMENTS = {
     "at": (array(B, 4, 2, 3), array(B, 2, 2, 5)),
+    "class_cost": (array(3, K),),
     "cross_entropy": (array(B, K), jax.nn.one_hot(LABELS, K)),
     "dkd": (array(B, K), array(B, K), LABELS),
     "fsp": (array(B, 4, 4, 3), array(B, 2, 2, 5), array(B, 3, 3, 3), array(B, 2, 1, 5)),
@@ -35,12 +36,19 @@ ARGUMENTS = {
     "mlkd": (array(B, K), array(B, K)),
     "nce": (jnp.abs(array(B)), jnp.abs(array(B, 7))),
     "nst": (array(B, 4, 2, 3), array(B, 2, 2, 5)),
+    "nkd": (array(B, K), array(B, K), LABELS),
     "rkd_angle": (array(B, 3), array(B, 4)),
     "rkd_distance": (array(B, 3), array(B, 4)),
+    "rld": (array(B, K), array(B, K), LABELS),
     "standardize": (array(B, K),),
     "wkd_features": (array(B, 4, 2, 3), array(B, 2, 2, 3)),
+    "swap": (array(B, K), LABELS),
+    "swapped_kd": (array(B, K), array(B, K), LABELS),
+    "teacher_free": (array(B, K), LABELS),
+    "wkd_logits": (array(B, K), array(B, K), LABELS),
+    "wsld": (array(B, K), array(B, K), LABELS),
 }
-OPTIONS = {"nce": {"num_examples": 10}}
+OPTIONS = {"nce": {"num_examples": 10}, "wkd_logits": {"cost": jnp.ones((K, K))}}
 
 
 def checked(name):

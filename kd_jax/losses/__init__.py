@@ -6,6 +6,7 @@ side carries no gradient. `where` [B] leaves out images: these change neither va
 
 from kd_jax.losses.contrastive import nce
 from kd_jax.losses.features import average_down, hint
+from kd_jax.losses.labels import class_cost, nkd, rld, swap, swapped_kd, teacher_free, wkd_logits, wsld
 from kd_jax.losses.logits import cross_entropy, dkd, kd, mlkd, standardize
 from kd_jax.losses.maps import at, fsp, hcl, ickd, nst, wkd_features
 from kd_jax.losses.relations import rkd_angle, rkd_distance
@@ -14,6 +15,7 @@ from kd_jax.losses.saliency import gradcam_alignment
 __all__ = [
     "at",
     "average_down",
+    "class_cost",
     "cross_entropy",
     "dkd",
     "fsp",
@@ -25,8 +27,15 @@ __all__ = [
     "mlkd",
     "nce",
     "nst",
+    "nkd",
     "rkd_angle",
     "rkd_distance",
+    "rld",
     "standardize",
     "wkd_features",
+    "swap",
+    "swapped_kd",
+    "teacher_free",
+    "wkd_logits",
+    "wsld",
 ]

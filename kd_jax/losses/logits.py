@@ -91,21 +91,28 @@ def dkd(
     check_temperature(temperature)
     check_shapes(student_logits, teacher_logits)
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
-
-    def parts(logits: Array) -> tuple[Array, Array]:
-        """Log-probabilities [B, 2] of the label and the rest, and [B, K] of the other classes among themselves."""
-        log_p = jax.nn.log_softmax(logits / temperature)
-        rest = jax.nn.logsumexp(log_p, axis=-1, where=~is_label)
-        label = jnp.where(is_label, log_p, 0).sum(-1)
-        return jnp.stack([label, rest], -1), jnp.where(is_label, 0, log_p - rest[:, None])
-
-    two_student, others_student = parts(keep(where, student_logits))
-    two_teacher, others_teacher = parts(fixed(where, teacher_logits))
-    target = (jnp.exp(two_teacher) * (two_teacher - two_student)).sum(-1)
-    divergence = jnp.exp(others_teacher) * (others_teacher - others_student)
-    others = jnp.where(is_label, 0, divergence).sum(-1)
+    student, teacher = keep(where, student_logits) / temperature, fixed(where, teacher_logits) / temperature
+    kl = optax.losses.kl_divergence_with_log_targets
+    target = kl(two_way(student, is_label), two_way(teacher, is_label))
+    others = kl(log_softmax_among(student, ~is_label), log_softmax_among(teacher, ~is_label))
     loss = temperature**2 * (alpha * target + beta * others)
     return keep(where, loss)
+
+
+def two_way(logits: Float[Array, "B K"], chosen: Array) -> Float[Array, "B 2"]:
+    """Log-probabilities of the class that `chosen` [B, K] bool marks in each row, and of all others together."""
+    log_p = jax.nn.log_softmax(logits)
+    rest = jax.nn.logsumexp(log_p, axis=-1, where=~chosen)
+    return jnp.stack([jnp.where(chosen, log_p, 0).sum(-1), rest], -1)
+
+
+def log_softmax_among(logits: Float[Array, "B K"], among: Array) -> Float[Array, "B K"]:
+    """Log-probabilities of the classes that `among` [B, K] bool marks, among themselves; zero for all others.
+
+    A row that marks none is zero. As that is so on both sides, the others add nothing to a divergence.
+    """
+    some = among | ~among.any(-1, keepdims=True)  # the logarithm of an empty sum has no gradient
+    return jnp.where(among, jax.nn.log_softmax(logits, where=some), 0)
 
 
 def mlkd(

@@ -18,6 +18,7 @@ from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.peers import BeYourOwnTeacher, mutual
 from kd_jax.methods.maps import FSP, ICKD, MGD, FeatureMSE, WKDFeatures
 from kd_jax.methods.review import ReviewKD
+from kd_jax.methods.logits import CRLD, WKDLogits
 from kd_jax.methods.saliency import gradcam_alignment
 from kd_jax.types import Array, Context, Method
 
@@ -29,6 +30,13 @@ METHODS: dict[str, Constructor] = {
     "mse": from_loss(losses.hint),
     "dkd": from_loss(losses.dkd),
     "mlkd": from_loss(losses.mlkd),
+    "nkd": from_loss(losses.nkd),
+    "wsld": from_loss(losses.wsld),
+    "rld": from_loss(losses.rld),
+    "swap": from_loss(losses.swapped_kd),
+    "wkd_logits": from_module(WKDLogits),
+    "teacher_free": from_loss(losses.teacher_free),
+    "crld": from_module(CRLD),
     "rkd_distance": from_loss(losses.rkd_distance, on="embedding"),
     "rkd_angle": from_loss(losses.rkd_angle, on="embedding"),
     "fitnet": from_module(FitNet),
