@@ -41,7 +41,7 @@ def nkd(
       gamma: weight of the other classes. temperature: T, above zero.
       where: [B] bool, the images that count.
     Returns:
-      [B], in nats. A cross entropy: what the teacher's own entropy gives, it does not fall below.
+      [B], in nats. A cross entropy, and so not zero where both agree.
     Raises:
       InputError: for a temperature that is not above zero.
     """
@@ -294,9 +294,10 @@ def teacher_free(
     Raises:
       InputError: for a temperature that is not above zero, and a probability that is not between zero and one.
     """
-    if not isinstance(correct, jax.core.Tracer):
-        PROBABILITY.check("correct", correct)
-    classes = student_logits.shape[-1]
-    dtype = at_least_float32(student_logits).dtype
-    p = jnp.where(jax.nn.one_hot(labels, classes, dtype=bool), correct, (1 - correct) / max(classes - 1, 1))
-    return keep(where, kd(student_logits, jnp.log(p.astype(dtype)), temperature=temperature, where=where))
+    if not isinstance(correct, jax.core.Tracer) and not 0 < correct < 1:
+        raise InputError(f"correct is {correct!r}; expected {PROBABILITY.expected}")
+    student = keep(where, student_logits)
+    is_label = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
+    others = jnp.log((1 - correct) / max(student.shape[-1] - 1, 1))
+    by_hand = jnp.where(is_label, jnp.log(correct), others).astype(student.dtype)
+    return keep(where, kd(student, by_hand, temperature=temperature))
