@@ -326,6 +326,13 @@ def test_wkd_of_two_certain_networks_is_the_cost_between_their_classes():
     np.testing.assert_allclose(carried(student, teacher, cost, own), 0.125, atol=1e-3)
 
 
+def test_wkd_is_finite_where_carrying_is_so_dear_that_nothing_is_carried():
+    student, teacher = 50 * np.eye(5)[LABELS - 1], 50 * np.eye(5)[LABELS - 2]
+    loss = functools.partial(losses.wkd_logits, teacher_logits=teacher, labels=LABELS, cost=1e3 * EQUAL)
+    results = jax.jit(jax.value_and_grad(lambda x: loss(x).sum()))(jnp.float32(student))
+    assert all(np.isfinite(x).all() for x in results)
+
+
 def test_a_cost_of_other_classes_is_refused():
     with pytest.raises(InputError, match=r"cost is \[4, 4\]; expected \[K, K\] with K = 5 classes"):
         losses.wkd_logits(*SMALL, cost=jnp.ones((4, 4)))
