@@ -13,7 +13,7 @@ from kd_jax.errors import InputError
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, number, whole
 from kd_jax.losses.logits import Where, check_temperature, kd, log_softmax_among, two_way
 from kd_jax.losses.masks import check_shapes, fixed, keep
-from kd_jax.types import Array, Float, Int, at_least_float32
+from kd_jax.types import Array, Float, Int
 
 EPSILON = 1e-7  # of the official code of WSLD
 SINKHORN_EPSILON = 1e-8  # of the official code of WKD
@@ -225,7 +225,7 @@ def wkd_logits(
     student, teacher = keep(where, student_logits), fixed(where, teacher_logits)
     logs = (log_softmax_among(x / temperature, ~is_label) for x in (student, teacher))
     given, wanted = (jnp.where(is_label, 0, jnp.exp(log)) for log in logs)
-    cost = jnp.maximum(at_least_float32(cost), 0) + SINKHORN_EPSILON
+    cost = jnp.maximum(keep(None, cost), 0) + SINKHORN_EPSILON
     carried = _transport(given, wanted, ~is_label, cost, regularization, iterations)
     return keep(where, _of_label(student, teacher, is_label) + gamma * carried)
 
@@ -245,7 +245,7 @@ def _transport(
         columns = teacher / (times(rows, kernel) + SINKHORN_EPSILON)
         return student / (times(columns, kernel.T) + SINKHORN_EPSILON), columns
 
-    start = among / jnp.maximum(among.sum(-1, keepdims=True), 1).astype(student.dtype)
+    start = among / jnp.maximum(among.sum(-1, keepdims=True), 1).astype(jnp.result_type(student, teacher, cost))
     rows, columns = jax.lax.fori_loop(0, iterations, iteration, (start, jnp.zeros_like(start)))
     return (times(rows, kernel * cost) * columns).sum(-1)
 
