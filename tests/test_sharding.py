@@ -4,11 +4,10 @@ import jax
 import pytest
 
 from tests import tiny
-from tests.methods.examples import EQUAL_WIDTHS, EXAMPLES
+from tests.methods.examples import ALONE, EXAMPLES
 
-# All methods in one program; the one that needs ten classes has a test of its own arithmetic,
-# and the teacher is wider than the student.
-TERMS = {name: options for name, options in EXAMPLES.items() if name not in {"original_adversarial", *EQUAL_WIDTHS}}
+# All methods in one program; those that cannot be there have tests of their own arithmetic.
+TERMS = {name: options for name, options in EXAMPLES.items() if name not in ALONE}
 # An adversarial game on random images grows rounding fast.
 TERMS["adversarial"] = {**TERMS["adversarial"], "weight": 0.3}
 VIEWS = {"dataset.extra_views": ["crop_flip"]}

@@ -5,6 +5,7 @@ side carries no gradient. `where` [B] leaves out images: these change neither va
 """
 
 from kd_jax.losses.contrastive import nce
+from kd_jax.losses.divergences import abkd, bce, binary_kd, jensen_shannon, luminet, normkd, ttm, wttm
 from kd_jax.losses.features import average_down, hint
 from kd_jax.losses.labels import class_cost, nkd, rld, swap, swapped_kd, teacher_free, wkd_logits, wsld
 from kd_jax.losses.logits import cross_entropy, dkd, kd, mlkd, standardize
@@ -16,6 +17,10 @@ __all__ = [
     "at",
     "average_down",
     "class_cost",
+    "abkd",
+    "average_down",
+    "bce",
+    "binary_kd",
     "cross_entropy",
     "dkd",
     "fsp",
@@ -23,11 +28,14 @@ __all__ = [
     "hcl",
     "hint",
     "ickd",
+    "jensen_shannon",
     "kd",
+    "luminet",
     "mlkd",
     "nce",
     "nst",
     "nkd",
+    "normkd",
     "rkd_angle",
     "rkd_distance",
     "rld",
@@ -38,4 +46,6 @@ __all__ = [
     "teacher_free",
     "wkd_logits",
     "wsld",
+    "ttm",
+    "wttm",
 ]

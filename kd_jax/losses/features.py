@@ -24,7 +24,7 @@ def hint(student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, wher
 
 
 def average_down(x: Array, size: tuple[int, ...]) -> Array:
-    """Maps [B, h, w, c] averaged to [B, *size, c], no size being larger, as PyTorch's adaptive pooling does it."""
+    """Maps [B, h, w, c] averaged to [B, *size, c], as PyTorch's adaptive pooling does it. Larger sizes share pixels."""
     for axis, length in enumerate(size, start=1):
         if x.shape[axis] != length:
             x = _average_axis(x, axis, length)

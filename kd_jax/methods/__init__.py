@@ -19,6 +19,7 @@ from kd_jax.methods.peers import BeYourOwnTeacher, mutual
 from kd_jax.methods.maps import FSP, ICKD, MGD, FeatureMSE, WKDFeatures
 from kd_jax.methods.review import ReviewKD
 from kd_jax.methods.logits import CRLD, WKDLogits
+from kd_jax.methods.heads import CTKD, DHKD, SDD, DeiT
 from kd_jax.methods.saliency import gradcam_alignment
 from kd_jax.types import Array, Context, Method
 
@@ -37,6 +38,18 @@ METHODS: dict[str, Constructor] = {
     "wkd_logits": from_module(WKDLogits),
     "teacher_free": from_loss(losses.teacher_free),
     "crld": from_module(CRLD),
+    "ttm": from_loss(losses.ttm),
+    "wttm": from_loss(losses.wttm),
+    "normkd": from_loss(losses.normkd),
+    "luminet": from_loss(losses.luminet),
+    "abkd": from_loss(losses.abkd),
+    "js": from_loss(losses.jensen_shannon),
+    "bce": from_loss(losses.bce),
+    "binary_kd": from_loss(losses.binary_kd),
+    "ctkd": from_module(CTKD),
+    "sdd": from_module(SDD),
+    "deit": from_module(DeiT),
+    "dhkd": from_module(DHKD),
     "rkd_distance": from_loss(losses.rkd_distance, on="embedding"),
     "rkd_angle": from_loss(losses.rkd_angle, on="embedding"),
     "fitnet": from_module(FitNet),

@@ -15,6 +15,18 @@ EXAMPLES = {
     "wkd_logits": {},
     "teacher_free": {},
     "crld": {},
+    "ttm": {},
+    "wttm": {},
+    "normkd": {},
+    "luminet": {},
+    "abkd": {},
+    "js": {},
+    "bce": {},
+    "binary_kd": {},
+    "ctkd": {},
+    "sdd": {"scales": [1, 2]},
+    "deit": {},
+    "dhkd": {},
     "rkd_distance": {},
     "rkd_angle": {},
     "fitnet": {"stage": 1},
@@ -41,11 +53,18 @@ VARIANTS = {
     "kd, standardized": {"method": "kd", "standardize": True},
     "feature_mse, normalized": {"method": "feature_mse", "normalize": True},
     "wkd_features, in cells": {"method": "wkd_features", "stage": 1, "grid": 2},
+    "sdd, dkd": {"method": "sdd", "inner": "dkd"},
+    "deit, soft": {"method": "deit", "distillation": "soft"},
+    "dhkd, without the norm": {"method": "dhkd", "norm": False},
+    "abkd, the limit of logarithms": {"method": "abkd", "alpha": 0.0, "beta": 0.0},
+    "abkd, below zero": {"method": "abkd", "alpha": -1.0, "beta": 1.0},
     "wasserstein": {"method": "adversarial", "hidden": [8], "objective": "wasserstein"},
 }
 ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items()}, **VARIANTS}
 
 # What a method cannot do by its nature.
+PREDICTS = {"deit"}  # it replaces the student's prediction, as simkd does, and only one of a run's terms may
 NEEDS_NETWORKS = {"gradcam_alignment"}  # it runs the networks itself, so plain outputs are not enough
 EQUAL_WIDTHS = {"fsp"}  # of student and teacher
 TEN_CLASSES = {"original_adversarial"}  # its convolutions need so many
+ALONE = TEN_CLASSES | EQUAL_WIDTHS | PREDICTS  # what cannot share one program of a narrow student and a wide teacher

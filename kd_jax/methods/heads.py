@@ -1,0 +1,166 @@
+"""Methods that distill logits with a further parameter or head, or through the heads that the networks have."""
+
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax import losses
+from kd_jax.errors import InputError, choose
+from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, listing, whole
+from kd_jax.losses import masks
+from kd_jax.methods.base import reported, stage_map
+from kd_jax.models.layers import Linear
+from kd_jax.types import Array, Context, Outputs, at_least_float32
+
+SCALES = listing(whole(1, 64), least=1, most=10, expected="a list of cells along a side, as in [1, 2, 4]")
+
+
+class CTKD(nn.Module):
+    """Curriculum temperature: KD at T = t_start + t_end sigmoid(theta), where theta is learned against the student.
+
+    Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023, its global temperature (weight 0.9,
+    labels 0.1). The gradient of theta, which starts at 1, is multiplied by lambda, which goes from 0 to -1 along half a
+    cosine. Lambda is constant within an epoch, the first of which counts as one; the gradient goes through the factor
+    T^2 too, and theta has the student's optimizer, all as in the official code.
+
+    Fields:
+      t_start: the lowest temperature. t_end: what is added to it at most.
+      curriculum_epochs: after which lambda is -1.
+    """
+
+    t_start: Temperature = 1.0
+    t_end: Annotated[float, AT_LEAST_0] = 20.0
+    curriculum_epochs: Annotated[float, ABOVE_0] = 10.0
+
+    @nn.compact
+    def __call__(self, context: Context) -> Array:
+        student = at_least_float32(context.student.logits)
+        theta = self.param("theta", nn.initializers.ones, (), student.dtype)
+        epoch = context.step // context.steps_per_epoch + 1
+        factor = 0.5 * (jnp.cos(jnp.pi * jnp.minimum(epoch / self.curriculum_epochs, 1.0)) - 1)
+        value = jax.lax.stop_gradient(theta)
+        reversed_theta = value + factor * (theta - value)
+        temperature: Any = self.t_start + self.t_end * jax.nn.sigmoid(reversed_theta)
+        return losses.kd(student, context.teacher.logits, temperature=temperature).mean()
+
+
+class SDD(nn.Module):
+    """Scale-decoupled distillation: a loss between what the two heads say of every cell of the last maps.
+
+    Wei et al., "Scale Decoupled Distillation", CVPR 2024. Each map is averaged to m x m cells for every scale m, and a
+    network's own head reads each cell; the student's is trained by it too. The mean is over all cells of all scales,
+    and a cell counts twice where the teacher is right about it and wrong about the image, or the other way round. As in
+    the official code, but each scale is averaged from the map itself. An image without a label has equal weights. The
+    variants "kd" and "dkd" of the paper; that of DKD has 20 epochs of warm-up, and counts only images with a label.
+
+    Fields:
+      scales: cells along a side. A map with fewer pixels has cells that share them.
+      inner: "kd" or "dkd". temperature: T. alpha, beta: of "dkd".
+    """
+
+    scales: Annotated[tuple[int, ...], SCALES] = (1, 2, 4)
+    inner: str = "kd"
+    temperature: Temperature = 4.0
+    alpha: float = 1.0
+    beta: float = 8.0
+
+    @nn.compact
+    def __call__(self, context: Context) -> Array:
+        choose("inner", self.inner, ("kd", "dkd"))
+        student = cell_logits(context.student, self.scales, "the student")
+        teacher = cell_logits(jax.lax.stop_gradient(context.teacher), self.scales, "the teacher")
+        labels = context.batch.labels
+        rows = [x.reshape(-1, x.shape[-1]) for x in (student, teacher)]
+        where = None
+        if self.inner == "kd":
+            loss = losses.kd(rows[0], rows[1], temperature=self.temperature)
+        else:
+            where = labels >= 0
+            options: Any = {"alpha": self.alpha, "beta": self.beta, "temperature": self.temperature}
+            own, counts = (x.repeat(student.shape[1]) for x in (labels, where))
+            loss = losses.dkd(rows[0], rows[1], own, where=counts, **options)
+        right = teacher.argmax(-1) == labels[:, None]
+        right_about_the_image = context.teacher.logits.argmax(-1) == labels
+        weights = jnp.where(right != right_about_the_image[:, None], 2.0, 1.0)
+        return masks.mean((weights * loss.reshape(weights.shape)).mean(-1), where)
+
+
+def cell_logits(outputs: Outputs, scales: tuple[int, ...], who: str) -> Array:
+    """What a network's head says of the cells of its last map: [B, N, K], N being the sum of the squared scales.
+
+    Raises:
+      InputError: where the head does not read the map's channels.
+    """
+    x = stage_map(outputs, -1, who)
+    head = reported(outputs, "head", who)
+    if head.kernel.shape[0] != x.shape[-1]:
+        raise InputError(
+            f"the head of {who} reads {head.kernel.shape[0]} values, and its last map has {x.shape[-1]} channels;"
+            " expected a linear head on the averaged map"
+        )
+    cells = [losses.average_down(x, (m, m)).reshape(len(x), m * m, -1) for m in scales]
+    return jnp.concatenate(cells, 1) @ at_least_float32(head.kernel) + at_least_float32(head.bias)
+
+
+class SecondHead(nn.Module):
+    """One more linear layer from the student's embedding to the classes."""
+
+    @nn.compact
+    def __call__(self, outputs: Outputs) -> Array:
+        """Logits [B, K]."""
+        x = at_least_float32(reported(outputs, "embedding", "the student"))
+        return Linear(outputs.logits.shape[-1], x.dtype, name="linear")(x)
+
+
+class DeiT(nn.Module):
+    """A second head learns from the teacher, the student's own from the labels; the mean of their logits predicts.
+
+    Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021 (weight
+    0.5, labels 0.5; "soft": 0.1 and 0.9). "hard" is the cross entropy with the class that the teacher predicts, "soft"
+    is KD, whose sum over the classes the official code divides by their number. There the second head reads a token of
+    its own, here the student's embedding, which any network has. The head is part of what is deployed.
+
+    Fields:
+      distillation: "hard" or "soft". temperature: of "soft".
+    """
+
+    distillation: str = "hard"
+    temperature: Temperature = 3.0
+
+    def setup(self) -> None:
+        self.head = SecondHead()
+
+    def __call__(self, context: Context) -> Array:
+        choose("distillation", self.distillation, ("hard", "soft"))
+        logits, teacher = self.head(context.student), context.teacher.logits
+        if self.distillation == "soft":
+            return losses.kd(logits, teacher, temperature=self.temperature).mean()
+        targets = jax.nn.one_hot(teacher.argmax(-1), teacher.shape[-1], dtype=logits.dtype)
+        return losses.cross_entropy(logits, targets).mean()
+
+    def predict(self, outputs: Outputs) -> Array:
+        """The mean [B, K] of the two heads' logits."""
+        logits: Array = 0.5 * (outputs.logits + self.head(outputs))
+        return logits
+
+
+class DHKD(nn.Module):
+    """Dual-head distillation: `losses.binary_kd` of a second head, which is not deployed; the labels have the first.
+
+    Yang et al., "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head", 2024 (weight
+    1). The backbone learns from both losses, a head from one. The official code can also take from the gradient what
+    points against that of the labels; that is not done here.
+
+    Fields:
+      norm, temperature: of the loss. The official code trains with the norm.
+    """
+
+    norm: bool = True
+    temperature: Temperature = 2.0
+
+    @nn.compact
+    def __call__(self, context: Context) -> Array:
+        logits = SecondHead(name="head")(context.student)
+        return losses.binary_kd(logits, context.teacher.logits, norm=self.norm, temperature=self.temperature).mean()
