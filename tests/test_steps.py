@@ -14,12 +14,10 @@ from kd_jax import methods, steps
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.types import Method, MethodVariables, RawBatch
 from tests import tiny
-from tests.methods.examples import EQUAL_WIDTHS, EXAMPLES
+from tests.methods.examples import ALONE, EXAMPLES
 from tests.methods.numeric import convolve, doubles, log_softmax
 
-RESUMED = {
-    name: options for name, options in EXAMPLES.items() if not name.startswith("original") and name not in EQUAL_WIDTHS
-}
+RESUMED = {name: options for name, options in EXAMPLES.items() if not name.startswith("original") and name not in ALONE}
 GAME = {"cross_entropy": {}, "fitnet": {"stage": 1}, "adversarial": {"hidden": [8], "turns": [3, 4]}}
 
 

@@ -15,11 +15,11 @@ from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
 from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
-from kd_jax.methods.peers import BeYourOwnTeacher, mutual
-from kd_jax.methods.maps import FSP, ICKD, MGD, FeatureMSE, WKDFeatures
-from kd_jax.methods.review import ReviewKD
-from kd_jax.methods.logits import CRLD, WKDLogits
 from kd_jax.methods.heads import CTKD, DHKD, SDD, DeiT
+from kd_jax.methods.logits import CRLD, WKDLogits
+from kd_jax.methods.maps import FSP, ICKD, MGD, FeatureMSE, WKDFeatures
+from kd_jax.methods.peers import BeYourOwnTeacher, mutual
+from kd_jax.methods.review import ReviewKD
 from kd_jax.methods.saliency import gradcam_alignment
 from kd_jax.types import Array, Context, Method
 
