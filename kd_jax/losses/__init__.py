@@ -6,12 +6,14 @@ side carries no gradient. `where` [B] leaves out images: these change neither va
 
 from kd_jax.losses.contrastive import nce
 from kd_jax.losses.divergences import abkd, bce, binary_kd, jensen_shannon, luminet, normkd, ttm, wttm
+from kd_jax.losses.embeddings import cc, cosine_distance, nd, rrd, srd, vkd
 from kd_jax.losses.features import average_down, hint
 from kd_jax.losses.labels import class_cost, nkd, rld, swap, swapped_kd, teacher_free, wkd_logits, wsld
 from kd_jax.losses.logits import cross_entropy, dkd, kd, mlkd, standardize
 from kd_jax.losses.maps import at, fsp, hcl, ickd, nst, wkd_features
 from kd_jax.losses.relations import rkd_angle, rkd_distance
 from kd_jax.losses.saliency import gradcam_alignment
+from kd_jax.losses.similarities import dist, pkt, skd, sp
 
 __all__ = [
     "abkd",
@@ -20,7 +22,10 @@ __all__ = [
     "bce",
     "binary_kd",
     "class_cost",
+    "cc",
+    "cosine_distance",
     "cross_entropy",
+    "dist",
     "dkd",
     "fsp",
     "gradcam_alignment",
@@ -47,4 +52,14 @@ __all__ = [
     "wkd_logits",
     "wsld",
     "wttm",
+    "nd",
+    "pkt",
+    "rkd_angle",
+    "rkd_distance",
+    "rrd",
+    "skd",
+    "sp",
+    "srd",
+    "standardize",
+    "vkd",
 ]

@@ -13,7 +13,8 @@ from kd_jax.keys import TERM
 from kd_jax.methods import original
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
-from kd_jax.methods.contrastive import CRD
+from kd_jax.methods.contrastive import CRD, RRD
+from kd_jax.methods.embeddings import CC, ND, PEFD, SRD, VKD, Embedding
 from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.heads import CTKD, DHKD, SDD, DeiT
 from kd_jax.methods.logits import CRLD, WKDLogits
@@ -52,6 +53,17 @@ METHODS: dict[str, Constructor] = {
     "dhkd": from_module(DHKD),
     "rkd_distance": from_loss(losses.rkd_distance, on="embedding"),
     "rkd_angle": from_loss(losses.rkd_angle, on="embedding"),
+    "sp": from_loss(losses.sp, on="feature:-1"),
+    "pkt": from_loss(losses.pkt, on="embedding"),
+    "dist": from_loss(losses.dist),
+    "skd": from_loss(losses.skd),
+    "embedding": from_module(Embedding),
+    "pefd": from_module(PEFD),
+    "cc": from_module(CC),
+    "srd": from_module(SRD),
+    "vkd": from_module(VKD),
+    "nd": from_module(ND),
+    "rrd": from_module(RRD),
     "fitnet": from_module(FitNet),
     "simkd": from_module(SimKD),
     "feature_mse": from_module(FeatureMSE),
