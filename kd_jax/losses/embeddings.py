@@ -67,11 +67,12 @@ def srd(
       exponent: of the absolute difference.
       where: [B] bool, the images that count.
     Returns:
-      [], a logarithm.
+      [], a logarithm. Zero without any image.
     """
     check_shapes(student, teacher)
     own, target = (_over_batch(x, where) for x in (keep(where, student), fixed(where, teacher)))
-    return 2 * jnp.log((jnp.abs(own - target) ** exponent).sum() + 1e-5)
+    loss = 2 * jnp.log((jnp.abs(own - target) ** exponent).sum() + 1e-5)
+    return loss if where is None else loss * where.any()
 
 
 def vkd(student: Float[Array, "B D"], teacher: Float[Array, "B D"], *, where: Where = None) -> Float[Array, " B"]:

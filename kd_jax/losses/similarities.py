@@ -90,8 +90,8 @@ def dist(
     )
     everywhere = jnp.ones_like(own, bool)
     kept = everywhere if where is None else everywhere & where[:, None]
-    inter = 1 - mean(_correlations(own, target, everywhere), where)
-    intra = 1 - _correlations(own.T, target.T, kept.T).mean()
+    inter = mean(keep(where, 1 - _correlations(own, target, everywhere)), where)
+    intra = (1 - _correlations(own.T, target.T, kept.T)).mean() * kept.any()  # without any image zero, as inter
     return temperature**2 * (beta * inter + gamma * intra)
 
 
