@@ -25,7 +25,10 @@ LABELS = jnp.asarray(np.arange(B) % K, jnp.int32)
 ARGUMENTS = {
     "at": (array(B, 4, 2, 3), array(B, 2, 2, 5)),
     "class_cost": (array(3, K),),
+    "cc": (array(B, 3), array(B, 3)),
+    "cosine_distance": (array(B, 3), array(B, 3)),
     "cross_entropy": (array(B, K), jax.nn.one_hot(LABELS, K)),
+    "dist": (array(B, K), array(B, K)),
     "dkd": (array(B, K), array(B, K), LABELS),
     "fsp": (array(B, 4, 4, 3), array(B, 2, 2, 5), array(B, 3, 3, 3), array(B, 2, 1, 5)),
     "gradcam_alignment": (jnp.abs(array(B, 4, 4)), jnp.abs(array(B, 2, 2))),
@@ -47,6 +50,16 @@ ARGUMENTS = {
     "teacher_free": (array(B, K), LABELS),
     "wkd_logits": (array(B, K), array(B, K), LABELS),
     "wsld": (array(B, K), array(B, K), LABELS),
+    "nd": (array(B, 3), array(B, 3), array(B, 3)),
+    "pkt": (array(B, 3), array(B, 4)),
+    "rkd_angle": (array(B, 3), array(B, 4)),
+    "rkd_distance": (array(B, 3), array(B, 4)),
+    "rrd": (array(B, 3), array(B, 3), array(7, 3)),
+    "skd": (array(B, K), array(B, K)),
+    "sp": (array(B, 2, 2, 3), array(B, 4, 4, 5)),
+    "srd": (array(B, 3), array(B, 3)),
+    "standardize": (array(B, K),),
+    "vkd": (array(B, 3), array(B, 3)),
 }
 OPTIONS = {"nce": {"num_examples": 10}, "wkd_logits": {"cost": jnp.ones((K, K))}}
 

@@ -117,7 +117,8 @@ class VKD(nn.Module):
     def __call__(self, context: Context) -> Array:
         student, teacher = embeddings(context)
         shape = student.shape[-1], teacher.shape[-1]
-        free = self.param("projector", nn.initializers.normal(1.0), shape, student.dtype)
+        # The projector moves as fast as the matrix only where that is about orthogonal itself, as it is at the start.
+        free = self.param("projector", nn.initializers.orthogonal(), shape, student.dtype)
         return losses.vkd(student @ orthogonal(free), teacher).mean()
 
 

@@ -164,8 +164,9 @@ def projected(free, student):
 @pytest.mark.parametrize("width", [7, 5, 3])
 def test_vkd_is_the_papers_for_a_wider_equal_and_narrower_teacher(width):
     variables, step = built("vkd", width=width)
-    teacher, free = TEACHER[:, :width], doubles(variables.params["vkd"]["projector"])
-    value, _, (by_params, by_student) = step(variables, jnp.float32(STUDENT), jnp.float32(teacher), LABELS)
+    teacher, free = TEACHER[:, :width], RNG.normal(size=(5, width))
+    moved = variables._replace(params={"vkd": {"projector": jnp.float32(free)}})
+    value, _, (by_params, by_student) = step(moved, jnp.float32(STUDENT), jnp.float32(teacher), LABELS)
     np.testing.assert_allclose(value, vkd(projected(free, STUDENT), teacher).mean(), rtol=1e-5)
     assert_gradient(by_student, slope(lambda x: vkd(projected(free, x), teacher).mean(), STUDENT))
     expected = slope(lambda f: vkd(projected(f, STUDENT), teacher).mean(), free)
@@ -185,6 +186,12 @@ def test_vkds_projector_stays_orthogonal_under_gradient_steps(width):
     identity = projector @ projector.T if width > 5 else projector.T @ projector
     np.testing.assert_allclose(identity, np.eye(narrow), atol=1e-6)
     assert values[0] < first
+
+
+@pytest.mark.parametrize("width", [7, 3])
+def test_vkds_free_matrix_begins_as_the_projector(width):
+    free = built("vkd", width=width)[0].params["vkd"]["projector"]
+    np.testing.assert_allclose(jax.jit(orthogonal)(free), free, atol=1e-6)
 
 
 # ND
