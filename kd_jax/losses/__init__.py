@@ -4,6 +4,7 @@ They return one value per image, or one value where they compare the images of a
 side carries no gradient. `where` [B] leaves out images: these change neither values nor gradients, whatever they hold.
 """
 
+from kd_jax.losses.activations import ab, catkd, factor_transfer, ofd, ofd_margin, vid
 from kd_jax.losses.contrastive import nce
 from kd_jax.losses.divergences import abkd, bce, binary_kd, jensen_shannon, luminet, normkd, ttm, wttm
 from kd_jax.losses.embeddings import cc, cosine_distance, nd, rrd, srd, vkd
@@ -24,10 +25,14 @@ __all__ = [
     "class_cost",
     "cc",
     "cosine_distance",
+    "ab",
+    "average_down",
+    "catkd",
     "cross_entropy",
     "dist",
     "dkd",
     "fsp",
+    "factor_transfer",
     "gradcam_alignment",
     "hcl",
     "hint",
@@ -40,6 +45,8 @@ __all__ = [
     "nkd",
     "normkd",
     "nst",
+    "ofd",
+    "ofd_margin",
     "rkd_angle",
     "rkd_distance",
     "rld",
@@ -62,4 +69,5 @@ __all__ = [
     "srd",
     "standardize",
     "vkd",
+    "vid",
 ]

@@ -11,10 +11,13 @@ from kd_jax import keys, losses, registry
 from kd_jax.errors import InputError, check_callable, choose, shown
 from kd_jax.keys import TERM
 from kd_jax.methods import original
+from kd_jax.methods.activations import AB, FT, OFD, VID
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
 from kd_jax.methods.contrastive import CRD, RRD
 from kd_jax.methods.embeddings import CC, ND, PEFD, SRD, VKD, Embedding
+from kd_jax.methods.classifiers import CATKD, SRRL
+from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.heads import CTKD, DHKD, SDD, DeiT
 from kd_jax.methods.logits import CRLD, WKDLogits
@@ -65,6 +68,10 @@ METHODS: dict[str, Constructor] = {
     "nd": from_module(ND),
     "rrd": from_module(RRD),
     "fitnet": from_module(FitNet),
+    "vid": from_module(VID),
+    "ofd": from_module(OFD),
+    "ab": from_module(AB),
+    "ft": from_module(FT),
     "simkd": from_module(SimKD),
     "feature_mse": from_module(FeatureMSE),
     "at": from_loss(losses.at, on="stages"),
@@ -74,6 +81,8 @@ METHODS: dict[str, Constructor] = {
     "wkd_features": from_module(WKDFeatures),
     "mgd": from_module(MGD),
     "reviewkd": from_module(ReviewKD),
+    "srrl": from_module(SRRL),
+    "catkd": from_module(CATKD),
     "crd": from_module(CRD),
     "adversarial": adversarial,
     "gradcam_alignment": gradcam_alignment,

@@ -43,3 +43,9 @@ def resized(x: Array, size: Any) -> Array:
     """Maps [B, h, w, c] at [B, *size, c]: averaged where that is smaller, interpolated linearly where it is larger."""
     x = losses.average_down(x, tuple(map(min, x.shape[1:3], size)))
     return jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear")
+
+
+def same_size(student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Both maps [B, h, w, c], of which each axis of pixels that is longer in one is averaged down to the other's."""
+    size = tuple(map(min, student.shape[1:3], teacher.shape[1:3]))
+    return losses.average_down(student, size), losses.average_down(teacher, size)

@@ -17,6 +17,7 @@ from kd_jax.losses import masks
 from kd_jax.types import (
     Array,
     Context,
+    Head,
     Method,
     MethodVariables,
     Outputs,
@@ -93,6 +94,22 @@ def stage_map(outputs: Outputs, stage: int, who: str, field: str = "features") -
         kind = next(kind for kind, of in MAPS.items() if of == field)
         raise InputError(f"{who} has no {kind}:{stage}; expected {kind}:0 (the stem's map) to {kind}:{last}")
     return at_least_float32(maps[stage])
+
+
+def linear_head(outputs: Outputs, who: str) -> tuple[Array, Head]:
+    """The last map [B, h, w, c] and the final layer, which must be linear in the averages of its c channels.
+
+    Raises:
+      InputError: for a head that reads anything else, as far as its width shows it.
+    """
+    last = stage_map(outputs, -1, who)
+    head = reported(outputs, "head", who)
+    if head.kernel.shape[0] != last.shape[-1]:
+        raise InputError(
+            f"{who}'s head reads {head.kernel.shape[0]} values, and its last map has {last.shape[-1]} channels;"
+            " expected a network with a linear head on the averaged map"
+        )
+    return last, Head(at_least_float32(head.kernel), at_least_float32(head.bias))
 
 
 def check_tap(on: str) -> None:

@@ -6,12 +6,11 @@ import flax.linen as nn
 import jax
 
 from kd_jax import losses
-from kd_jax.errors import InputError
 from kd_jax.keys import SIZE, whole
-from kd_jax.methods.adapters import Regressor
-from kd_jax.methods.base import reported, stage_map
+from kd_jax.methods.adapters import Regressor, same_size
+from kd_jax.methods.base import linear_head, stage_map
 from kd_jax.models.layers import BatchNorm
-from kd_jax.types import Array, Context, Outputs, at_least_float32
+from kd_jax.types import Array, Context, Outputs
 
 
 class FitNet(nn.Module):
@@ -53,19 +52,11 @@ class SimKD(nn.Module):
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
-        teacher = stage_map(context.teacher, -1, "the teacher")
-        head = reported(context.teacher, "head", "the teacher")
-        if head.kernel.shape[0] != teacher.shape[-1]:
-            raise InputError(
-                f"the teacher's head reads {head.kernel.shape[0]} values, and its last map has {teacher.shape[-1]}"
-                " channels; expected a teacher with a linear head"
-            )
-        student = stage_map(context.student, -1, "the student")
-        self.variable("head", "kernel", lambda: at_least_float32(head.kernel))
-        self.variable("head", "bias", lambda: at_least_float32(head.bias))
-        size = min(student.shape[1:3], teacher.shape[1:3])
-        projected = self.projector(losses.average_down(student, size), teacher.shape[-1], train=True)
-        return losses.hint(projected, losses.average_down(jax.lax.stop_gradient(teacher), size)).mean()
+        teacher, head = linear_head(context.teacher, "the teacher")
+        self.variable("head", "kernel", lambda: head.kernel)
+        self.variable("head", "bias", lambda: head.bias)
+        student, teacher = same_size(stage_map(context.student, -1, "the student"), jax.lax.stop_gradient(teacher))
+        return losses.hint(self.projector(student, teacher.shape[-1], train=True), teacher).mean()
 
     def predict(self, outputs: Outputs) -> Array:
         """The teacher's classifier [B, K] on the projected map; averaging its pixels commutes with averaging down."""

@@ -41,6 +41,10 @@ EXAMPLES = {
     "nd": {},
     "rrd": {"queue": 8},
     "fitnet": {"stage": 1},
+    "vid": {},
+    "ofd": {},
+    "ab": {},
+    "ft": {"paraphraser_epochs": 1},
     "simkd": {},
     "feature_mse": {},
     "at": {},
@@ -50,6 +54,8 @@ EXAMPLES = {
     "wkd_features": {},
     "mgd": {"weight": 7e-5},
     "reviewkd": {},
+    "srrl": {},
+    "catkd": {},
     "crd": {"features": 4, "negatives": 8},
     "adversarial": {"hidden": [8]},
     "gradcam_alignment": {"stage": -2},
@@ -70,6 +76,8 @@ VARIANTS = {
     "abkd, the limit of logarithms": {"method": "abkd", "alpha": 0.0, "beta": 0.0},
     "abkd, below zero": {"method": "abkd", "alpha": -1.0, "beta": 1.0},
     "embedding, squared error of a projection": {"method": "embedding", "objective": "mse", "project": True},
+    "ft, second phase": {"method": "ft", "paraphraser_epochs": 0, "spatial": False},
+    "catkd, normalized": {"method": "catkd", "normalize": True},
     "wasserstein": {"method": "adversarial", "hidden": [8], "objective": "wasserstein"},
 }
 ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items()}, **VARIANTS}
