@@ -10,6 +10,7 @@ import scipy.stats
 
 from kd_jax import methods
 from kd_jax.errors import InputError
+from kd_jax.methods.adapters import same_size
 from kd_jax.types import MethodVariables, Norm
 from tests.methods.numeric import assert_gradient, context, convolve, doubles, outputs, slope
 
@@ -295,3 +296,10 @@ def test_ft_compares_whole_factors_where_it_is_told():
     rows = [down(x, 2, 2).reshape(4, -1) for x in sides]
     units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows]
     np.testing.assert_allclose(got, np.abs(units[0] - units[1]).mean(), rtol=1e-5)
+
+
+def test_a_map_is_averaged_down_where_it_is_longer_than_the_other():
+    x, y = RNG.normal(size=(2, 4, 2, 3)), RNG.normal(size=(2, 2, 4, 5))
+    student, teacher = jax.jit(same_size)(x, y)
+    np.testing.assert_allclose(student, down(x, 2, 2), rtol=1e-5)
+    np.testing.assert_allclose(teacher, down(y, 2, 2), rtol=1e-5)
