@@ -77,9 +77,7 @@ def ofd_margin(scale: Float[Array, " c"], bias: Float[Array, " c"]) -> Float[Arr
     """
     deviation, mean = jnp.abs(fixed(None, scale)), fixed(None, bias)
     ratio = mean / jnp.maximum(deviation, 1e-30)
-    # Held where both logarithms are finite: above 4 the ratio of density and probability is not used.
-    held = jnp.clip(ratio, -40, 4)
-    hazard = jnp.exp(jax.scipy.stats.norm.logpdf(held) - jax.scipy.stats.norm.logcdf(-held))
+    hazard = jnp.exp(jax.scipy.stats.norm.logpdf(ratio) - jax.scipy.stats.norm.logcdf(-ratio))
     negative = jax.scipy.stats.norm.cdf(-ratio)
     return jnp.where(negative > MARGIN_BELOW, mean - deviation * hazard, -3 * deviation)
 
