@@ -14,10 +14,9 @@ from kd_jax.methods import original
 from kd_jax.methods.activations import AB, FT, OFD, VID
 from kd_jax.methods.adversarial import adversarial
 from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
+from kd_jax.methods.classifiers import CATKD, SRRL
 from kd_jax.methods.contrastive import CRD, RRD
 from kd_jax.methods.embeddings import CC, ND, PEFD, SRD, VKD, Embedding
-from kd_jax.methods.classifiers import CATKD, SRRL
-from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.features import FitNet, SimKD
 from kd_jax.methods.heads import CTKD, DHKD, SDD, DeiT
 from kd_jax.methods.logits import CRLD, WKDLogits

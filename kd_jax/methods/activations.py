@@ -110,6 +110,7 @@ class FT(nn.Module):
     paraphraser_epochs: Annotated[int, whole(0, 10**6)] = 30
     rate: Annotated[float, WIDTH] = 0.5
     spatial: bool = True
+    phases = True
 
     @nn.compact
     def __call__(self, context: Context) -> dict[str, Array]:

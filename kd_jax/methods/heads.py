@@ -10,6 +10,7 @@ from kd_jax import losses
 from kd_jax.errors import InputError, choose
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, listing, whole
 from kd_jax.losses import masks
+from kd_jax.losses.features import average_down
 from kd_jax.methods.base import reported, stage_map
 from kd_jax.models.layers import Linear
 from kd_jax.types import Array, Context, Outputs, at_least_float32
@@ -57,7 +58,7 @@ class SDD(nn.Module):
 
     Fields:
       scales: cells along a side. A map with fewer pixels has cells that share them.
-      inner: "kd" or "dkd". temperature: T. alpha, beta: of "dkd".
+      inner: "kd", "dkd" or "nkd". temperature: T. alpha, beta: of "dkd". gamma: of "nkd".
     """
 
     scales: Annotated[tuple[int, ...], SCALES] = (1, 2, 4)
@@ -65,10 +66,11 @@ class SDD(nn.Module):
     temperature: Temperature = 4.0
     alpha: float = 1.0
     beta: float = 8.0
+    gamma: Annotated[float, AT_LEAST_0] = 3.5
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
-        choose("inner", self.inner, ("kd", "dkd"))
+        choose("inner", self.inner, ("kd", "dkd", "nkd"))
         student = cell_logits(context.student, self.scales, "the student")
         teacher = cell_logits(jax.lax.stop_gradient(context.teacher), self.scales, "the teacher")
         labels = context.batch.labels
@@ -78,9 +80,12 @@ class SDD(nn.Module):
             loss = losses.kd(rows[0], rows[1], temperature=self.temperature)
         else:
             where = labels >= 0
-            options: Any = {"alpha": self.alpha, "beta": self.beta, "temperature": self.temperature}
             own, counts = (x.repeat(student.shape[1]) for x in (labels, where))
-            loss = losses.dkd(rows[0], rows[1], own, where=counts, **options)
+            options: Any = {"temperature": self.temperature, "where": counts}
+            if self.inner == "dkd":
+                loss = losses.dkd(rows[0], rows[1], own, alpha=self.alpha, beta=self.beta, **options)
+            else:
+                loss = losses.nkd(rows[0], rows[1], own, gamma=self.gamma, **options)
         right = teacher.argmax(-1) == labels[:, None]
         right_about_the_image = context.teacher.logits.argmax(-1) == labels
         weights = jnp.where(right != right_about_the_image[:, None], 2.0, 1.0)
@@ -100,7 +105,7 @@ def cell_logits(outputs: Outputs, scales: tuple[int, ...], who: str) -> Array:
             f"the head of {who} reads {head.kernel.shape[0]} values, and its last map has {x.shape[-1]} channels;"
             " expected a linear head on the averaged map"
         )
-    cells = [losses.average_down(x, (m, m)).reshape(len(x), m * m, -1) for m in scales]
+    cells = [average_down(x, (m, m)).reshape(len(x), m * m, -1) for m in scales]
     return jnp.concatenate(cells, 1) @ at_least_float32(head.kernel) + at_least_float32(head.bias)
 
 
@@ -150,8 +155,8 @@ class DHKD(nn.Module):
     """Dual-head distillation: `losses.binary_kd` of a second head, which is not deployed; the labels have the first.
 
     Yang et al., "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head", 2024 (weight
-    1). The backbone learns from both losses, a head from one. The official code can also take from the gradient what
-    points against that of the labels; that is not done here.
+    1). The backbone learns from both losses, a head from one. With `optimizer.gradients` "project" the gradient of
+    this loss also loses what opposes that of the labels, as in the paper.
 
     Fields:
       norm, temperature: of the loss. The official code trains with the norm.

@@ -59,6 +59,9 @@ EXAMPLES = {
     "crd": {"features": 4, "negatives": 8},
     "adversarial": {"hidden": [8]},
     "gradcam_alignment": {"stage": -2},
+    "mse": {},
+    "mutual": {},
+    "byot": {},
     "original_cross_entropy": {},
     "original_kd": {},
     "original_rkd_distance": {},
@@ -71,6 +74,7 @@ VARIANTS = {
     "feature_mse, normalized": {"method": "feature_mse", "normalize": True},
     "wkd_features, in cells": {"method": "wkd_features", "stage": 1, "grid": 2},
     "sdd, dkd": {"method": "sdd", "inner": "dkd"},
+    "sdd, nkd": {"method": "sdd", "inner": "nkd"},
     "deit, soft": {"method": "deit", "distillation": "soft"},
     "dhkd, without the norm": {"method": "dhkd", "norm": False},
     "abkd, the limit of logarithms": {"method": "abkd", "alpha": 0.0, "beta": 0.0},
@@ -84,7 +88,7 @@ ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items(
 
 # What a method cannot do by its nature.
 PREDICTS = {"deit"}  # it replaces the student's prediction, as simkd does, and only one of a run's terms may
-NEEDS_NETWORKS = {"gradcam_alignment"}  # it runs the networks itself, so plain outputs are not enough
+NEEDS_NETWORKS = {"gradcam_alignment", "mutual"}  # it runs the networks itself, so plain outputs are not enough
 EQUAL_WIDTHS = {"fsp"}  # of student and teacher
 TEN_CLASSES = {"original_adversarial"}  # its convolutions need so many
 ALONE = TEN_CLASSES | EQUAL_WIDTHS | PREDICTS  # what cannot share one program of a narrow student and a wide teacher

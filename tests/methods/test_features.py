@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import losses, methods
+from kd_jax import methods
 from kd_jax.errors import InputError
+from kd_jax.losses.features import average_down
 from kd_jax.types import Head, MethodVariables, Outputs
 from tests.methods.numeric import (
     assert_gradient,
@@ -189,4 +190,4 @@ def test_averaging_down_is_pytorchs_adaptive_pooling():
     rows = [x[:, 0:2], x[:, 1:4], x[:, 3:5]]
     expected = np.stack([r.mean(1) for r in rows], 1)
     expected = np.stack([expected[:, :, 0:2].mean(2), expected[:, :, 1:4].mean(2), expected[:, :, 3:5].mean(2)], 2)
-    np.testing.assert_allclose(losses.average_down(jnp.float32(x), (3, 3)), expected, rtol=1e-6)
+    np.testing.assert_allclose(average_down(jnp.float32(x), (3, 3)), expected, rtol=1e-6)

@@ -70,7 +70,7 @@ def test_labels_need_no_teacher():
 @pytest.mark.parametrize(
     ("terms", "said"),
     [
-        ({}, "method has no term; expected at least one of: adversarial, crd, cross_entropy"),
+        ({}, "method has no term; expected at least one of: ab, abkd, adversarial"),
         ({"kdd": {}}, "method.kdd.method is 'kdd'; expected one of: .*; did you mean 'kd'"),
         ({"kd": {"method": "dk"}}, "method.kd.method is 'dk'"),
         ({"kd": {"temprature": 2.0}}, "'temprature'; expected one of: .*; did you mean 'temperature'"),
