@@ -145,12 +145,13 @@ def rrd(
     Raises:
       InputError: for a temperature that is not above zero.
     """
+    check_temperature(teacher_temperature)
+    check_temperature(student_temperature)
     check_shapes(student, teacher)
     queue = jax.lax.stop_gradient(teacher_queue)
     counts = jnp.ones(len(queue), bool) if queued is None else queued
 
     def log_probabilities(x: Array, temperature: float) -> Array:
-        check_temperature(temperature)
         scores = unit(x) @ queue.T / temperature
         return jnp.where(counts, scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True, where=counts), 0.0)
 
