@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.keys import AT_LEAST_0, SIZE
-from kd_jax.losses.features import average_down
-from kd_jax.losses.masks import check_shapes, fixed, keep
+from kd_jax.losses.arrays import average_down, unit
+from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float, at_least_float32
 
-Where = Array | None  # [B] bool
 MARGIN_BELOW = 1e-3  # where fewer of the values are negative, their mean is not taken
 
 
@@ -126,12 +125,11 @@ def factor_transfer(
       [B], without unit.
     """
     check_shapes(student, teacher)
-
-    def unit(factor: Array) -> Array:
-        factor = jnp.square(factor).mean(-1, keepdims=True) if spatial else factor
-        return _unit(factor, (1, 2, 3))
-
-    return jnp.abs(unit(keep(where, student)) - unit(fixed(where, teacher))).mean((1, 2, 3))
+    sides = [keep(where, student), fixed(where, teacher)]
+    if spatial:
+        sides = [jnp.square(x).mean(-1, keepdims=True) for x in sides]
+    own, other = (unit(x, (1, 2, 3)) for x in sides)
+    return jnp.abs(own - other).mean((1, 2, 3))
 
 
 def catkd(
@@ -156,12 +154,5 @@ def catkd(
     common = tuple(min(size, *lengths) for lengths in zip(student.shape[1:3], teacher.shape[1:3], strict=True))
     sides = [average_down(x, common) for x in (keep(where, student), fixed(where, teacher))]
     check_shapes(*sides)
-    own, other = (_unit(x, (1, 2)) for x in sides) if normalize else sides
+    own, other = (unit(x, (1, 2)) for x in sides) if normalize else sides
     return jnp.square(own - other).mean((1, 2, 3))
-
-
-def _unit(x: Array, axes: tuple[int, ...]) -> Array:
-    """x with norm one over `axes`; zero, with a gradient of zero, where the norm is."""
-    squares = jnp.square(x).sum(axes, keepdims=True)
-    safe = squares > 1e-24
-    return jnp.where(safe, x * jax.lax.rsqrt(jnp.where(safe, squares, 1)), 0)

@@ -12,10 +12,9 @@ import optax
 
 from kd_jax.keys import ABOVE_0, Temperature
 from kd_jax.losses.logits import check_temperature, kd, standardize
-from kd_jax.losses.masks import check_shapes, fixed, keep
+from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float
 
-Where = Array | None  # [B] bool
 CLOSE = 0.5  # points that are this near have differences by a series, others by quotients
 SERIES = 14  # terms of it, enough for float64
 LARGEST_EXPONENT = 60.0  # of `abkd`, below float32's with room for the squared difference

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from kd_jax.keys import Temperature, number
+from kd_jax.losses.arrays import unit
 from kd_jax.losses.logits import check_temperature
-from kd_jax.losses.masks import check_shapes, fixed, keep
-from kd_jax.losses.similarities import unit
+from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float
-
-Where = Array | None  # [B] bool
 
 
 def cosine_distance(

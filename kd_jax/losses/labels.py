@@ -11,8 +11,9 @@ import optax
 
 from kd_jax.errors import InputError
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, number, whole
-from kd_jax.losses.logits import Where, check_temperature, kd, log_softmax_among, two_way
-from kd_jax.losses.masks import check_shapes, fixed, keep
+from kd_jax.losses.arrays import unit
+from kd_jax.losses.logits import check_temperature, kd, log_softmax_among, two_way
+from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float, Int
 
 EPSILON = 1e-7  # of the official code of WSLD
@@ -263,8 +264,8 @@ def class_cost(teacher_kernel: Float[Array, "D K"], *, kappa: Annotated[float, A
       [K, K], from 0 to 1 - exp(-2 kappa), symmetric, without gradient. A class costs nothing to itself.
     """
     kernel = fixed(None, teacher_kernel)
-    unit = kernel * jax.lax.rsqrt(jnp.maximum(jnp.square(kernel).sum(0), 1e-24))  # a class may have a row of zeros
-    similarity = jnp.matmul(unit.T, unit, precision=jax.lax.Precision.HIGHEST)
+    rows = unit(kernel.T)
+    similarity = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.fill_diagonal(-jnp.expm1(-kappa * jnp.maximum(1 - similarity, 0)), 0, inplace=False)
 
 

@@ -9,10 +9,8 @@ import optax
 
 from kd_jax.errors import InputError
 from kd_jax.keys import ABOVE_0, Temperature, listing
-from kd_jax.losses.masks import check_shapes, fixed, keep
+from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float, Int
-
-Where = Array | None  # [B] bool
 
 
 def cross_entropy(

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 
 from kd_jax.errors import InputError
 from kd_jax.keys import AT_LEAST_0, whole
-from kd_jax.losses.features import average_down, windows
-from kd_jax.losses.masks import check_shapes, fixed, keep
+from kd_jax.losses.arrays import average_down, same_size, unit, windows
+from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float
 
 VARIANCE_EPSILON = 1e-5  # in wkd_features
 
 
 def at(
-    student: Float[Array, "B h w c"], teacher: Float[Array, "B i j d"], *, where: Array | None = None
+    student: Float[Array, "B h w c"], teacher: Float[Array, "B i j d"], *, where: Where = None
 ) -> Float[Array, " B"]:
     """Attention transfer: the mean squared difference of the two attention maps.
 
@@ -32,13 +32,13 @@ def at(
     Raises:
       InputError: for what are no maps.
     """
-    maps = _at_one_size(keep(where, student), fixed(where, teacher))
+    maps = same_size(keep(where, student), fixed(where, teacher))
     own, other = (unit(jnp.square(x).mean(-1).reshape(len(x), -1)) for x in maps)
     return jnp.square(own - other).mean(-1)
 
 
 def nst(
-    student: Float[Array, "B h w c"], teacher: Float[Array, "B i j d"], *, where: Array | None = None
+    student: Float[Array, "B h w c"], teacher: Float[Array, "B i j d"], *, where: Where = None
 ) -> Float[Array, " B"]:
     """Neuron selectivity transfer: the squared maximum mean discrepancy between the channels of the two maps.
 
@@ -56,7 +56,7 @@ def nst(
     Raises:
       InputError: for what are no maps.
     """
-    maps = _at_one_size(keep(where, student), fixed(where, teacher))
+    maps = same_size(keep(where, student), fixed(where, teacher))
     own, other = (unit(x.reshape(len(x), -1, x.shape[-1]), axis=1) for x in maps)
 
     def kernel(a: Array, b: Array) -> Array:
@@ -71,7 +71,7 @@ def fsp(
     teacher: Float[Array, "B i j c2"],
     teacher_next: Float[Array, "B m n d2"],
     *,
-    where: Array | None = None,
+    where: Where = None,
 ) -> Float[Array, " B"]:
     """The flow of the solution procedure: the mean squared difference of the two networks' FSP matrices.
 
@@ -97,12 +97,12 @@ def fsp(
 
 def _flow(x: Array, following: Array) -> Array:
     """[B, c, d] of maps [B, h, w, c] and [B, k, l, d]."""
-    x, following = _at_one_size(x, following)
+    x, following = same_size(x, following)
     return _products(x, following) / (x.shape[1] * x.shape[2])
 
 
 def ickd(
-    student: Float[Array, "B h w c"], teacher: Float[Array, "B i j c2"], *, where: Array | None = None
+    student: Float[Array, "B h w c"], teacher: Float[Array, "B i j c2"], *, where: Where = None
 ) -> Float[Array, " B"]:
     """Inter-channel correlation: the squared difference of how the channels of each map go together, over c.
 
@@ -129,7 +129,7 @@ def wkd_features(
     *,
     ratio: Annotated[float, AT_LEAST_0] = 4.0,
     grid: Annotated[int, whole(1, 16)] = 1,
-    where: Array | None = None,
+    where: Where = None,
 ) -> Float[Array, " B"]:
     """The squared Wasserstein distance between Gaussians, one for each channel and cell of a map.
 
@@ -167,7 +167,7 @@ def _moments(x: Array, grid: int) -> tuple[Array, Array]:
 
 
 def hcl(
-    student: Float[Array, "B h w c"], teacher: Float[Array, "B h w c"], *, where: Array | None = None
+    student: Float[Array, "B h w c"], teacher: Float[Array, "B h w c"], *, where: Where = None
 ) -> Float[Array, " B"]:
     """The hierarchical context loss: the mean squared error of the maps, and of what they are averaged down to.
 
@@ -190,20 +190,6 @@ def hcl(
     weights = [0.5**level for level in range(len(levels))]
     errors = [weight * jnp.square(x).mean((1, 2, 3)) for weight, x in zip(weights, levels, strict=True)]
     return sum(errors[1:], errors[0]) / sum(weights)
-
-
-def unit(x: Array, *, axis: int = -1) -> Array:
-    """x divided by its norm along an axis, with a finite gradient at zero, where it stays zero."""
-    squares = jnp.square(x).sum(axis, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
-
-
-def _at_one_size(x: Array, y: Array) -> tuple[Array, Array]:
-    """Both maps at the smaller height and width of the two."""
-    if x.ndim != 4 or y.ndim != 4:
-        raise InputError(f"the loss compares {list(x.shape)} with {list(y.shape)}; expected maps [B, h, w, c]")
-    size = (min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2]))
-    return average_down(x, size), average_down(y, size)
 
 
 def _products(x: Array, y: Array) -> Array:

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from kd_jax.errors import InputError
 from kd_jax.types import Array, Float, at_least_float32
 
+Where = Array | None  # [B] bool, the images that count; None for all
+
 
 def keep(where: Array | None, x: Array) -> Array:
     """x [B, ...], at least float32, with zeros in the place of the images that `where` [B] leaves out."""

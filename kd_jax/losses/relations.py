@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.losses.masks import fixed, keep
+from kd_jax.losses.masks import Where, fixed, keep
 from kd_jax.types import Array, Float
 
 LARGEST_INTERMEDIATE = 2**24  # elements in rkd_angle, 64 MiB in float32
 
 
 def rkd_distance(
-    student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, where: Array | None = None
+    student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, where: Where = None
 ) -> Float[Array, ""]:
     """Relational distillation of distances: smooth L1 between the two matrices, each divided by its mean distance.
 
@@ -30,7 +30,7 @@ def rkd_distance(
 
 
 def rkd_angle(
-    student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, where: Array | None = None
+    student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, where: Where = None
 ) -> Float[Array, ""]:
     """Relational distillation of angles: smooth L1 between the cosines at i of all triples (j, i, k).
 

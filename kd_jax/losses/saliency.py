@@ -2,7 +2,7 @@
 
 from kd_jax import gradcam
 from kd_jax.errors import choose
-from kd_jax.losses.masks import fixed, keep
+from kd_jax.losses.masks import Where, fixed, keep
 from kd_jax.types import Array, Float
 
 SIMILARITIES = {"cosine": gradcam.cosine, "pearson": gradcam.pearson}  # those that have a gradient
@@ -13,7 +13,7 @@ def gradcam_alignment(
     teacher: Float[Array, "B i j"],
     *,
     similarity: str = "cosine",
-    where: Array | None = None,
+    where: Where = None,
 ) -> Float[Array, " B"]:
     """How far the student's Grad-CAM maps are from the teacher's: one minus their similarity.
 

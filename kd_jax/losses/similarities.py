@@ -8,11 +8,10 @@ import jax.scipy.linalg
 import optax
 
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature
+from kd_jax.losses.arrays import unit
 from kd_jax.losses.logits import check_temperature
-from kd_jax.losses.masks import check_shapes, fixed, keep, mean
+from kd_jax.losses.masks import Where, check_shapes, fixed, keep, mean
 from kd_jax.types import Array, Float
-
-Where = Array | None  # [B] bool
 
 
 def sp(student: Float[Array, "B ..."], teacher: Float[Array, "B ..."], *, where: Where = None) -> Float[Array, ""]:
@@ -134,12 +133,6 @@ def skd(
     )
     solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(covariance, lower=True), rows.T).T
     return instance * divergence + direction * mean(_root((rows * solved).sum(-1)), where)
-
-
-def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """Rows of norm one. A row of zeros stays, and has no gradient."""
-    squares = jnp.square(x).sum(-1, keepdims=True)
-    return jnp.where(squares > 0, x * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
 def flat(x: Float[Array, "B ..."]) -> Float[Array, "B D"]:

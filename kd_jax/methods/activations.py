@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import losses
-from kd_jax.errors import InputError
 from kd_jax.keys import AT_LEAST_0, WIDTH, number, whole
-from kd_jax.methods.adapters import Regressor, same_size
-from kd_jax.methods.base import MAPS, reported, stage_map
+from kd_jax.losses.arrays import same_size
+from kd_jax.methods.adapters import Regressor
+from kd_jax.methods.base import reported, stage_map, stage_pairs
 from kd_jax.models.layers import BatchNorm
 from kd_jax.types import Array, Context
 
@@ -36,7 +36,7 @@ class VID(nn.Module):
     @nn.compact
     def __call__(self, context: Context) -> Array:
         terms = []
-        for stage, (student, teacher) in enumerate(stages(context), start=1):
+        for stage, (student, teacher) in enumerate(stage_pairs(context), start=1):
             x, teacher = same_size(student, teacher)
             features = teacher.shape[-1]
             for i in range(1, 4):
@@ -62,7 +62,7 @@ class OFD(nn.Module):
     def __call__(self, context: Context) -> Array:
         norms = reported(context.teacher, "norms", "the teacher")
         terms = []
-        for stage, (student, teacher) in enumerate(stages(context, "preactivation"), start=1):
+        for stage, (student, teacher) in enumerate(stage_pairs(context, "preactivations"), start=1):
             student, teacher = same_size(student, teacher)
             shape = (*student.shape[1:3], teacher.shape[-1])
             connected = Regressor(shape, activation=False, name=f"stage{stage}")(student, train=True)
@@ -88,7 +88,7 @@ class AB(nn.Module):
     @nn.compact
     def __call__(self, context: Context) -> Array:
         terms = []
-        for stage, (student, teacher) in enumerate(stages(context, "preactivation"), start=1):
+        for stage, (student, teacher) in enumerate(stage_pairs(context, "preactivations"), start=1):
             regressor = Regressor(teacher.shape[1:], activation=False, name=f"stage{stage}")
             terms.append(losses.ab(regressor(student, train=True), teacher, margin=self.margin).mean())
         return halved(terms)
@@ -156,22 +156,6 @@ class Coder(nn.Module):
                     )
             x = nn.leaky_relu(x, 0.1)
         return x
-
-
-def stages(context: Context, kind: str = "feature") -> list[tuple[Array, Array]]:
-    """The maps [B, h, w, c] of student and teacher, without gradient, at every stage but the stem's.
-
-    Raises:
-      InputError: where there are not as many.
-    """
-    sides = []
-    for outputs, who in ((context.student, "the student"), (context.teacher, "the teacher")):
-        count = len(reported(outputs, MAPS[kind], who))
-        sides.append([stage_map(outputs, stage, who, MAPS[kind]) for stage in range(1, count)])
-    if len(sides[0]) != len(sides[1]) or not sides[0]:
-        counts = " and ".join(f"{len(side)}" for side in sides)
-        raise InputError(f"student and teacher have {counts} maps beside the stem's; expected as many, at least one")
-    return list(zip(sides[0], jax.lax.stop_gradient(sides[1]), strict=True))
 
 
 def halved(terms: Sequence[Array]) -> Array:

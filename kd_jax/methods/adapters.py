@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from kd_jax.losses.features import average_down
+from kd_jax.losses.arrays import average_down
 from kd_jax.models.layers import BatchNorm
 from kd_jax.types import Array
 
@@ -43,9 +43,3 @@ def resized(x: Array, size: Any) -> Array:
     """Maps [B, h, w, c] at [B, *size, c]: averaged where that is smaller, interpolated linearly where it is larger."""
     x = average_down(x, tuple(map(min, x.shape[1:3], size)))
     return jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear")
-
-
-def same_size(student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Both maps [B, h, w, c], of which each axis of pixels that is longer in one is averaged down to the other's."""
-    size = tuple(map(min, student.shape[1:3], teacher.shape[1:3]))
-    return average_down(student, size), average_down(teacher, size)

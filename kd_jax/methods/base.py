@@ -112,6 +112,34 @@ def linear_head(outputs: Outputs, who: str) -> tuple[Array, Head]:
     return last, Head(at_least_float32(head.kernel), at_least_float32(head.bias))
 
 
+def stage_pairs(
+    context: Context, field: str = "features", of_teacher: str | None = None, *, first: int = 1
+) -> list[tuple[Array, Array]]:
+    """The maps [B, h, w, c] of student and teacher at every stage from `first`, the stem being 0.
+
+    Args:
+      context: of the step.
+      field, of_teacher: "features" or "preactivations", of the student and of the teacher (None for the same).
+      first: stage.
+    Raises:
+      InputError: where the networks have not equally many, or too few.
+    """
+    sides = []
+    for outputs, who, kind in (
+        (context.student, "the student", field),
+        (jax.lax.stop_gradient(context.teacher), "the teacher", of_teacher or field),
+    ):
+        count = len(reported(outputs, kind, who))
+        sides.append([stage_map(outputs, stage, who, kind) for stage in range(first, count)])
+    students, teachers = sides
+    if len(students) != len(teachers) or len(students) < 2 - first:
+        raise InputError(
+            f"the student has {len(students)} maps to compare, and the teacher {len(teachers)}; expected equally many,"
+            f" at least {2 - first}"
+        )
+    return list(zip(students, teachers, strict=True))
+
+
 def check_tap(on: str) -> None:
     """Raises InputError for a name that `tap` does not know."""
     kind, _, stage = on.partition(":") if isinstance(on, str) else ("", "", "")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.errors import InputError
 from kd_jax.keys import FRACTION, SIZE, Temperature, whole
+from kd_jax.losses.arrays import unit
 from kd_jax.methods.base import reported
 from kd_jax.methods.embeddings import embeddings
 from kd_jax.models.layers import Linear
@@ -45,7 +46,7 @@ class CRD(nn.Module):
             "student": reported(context.student, "embedding", "the student"),
             "teacher": jax.lax.stop_gradient(reported(context.teacher, "embedding", "the teacher")),
         }
-        anchors = {side: _unit(Linear(self.features, x.dtype, name=f"{side}_embed")(x)) for side, x in sides.items()}
+        anchors = {side: unit(Linear(self.features, x.dtype, name=f"{side}_embed")(x)) for side, x in sides.items()}
         banks = {side: self._bank(side, size, x.dtype) for side, x in anchors.items()}
         total = jnp.zeros((), anchors["student"].dtype)
         for side, other in (("student", "teacher"), ("teacher", "student")):
@@ -60,7 +61,7 @@ class CRD(nn.Module):
         if not self.is_initializing():
             for side, bank in banks.items():
                 new = self.momentum * bank.value[ids] + (1 - self.momentum) * jax.lax.stop_gradient(anchors[side])
-                bank.value = bank.value.at[ids].set(_unit(new))
+                bank.value = bank.value.at[ids].set(unit(new))
         return total
 
     def _bank(self, side: str, size: int, dtype: jnp.dtype) -> nn.Variable:
@@ -100,7 +101,7 @@ class RRD(nn.Module):
         # Where the next embedding goes, and how many there are.
         pointer = self.variable("memory", "pointer", jnp.zeros, (), jnp.int32)
         filled = self.variable("memory", "filled", jnp.zeros, (), jnp.int32)
-        new = _unit(teacher)[-self.queue :]
+        new = unit(teacher)[-self.queue :]
         places = (pointer.value + jnp.arange(len(new), dtype=jnp.int32)) % self.queue
         rows, count = memory.value.at[places].set(new), jnp.minimum(filled.value + len(new), self.queue)
         if not self.is_initializing():
@@ -141,9 +142,3 @@ def _range_of_own(labels: Array, order: Array, ids: Array) -> tuple[Array, Array
     count = jnp.searchsorted(ranked, own, side="right").astype(jnp.int32) - first
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=jnp.int32))[ids]
     return jnp.where(own < 0, place, first), jnp.where(own < 0, 1, count)
-
-
-def _unit(x: Array) -> Array:
-    """Rows of norm one, with a finite gradient at zero."""
-    squares = jnp.square(x).sum(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

@@ -7,7 +7,8 @@ import jax
 
 from kd_jax import losses
 from kd_jax.keys import SIZE, whole
-from kd_jax.methods.adapters import Regressor, same_size
+from kd_jax.losses.arrays import same_size
+from kd_jax.methods.adapters import Regressor
 from kd_jax.methods.base import linear_head, stage_map
 from kd_jax.models.layers import BatchNorm
 from kd_jax.types import Array, Context, Outputs

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import losses
-from kd_jax.errors import InputError, choose
+from kd_jax.errors import choose
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, listing, whole
 from kd_jax.losses import masks
-from kd_jax.losses.features import average_down
-from kd_jax.methods.base import reported, stage_map
+from kd_jax.losses.arrays import average_down
+from kd_jax.methods.base import linear_head, reported
 from kd_jax.models.layers import Linear
 from kd_jax.types import Array, Context, Outputs, at_least_float32
 
@@ -98,15 +98,9 @@ def cell_logits(outputs: Outputs, scales: tuple[int, ...], who: str) -> Array:
     Raises:
       InputError: where the head does not read the map's channels.
     """
-    x = stage_map(outputs, -1, who)
-    head = reported(outputs, "head", who)
-    if head.kernel.shape[0] != x.shape[-1]:
-        raise InputError(
-            f"the head of {who} reads {head.kernel.shape[0]} values, and its last map has {x.shape[-1]} channels;"
-            " expected a linear head on the averaged map"
-        )
+    x, head = linear_head(outputs, who)
     cells = [average_down(x, (m, m)).reshape(len(x), m * m, -1) for m in scales]
-    return jnp.concatenate(cells, 1) @ at_least_float32(head.kernel) + at_least_float32(head.bias)
+    return jnp.concatenate(cells, 1) @ head.kernel + head.bias
 
 
 class SecondHead(nn.Module):

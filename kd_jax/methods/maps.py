@@ -1,5 +1,6 @@
 """Methods that compare what single maps hold, behind an adapter of the student's where they need one."""
 
+import itertools
 from typing import Annotated
 
 import flax.linen as nn
@@ -7,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import losses
-from kd_jax.errors import InputError
 from kd_jax.keys import AT_LEAST_0, FRACTION, whole
-from kd_jax.losses.maps import unit
+from kd_jax.losses.arrays import unit
 from kd_jax.methods.adapters import Regressor, resized
-from kd_jax.methods.base import reported, stage_map
+from kd_jax.methods.base import stage_map, stage_pairs
 from kd_jax.models.layers import BatchNorm
 from kd_jax.types import Array, Context
 
@@ -22,14 +22,6 @@ def maps_of(context: Context, stage: int, teacher_stage: int | None) -> tuple[Ar
     """The student's map of a stage, and the teacher's of its own (None for the same)."""
     student = stage_map(context.student, stage, "the student")
     return student, stage_map(context.teacher, stage if teacher_stage is None else teacher_stage, "the teacher")
-
-
-def check_stages(students: list[Array], teachers: list[Array]) -> None:
-    """Raises InputError where the two networks have not equally many maps."""
-    if len(students) != len(teachers):
-        raise InputError(
-            f"the student has {len(students)} maps to compare, and the teacher {len(teachers)}; expected equally many"
-        )
 
 
 class FeatureMSE(nn.Module):
@@ -67,13 +59,12 @@ class FSP(nn.Module):
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
-        students, teachers = (
-            [stage_map(outputs, stage, who) for stage in range(len(reported(outputs, "features", who)))]
-            for outputs, who in ((context.student, "the student"), (context.teacher, "the teacher"))
-        )
-        check_stages(students, teachers)
-        pairs = zip(students[:-1], students[1:], teachers[:-1], teachers[1:], strict=True)
-        return sum((losses.fsp(*pair).mean() for pair in pairs), jnp.zeros((), students[0].dtype))
+        pairs = stage_pairs(context, first=0)
+        terms = [
+            losses.fsp(student, student_next, teacher, teacher_next).mean()
+            for (student, teacher), (student_next, teacher_next) in itertools.pairwise(pairs)
+        ]
+        return sum(terms[1:], terms[0])
 
 
 class ICKD(nn.Module):

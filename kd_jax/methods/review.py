@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.keys import SIZE
-from kd_jax.methods.base import reported, stage_map
-from kd_jax.methods.maps import check_stages
+from kd_jax.methods.base import reported, stage_pairs
 from kd_jax.models.layers import BatchNorm
 from kd_jax.types import Array, Context, Outputs, at_least_float32
 
@@ -31,12 +30,12 @@ class ReviewKD(nn.Module):
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
-        students = _levels(context.student, "preactivations" if self.preactivation else "features", "the student")
-        teachers = _levels(context.teacher, "preactivations", "the teacher")
-        check_stages(students, teachers)
-        width = min(self.width, students[-1].shape[-1])
-        total, deeper = jnp.zeros((), students[0].dtype), None
-        for stage, (student, teacher) in reversed(list(enumerate(zip(students, teachers, strict=True), start=1))):
+        own = "preactivations" if self.preactivation else "features"
+        pairs = stage_pairs(context, own, "preactivations")
+        end = tuple(_as_map(x, who) for x, who in ((context.student, "the student"), (context.teacher, "the teacher")))
+        width = min(self.width, end[0].shape[-1])
+        total, deeper = jnp.zeros((), end[0].dtype), None
+        for stage, (student, teacher) in reversed(list(enumerate([*pairs, end], start=1))):
             result, deeper = ABF(width, teacher.shape[1:], name=f"abf{stage}")(student, deeper)
             total += losses.hcl(result, teacher).mean()
         return total
@@ -80,7 +79,6 @@ def nearest(x: Array, size: tuple[int, ...] | list[int]) -> Array:
     return x
 
 
-def _levels(outputs: Outputs, field: str, who: str) -> list[Array]:
-    """The maps of every stage but the stem, and the embedding as a map [B, 1, 1, D]."""
-    maps = [stage_map(outputs, stage, who, field) for stage in range(1, len(reported(outputs, field, who)))]
-    return [*maps, at_least_float32(reported(outputs, "embedding", who))[:, None, None]]
+def _as_map(outputs: Outputs, who: str) -> Array:
+    """The embedding as a map [B, 1, 1, D]."""
+    return at_least_float32(reported(outputs, "embedding", who))[:, None, None]

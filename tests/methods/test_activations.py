@@ -10,7 +10,7 @@ import scipy.stats
 
 from kd_jax import methods
 from kd_jax.errors import InputError
-from kd_jax.methods.adapters import same_size
+from kd_jax.losses.arrays import same_size
 from kd_jax.types import MethodVariables, Norm
 from tests.methods.numeric import assert_gradient, context, convolve, doubles, outputs, slope
 
@@ -219,12 +219,14 @@ def test_vids_variance_starts_where_it_is_told():
 
 @pytest.mark.parametrize("name", ["vid", "ofd", "ab"])
 def test_other_numbers_of_stages_are_refused(name):
-    with pytest.raises(InputError, match=f"method.{name}: student and teacher have 1 and 2 maps beside the stem's"):
+    with pytest.raises(
+        InputError, match=f"method.{name}: the student has 1 maps to compare, and the teacher 2; expected"
+    ):
         jax.eval_shape(lambda: method(name).init(jax.random.key(0), seen(name, STUDENT[:2], TEACHER)))
 
 
 def test_a_network_of_one_map_is_refused():
-    with pytest.raises(InputError, match="have 0 and 0 maps beside the stem's; expected as many, at least one"):
+    with pytest.raises(InputError, match="has 0 maps to compare, and the teacher 0; expected equally many, at least 1"):
         jax.eval_shape(lambda: method("vid").init(jax.random.key(0), seen("vid", STUDENT[:1], TEACHER[:1])))
 
 

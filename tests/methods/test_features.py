@@ -9,7 +9,7 @@ import pytest
 
 from kd_jax import methods
 from kd_jax.errors import InputError
-from kd_jax.losses.features import average_down
+from kd_jax.losses.arrays import average_down
 from kd_jax.types import Head, MethodVariables, Outputs
 from tests.methods.numeric import (
     assert_gradient,

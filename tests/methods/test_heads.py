@@ -201,7 +201,7 @@ def test_sdd_refuses_a_head_that_does_not_read_the_last_map():
         seen = context(reports(MAPS[0], HEADS[0]), reports(MAPS[1], HEADS[1])._replace(head=HEADS[0]))
         return methods.create({"sdd": {}}).init(jax.random.key(0), seen)
 
-    message = "method.sdd: the head of the teacher reads 3 values, and its last map has 4 channels; expected a linear"
+    message = "method.sdd: the teacher's head reads 3 values, and its last map has 4 channels; expected a network"
     with pytest.raises(InputError, match=message):
         jax.eval_shape(start)
 

@@ -160,7 +160,7 @@ def test_every_number_of_stages_has_its_chain():
 
 
 def test_other_numbers_of_stages_are_refused():
-    with pytest.raises(InputError, match="the student has 3 maps to compare, and the teacher 2; expected equally many"):
+    with pytest.raises(InputError, match="the student has 2 maps to compare, and the teacher 1; expected equally many"):
         parameters({}, network([1, 2, 3], [1, 2, 3]), network([1, 2], [1, 2]))
 
 
