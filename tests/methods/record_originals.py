@@ -10,23 +10,23 @@ float64, and the random mask of MGD is derived. Adapters are in training mode.
 
 Recorded with torch 2.13.0 (CPU) from git checkouts of GitHub's default branches:
 
-  RepDistiller                       HobbitLong                  b84f547c5db6a35318d4671d7d5c4de74c822403
-  mdistiller                         megvii-research             a08d46f10d6102bd6e3f258ca5ac880b020ea259
-  TTM                                zkxufo                      fe457b33a71ba27536ec04fe3d32c5b04963522f
-  WKD                                JiamingLv                   214cf8868c2b8e45781f238b8f0e47c2e4e38190
-  SDD-CVPR2024                       shicaiwei123                e412036c6b7b67d8ed25418d2dedad223ab49a71
-  RLD                                zju-SWJ                     d54578fd77cd669d6209be4d05ae773bca4109b5
-  LumiNet                            ismail31416                 8cf749be3a4ec67c4673bfbc791715848e5bb720
-  NormKD                             gizi1                       279371b69beeadbfe29104875b728a687a7cea49
-  abkd                               ghwang-s                    df813185e69d21d1e99510272cd94e49be7250c0
-  Knowledge-Distillation-via-ND      WangYZ1608                  fc6f3f9058ed35189a1d3c0a79a7594025e4d88f
-  ICKD                               ADLab-AutoDrive             403b8d3d7c3aaa429e4708870d2be1d4daf92f07
-  MGD                                yzd-v                       2c9da0b28625eb948db57afc02c824452c3910fe
-  cls_KD                             yzd-v                       1e5d48f36957ee460d39d7ebc592c6cc7f8f3d66
-  CTKD                               zhengli97                   7d5252241259ae70d38a832371fed9697d15fc14
-  DIST_KD                            hunto                       2418f18b1fedd7c2646a7b1b9a27d5c674c2170b
-  image_classification_sota          hunto                       6f7a70a1dd57fd88413d83909d3d53243068f701
-  logit-standardization-KD           sunshangquan                f6e5aa5172bad618e801163c3385322eea673754
+  HobbitLong          RepDistiller                   b84f547c5db6a35318d4671d7d5c4de74c822403
+  megvii-research     mdistiller                     a08d46f10d6102bd6e3f258ca5ac880b020ea259
+  zkxufo              TTM                            fe457b33a71ba27536ec04fe3d32c5b04963522f
+  JiamingLv           WKD                            214cf8868c2b8e45781f238b8f0e47c2e4e38190
+  shicaiwei123        SDD-CVPR2024                   e412036c6b7b67d8ed25418d2dedad223ab49a71
+  zju-SWJ             RLD                            d54578fd77cd669d6209be4d05ae773bca4109b5
+  ismail31416         LumiNet                        8cf749be3a4ec67c4673bfbc791715848e5bb720
+  gizi1               NormKD                         279371b69beeadbfe29104875b728a687a7cea49
+  ghwang-s            abkd                           df813185e69d21d1e99510272cd94e49be7250c0
+  WangYZ1608          Knowledge-Distillation-via-ND  fc6f3f9058ed35189a1d3c0a79a7594025e4d88f
+  ADLab-AutoDrive     ICKD                           403b8d3d7c3aaa429e4708870d2be1d4daf92f07
+  yzd-v               MGD                            2c9da0b28625eb948db57afc02c824452c3910fe
+  yzd-v               cls_KD                         1e5d48f36957ee460d39d7ebc592c6cc7f8f3d66
+  zhengli97           CTKD                           7d5252241259ae70d38a832371fed9697d15fc14
+  hunto               DIST_KD                        2418f18b1fedd7c2646a7b1b9a27d5c674c2170b
+  hunto               image_classification_sota      6f7a70a1dd57fd88413d83909d3d53243068f701
+  sunshangquan        logit-standardization-KD       f6e5aa5172bad618e801163c3385322eea673754
 
 All originals could be had. Of LumiNet, abkd and Knowledge-Distillation-via-ND some data files were missing from the
 checkout, and no code. RepDistiller is the authors' own code for CRD and a collection for the other methods, mdistiller
