@@ -45,19 +45,14 @@ CASES = {
         "reg": 0.1,
         "steps": 20,
     },
-    "wkd_logits/all_classes": {**PROTOTYPES, "temperature": 2.0, "sharpening": 1.0, "reg": 0.05, "steps": 10},
-    "wkd_logits/cka": {"features": (5, 7, 3)},  # of every class: images, width
     "rld/cifar": {**LOGITS, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "alpha_temperature": 1.0},
     "rld/same_temperature": {**LOGITS, "alpha": 1.0, "beta": 0.5, "temperature": 4.0, "alpha_temperature": 4.0},
     "rld_standardized/t2": {**LOGITS, "alpha": 9.0, "beta": 72.0, "temperature": 2.0, "alpha_temperature": 1.0},
     "swap/t4": {**LOGITS, "temperature": 4.0},
-    "revision/published": {**LOGITS, "lambda1": 4.0, "lambda2": 1.0, "eta": 0.8},
-    "rc/t4": {**LOGITS, "temperature": 4.0},
-    "lumi_net/cifar": {**LOGITS, "alpha": 33.0, "temperature": 4.0},
-    "lumi_net/imagenet": {**LOGITS, "alpha": 2.0, "temperature": 0.7},
-    "norm_kd/cifar": {**LOGITS, "temperature": 2.0},
-    "norm_kd/imagenet": {**LOGITS, "temperature": 1.0},
-    "norm_dkd/cifar": {**LOGITS, "alpha": 1.0, "beta": 8.0, "temperature": 2.0},
+    "luminet/cifar": {**LOGITS, "alpha": 33.0, "temperature": 4.0},
+    "luminet/imagenet": {**LOGITS, "alpha": 2.0, "temperature": 0.7},
+    "normkd/cifar": {**LOGITS, "temperature": 2.0},
+    "normkd/imagenet": {**LOGITS, "temperature": 1.0},
     "abkd/general": {**LOGITS, "alpha": 0.8, "beta": 0.2, "temperature": 4.0},
     "abkd/t1": {**LOGITS, "alpha": 1.2, "beta": -0.4, "temperature": 1.0},
     "abkd/alpha_zero": {**LOGITS, "alpha": 0.0, "beta": 1.0, "temperature": 4.0},
@@ -66,6 +61,19 @@ CASES = {
     "abkd/beta_zero_alpha_half": {**LOGITS, "alpha": 0.5, "beta": 0.0, "temperature": 4.0},
     "abkd/opposite": {**LOGITS, "alpha": 0.5, "beta": -0.5, "temperature": 4.0},
     "abkd/both_zero": {**LOGITS, "alpha": 0.0, "beta": 0.0, "temperature": 4.0},
+    "skd/published": {**LOGITS, "temperature": 4.0, "ridge": 0.1},
+    "bce/plain": {**LOGITS},
+    "binary_kd/plain": {**LOGITS, "norm": False, "temperature": 2.0},
+    "binary_kd/norm": {**LOGITS, "norm": True, "temperature": 2.0},
+    # Of a weak and a strong view.
+    "crld/published": {
+        "student": [(6, 5), (6, 5)],
+        "teacher": [(6, 5), (6, 5)],
+        "scale": 2.0,
+        "temperature": 4.0,
+        "weights": (2.0, 0.5),
+        "confidences": (0.7, 0.5),
+    },
     # Embeddings.
     "rkd_distance/unequal_widths": {"student": (6, 4), "teacher": (6, 7)},
     "rkd_angle/unequal_widths": {"student": (6, 4), "teacher": (6, 7)},
@@ -76,16 +84,17 @@ CASES = {
     "crd/first": {"student": (4, 5), "teacher": (4, 7), "features": 4, "negatives": 6, "num_examples": 10},
     "crd/second": {"student": (4, 5), "teacher": (4, 7), "features": 4, "negatives": 6, "num_examples": 10},
     "nd/equal_widths": {"student": (6, 4), "teacher": (6, 4), "num_classes": 5},
-    "itrd/correlation": {"student": (6, 4), "teacher": (6, 7), "alpha": 1.5},
-    "itrd/mutual": {"student": (6, 4), "teacher": (6, 7)},
+    "srd/unequal_widths": {"student": (6, 4), "teacher": (6, 7)},
+    "deit/hard": {"student": (6, 4), "teacher": (6, 5), "temperature": 3.0},  # the teacher's logits
+    "deit/soft": {"student": (6, 4), "teacher": (6, 5), "temperature": 3.0},
     # Maps.
     "fitnet/equal": {"student": (4, 3, 4, 4), "teacher": (4, 5, 4, 4)},
     "fitnet/half": {"student": (4, 3, 4, 4), "teacher": (4, 5, 2, 2)},
     "fitnet/twice": {"student": (4, 3, 2, 2), "teacher": (4, 5, 4, 4)},
     "fitnet/difference": {"student": (4, 3, 4, 4), "teacher": (4, 5, 3, 3)},
-    "attention/equal": {"student": (4, 3, 4, 4), "teacher": (4, 5, 4, 4)},
-    "attention/larger_student": {"student": (4, 3, 5, 5), "teacher": (4, 5, 3, 3)},
-    "attention/larger_teacher": {"student": (4, 3, 2, 2), "teacher": (4, 5, 4, 4)},
+    "at/equal": {"student": (4, 3, 4, 4), "teacher": (4, 5, 4, 4)},
+    "at/larger_student": {"student": (4, 3, 5, 5), "teacher": (4, 5, 3, 3)},
+    "at/larger_teacher": {"student": (4, 3, 2, 2), "teacher": (4, 5, 4, 4)},
     "sp/unequal_sizes": {"student": (5, 3, 4, 4), "teacher": (5, 6, 8, 8)},
     "nst/equal": {"student": (4, 3, 4, 4), "teacher": (4, 5, 4, 4)},
     "nst/larger_student": {"student": (4, 3, 5, 5), "teacher": (4, 5, 3, 3)},
@@ -93,7 +102,7 @@ CASES = {
     "vid/equal": {"student": (4, 3, 4, 4), "teacher": (4, 5, 4, 4)},
     "vid/larger_student": {"student": (4, 3, 5, 5), "teacher": (4, 5, 3, 3)},
     "vid/larger_teacher": {"student": (4, 3, 2, 2), "teacher": (4, 5, 4, 4)},
-    "ab/connected": {"student": [(4, 3, 4, 4), (4, 4, 2, 2)], "teacher": [(4, 5, 4, 4), (4, 4, 2, 2)], "scale": 1.5},
+    "ab/connected": {"student": [(4, 3, 4, 4), (4, 4, 2, 2)], "teacher": [(4, 5, 4, 4), (4, 6, 2, 2)], "scale": 1.5},
     "ab/plain": {"student": [(4, 5, 4, 4)], "teacher": [(4, 5, 4, 4)], "scale": 1.5},
     "fsp/three_maps": {
         "student": [(4, 3, 4, 4), (4, 4, 4, 4), (4, 5, 2, 2)],
@@ -109,11 +118,11 @@ CASES = {
     },
     "ofd/larger_teacher": {"student": [(4, 3, 2, 2)], "teacher": [(4, 5, 4, 4)], "scale": 2.0},
     # The last of both are the pooled features; the student's first map, that of the stem, is not read.
-    "review_kd/equal": {
+    "reviewkd/equal": {
         "student": [(4, 4, 8, 8), (4, 5, 4, 4), (4, 6, 2, 2), (4, 6)],
         "teacher": [(4, 5, 8, 8), (4, 6, 4, 4), (4, 7, 2, 2), (4, 7)],
     },
-    "review_kd/larger_student": {
+    "reviewkd/larger_student": {
         "student": [(4, 4, 8, 8), (4, 5, 4, 4), (4, 6)],
         "teacher": [(4, 5, 4, 4), (4, 7, 2, 2), (4, 7)],
     },
@@ -127,7 +136,13 @@ CASES = {
     "sdd/kd": {**CELLS, "teacher": (6, 4, 8, 8), "temperature": 4.0},
     "sdd/kd_two_scales": {**CELLS, "student": (6, 3, 8, 8), "scales": (1, 2), "temperature": 2.0},
     "sdd/dkd": {**CELLS, "alpha": 1.0, "beta": 8.0, "temperature": 4.0},
-    "sdd/nkd": {**CELLS, "gamma": 1.5, "temperature": 1.0},
+    "simkd/equal": {"student": (4, 3, 4, 4), "teacher": (4, 6, 4, 4), "factor": 2},
+    "simkd/larger_student": {"student": (4, 3, 5, 5), "teacher": (4, 6, 3, 3), "factor": 2},
+    "simkd/larger_teacher": {"student": (4, 3, 2, 2), "teacher": (4, 6, 4, 4), "factor": 2},
+    "srrl/equal": {"student": (4, 3, 4, 4), "teacher": (4, 6, 4, 4), "classes": 5, "alpha": 1.0, "beta": 5.0},
+    # The maps of the classes.
+    "catkd/plain": {"student": (4, 5, 4, 4), "teacher": (4, 5, 8, 8), "size": 2, "normalize": False},
+    "catkd/normalized": {"student": (4, 5, 5, 5), "teacher": (4, 5, 4, 4), "size": 2, "normalize": True},
 }
 
 

@@ -27,11 +27,22 @@ Recorded with torch 2.13.0 (CPU) from git checkouts of GitHub's default branches
   hunto               DIST_KD                        2418f18b1fedd7c2646a7b1b9a27d5c674c2170b
   hunto               image_classification_sota      6f7a70a1dd57fd88413d83909d3d53243068f701
   sunshangquan        logit-standardization-KD       f6e5aa5172bad618e801163c3385322eea673754
+  DefangChen          SimKD                          2b389c31ed7779aea31e7aaf0bb0f2d8b6ac2f01
+  GzyAftermath        CAT-KD                         4467073ca31b9929e7c45f5a6761e5e1b7c9442f
+  yoshitomo-matsubara torchdistill                   3e4373c45214c5c56eebac481d5bfe8b8735aa05
+  roymiles            Simple-Recipe-Distillation     31e8477cfdd6bb6ec7cdc332915fd4496b6de7b6
+  Hao840              vanillaKD                      a27b029f693a13d67b85c61a52e25a85f9414e70
+  penghui-yang        DHKD                           7976c69d408e72b4203d04a6e82dc27792ec1469
+  facebookresearch    deit                           7e160fe43f0252d17191b71cbb5826254114ea5b
+  haiduo              DeepKD                         afb5964e0639c6d1abef2384acd9dea04f3f27dc
 
-All originals could be had. Of LumiNet, abkd and Knowledge-Distillation-via-ND some data files were missing from the
-checkout, and no code. RepDistiller is the authors' own code for CRD and a collection for the other methods, mdistiller
-is DKD's, cls_KD is NKD's and has WSLD, and logit-standardization-KD has the losses of MLKD. What both RepDistiller and
-mdistiller hold gives the same numbers, to the last digit but one.
+Of LumiNet, abkd and Knowledge-Distillation-via-ND some data files were missing from the checkout, and no code.
+RepDistiller is the authors' own code for CRD and a collection for the other methods, mdistiller is DKD's, cls_KD is
+NKD's and has WSLD and SRRL, logit-standardization-KD has the losses of MLKD, torchdistill has SKD, DeepKD has CRLD. What both
+RepDistiller and mdistiller hold gives the same numbers, to the last digit but one.
+
+Not to be had as functions, because they stand inside the steps of a training loop: the losses of PEFD and VkD. Not
+recorded: RRD, whose licence forbids commercial use.
 """
 
 import argparse
@@ -214,7 +225,7 @@ def rep_distiller(checkout: Path) -> Records:
     return {
         **record_all("kd", kd),
         **record_all("fitnet", fitnet),
-        **record_all("attention", single(zoo["AT"].Attention())),
+        **record_all("at", single(zoo["AT"].Attention())),
         **record_all("sp", single(zoo["SP"].Similarity())),
         **record_all("nst", single(zoo["NST"].NSTLoss())),
         **record_all("vid", vid),
@@ -288,7 +299,7 @@ def mdistiller(checkout: Path) -> Records:
         **record_all("kd", lambda student, teacher, o: zoo["KD"].kd_loss(student, teacher, o.temperature)),
         **record_all("dkd", dkd),
         **record_all("fitnet", fitnet),
-        **record_all("attention", lambda student, teacher, o: zoo["AT"].at_loss([student], [teacher], 2)),
+        **record_all("at", lambda student, teacher, o: zoo["AT"].at_loss([student], [teacher], 2)),
         **record_all("sp", lambda student, teacher, o: zoo["SP"].sp_loss([student], [teacher])),
         **record_all("nst", lambda student, teacher, o: zoo["NST"].nst_loss([student], [teacher])),
         **record_all("pkt", lambda student, teacher, o: zoo["PKT"].pkt_loss(student, teacher)),
@@ -296,36 +307,24 @@ def mdistiller(checkout: Path) -> Records:
         **record_all("rkd_angle", rkd(distance_weight=0, angle_weight=1)),
         **record_all("vid", vid),
         **record_all("ofd", ofd),
-        **record_all("review_kd", review_kd),
+        **record_all("reviewkd", review_kd),
     }
 
 
 def ttm(checkout: Path) -> Records:
     folder = checkout / "distiller_zoo"
-    zoo = {name: load(folder, name) for name in ("ttm", "wttm", "itrd")}
-    recorded = {
+    zoo = {name: load(folder, name) for name in ("ttm", "wttm")}
+    return {
         **record_all("ttm", lambda student, teacher, o: zoo["ttm"].TTM(o.exponent)(student, teacher)),
         **record_all("wttm", lambda student, teacher, o: zoo["wttm"].WTTM(o.exponent)(student, teacher)),
     }
-    for case, o in cases("itrd").items():
-        options = config(s_dim=o.student[1], t_dim=o.teacher[1], n_data=1, alpha_it=1.5)
-        module = derive_parameters(zoo["itrd"].ITLoss(options), case)
-        part = module.forward_correlation_it if case.endswith("correlation") else module.forward_mutual_it
-        recorded |= record(case, part, side(case, "teacher"))
-    return recorded
 
 
 def wkd(checkout: Path) -> Records:
     common, wkd = (load(checkout / "mdistiller" / "distillers", name) for name in ("_common", "WKD"))
-    progress = types.ModuleType("tqdm")
-    progress.tqdm = iter
-    cost = load(checkout / "tools", "generate_cost_matrix", tqdm=progress)
 
     def logits(student, teacher, o):
         prototypes = tensor(derived.array(f"{o.case}/prototypes", o.prototypes))
-        if o.case.endswith("all_classes"):
-            matrix = tensor(derived.cosine_cost(prototypes.numpy(), o.sharpening))[None].repeat(len(student), 1, 1)
-            return wkd.wkd_logit_loss(student, teacher, o.temperature, matrix, o.reg, o.steps)
         networks = Network(student), Network(teacher)
         networks[1].fc = types.SimpleNamespace(weight=prototypes)
         weights = {"CE_WEIGHT": 0, "WKD_LOGIT_WEIGHT": o.gamma, "WKD_FEAT_WEIGHT": 0, "COSINE_DECAY_EPOCH": 9}
@@ -339,18 +338,12 @@ def wkd(checkout: Path) -> Records:
         mean, deviation = wkd.wkd_feature_loss(regressor(student), teacher, grid=o.grid)
         return o.ratio * mean + deviation
 
-    per_class = tensor(derived.array("wkd_logits/cka/features", derived.CASES["wkd_logits/cka"]["features"]))
-    cka = [[cost.linear_CKA_precenter(x, y).item() for x in per_class] for y in per_class]
-    recorded: Records = {"wkd_logits/cka/value": 1 - np.array(cka)}
-    for case, o in cases("wkd_logits").items():
-        if hasattr(o, "student"):
-            recorded |= record(case, logits, side(case, "teacher"), o)
-    return recorded | record_all("wkd_features", features)
+    return {**record_all("wkd_logits", logits), **record_all("wkd_features", features)}
 
 
 def sdd(checkout: Path) -> Records:
     folder = checkout / "mdistiller" / "distillers"
-    zoo = {name: load(folder, name) for name in ("KD", "SDD_DKD", "SDD_nkd")}
+    zoo = {name: load(folder, name) for name in ("KD", "SDD_DKD")}
     utils = load(checkout / "mdistiller" / "models" / "cifar", "utils")
 
     def cells(x: Tensor, o, name: str) -> Tensor:
@@ -364,8 +357,6 @@ def sdd(checkout: Path) -> Records:
         target = labels(o.case, others[:, :, 0])
         if hasattr(o, "beta"):
             return zoo["SDD_DKD"].multi_dkd(own, others, target, o.alpha, o.beta, o.temperature)
-        if hasattr(o, "gamma"):
-            return zoo["SDD_nkd"].multi_nkd_loss(own, others, target, o.temperature, o.gamma)
         return zoo["KD"].sdd_kd_loss(own, others, o.temperature, target)
 
     return record_all("sdd", sdd)
@@ -373,7 +364,7 @@ def sdd(checkout: Path) -> Records:
 
 def rld(checkout: Path) -> Records:
     folder = checkout / "mdistiller" / "distillers"
-    zoo = {name: load(folder, name) for name in ("RLD", "SWAP", "REVISION", "RC")}
+    zoo = {name: load(folder, name) for name in ("RLD", "SWAP")}
 
     def rld(standardized):
         def loss(student, teacher, o):
@@ -386,19 +377,10 @@ def rld(checkout: Path) -> Records:
         swapped = zoo["SWAP"].swap(teacher, labels(o.case, teacher))
         return zoo["SWAP"].kd_loss(student, swapped, o.temperature, False)
 
-    def revision(student, teacher, o):
-        weights = o.lambda1, o.lambda2, o.eta, student.shape[1]
-        return zoo["REVISION"].revision_loss(student, teacher, labels(o.case, teacher), *weights)
-
-    def rc(student, teacher, o):
-        return zoo["RC"].rc_loss(student, labels(o.case, teacher), o.temperature, False)
-
     return {
         **record_all("rld", rld(False)),
         **record_all("rld_standardized", rld(True)),
         **record_all("swap", swap),
-        **record_all("revision", revision),
-        **record_all("rc", rc),
     }
 
 
@@ -408,20 +390,16 @@ def lumi_net(checkout: Path) -> Records:
     def loss(student, teacher, o):
         return module.luminet_loss(student, teacher, None, o.alpha, o.temperature)
 
-    return record_all("lumi_net", loss)
+    return record_all("luminet", loss)
 
 
 def norm_kd(checkout: Path) -> Records:
-    plain, decoupled = (load(checkout / "mdistiller" / "distillers", name) for name in ("NormKD", "NormKD_W_DKD"))
+    module = load(checkout / "mdistiller" / "distillers", "NormKD")
 
-    def dkd(student, teacher, o):
-        target = labels(o.case, teacher)
-        return decoupled.dkd_loss_norm(student, teacher, target, o.alpha, o.beta, o.temperature)
+    def loss(student, teacher, o):
+        return module.kd_loss_normal(student, teacher, o.temperature)
 
-    def kd(student, teacher, o):
-        return plain.kd_loss_normal(student, teacher, o.temperature)
-
-    return {**record_all("norm_kd", kd), **record_all("norm_dkd", dkd)}
+    return record_all("normkd", loss)
 
 
 def abkd(checkout: Path) -> Records:
@@ -471,7 +449,7 @@ def mgd(checkout: Path) -> Records:
 def cls_kd(checkout: Path) -> Records:
     folder = checkout / "mmcls" / "models" / "dis_losses"
     models = {"mmcls": types.ModuleType("mmcls"), "mmcls.registry": registry("MODELS")}
-    nkd, wsld = (load(folder, name, **models) for name in ("nkd", "wsld"))
+    nkd, wsld, srrl = (load(folder, name, **models) for name in ("nkd", "wsld", "srrl"))
 
     def of_nkd(student, teacher, o):
         return nkd.NKDLoss("nkd", True, o.temperature, o.gamma)(student, teacher, labels(o.case, teacher))
@@ -480,7 +458,14 @@ def cls_kd(checkout: Path) -> Records:
         module = wsld.WSLDLoss("wsld", True, o.temperature, o.alpha, student.shape[1])
         return module(student, teacher, labels(o.case, teacher))
 
-    return {**record_all("nkd", of_nkd), **record_all("wsld", of_wsld)}
+    def of_srrl(student, teacher, o):
+        module = srrl.SRRLLoss("srrl", True, o.student[1], o.teacher[1], o.alpha, o.beta)
+        derive_parameters(module, f"{o.case}/projector")
+        head = derive_parameters(nn.Linear(o.teacher[1], o.classes), f"{o.case}/head").requires_grad_(False)
+        projected = module.Connectors(student)
+        return module(projected, teacher, head(projected.mean((2, 3))), head(teacher.mean((2, 3))))
+
+    return {**record_all("nkd", of_nkd), **record_all("wsld", of_wsld), **record_all("srrl", of_srrl)}
 
 
 def ctkd(checkout: Path) -> Records:
@@ -542,6 +527,114 @@ def logit_standardization(checkout: Path) -> Records:
     }
 
 
+def simkd(checkout: Path) -> Records:
+    util = load(checkout / "models", "util")
+
+    def loss(student, teacher, o):
+        module = derive_parameters(util.SimKD(s_n=o.student[1], t_n=o.teacher[1], factor=o.factor), o.case)
+        projected, target, _ = module(student, teacher, nn.Identity())
+        return nn.MSELoss()(projected, target)
+
+    return record_all("simkd", loss)
+
+
+def cat_kd(checkout: Path) -> Records:
+    module = load(checkout / "mdistiller" / "distillers", "CAT_KD")
+    return record_all("catkd", lambda student, teacher, o: module.CAT_loss(student, teacher, o.size, o.normalize))
+
+
+def identities(*names: str) -> types.ModuleType:
+    """A module of decorators that do nothing."""
+    module = types.ModuleType("decorators")
+    for name in names:
+        setattr(module, name, lambda decorated: decorated)
+    return module
+
+
+def torchdistill_losses(folder: Path, name: str) -> types.ModuleType:
+    logging = types.ModuleType("constant")
+    logging.def_logger = types.SimpleNamespace(getChild=lambda name: None)
+    registers = [f"register_{kind}" for kind in ("loss_wrapper", "single_loss", "mid_level_loss")]
+    missing = {"original.losses.registry": identities(*registers), "original.common": types.ModuleType("common")}
+    return load(folder, f"losses.{name}", **missing, **{"original.common.constant": logging})
+
+
+def torchdistill(checkout: Path) -> Records:
+    module = torchdistill_losses(checkout / "torchdistill", "mid_level")
+
+    def loss(student, teacher, o):
+        where = ("logits", "output") * 2
+        parts = module.SKDInstanceLoss(*where, o.temperature), module.SKDDirectionLoss(*where, o.ridge)
+        outputs = [{"logits": {"output": logits}} for logits in (student, teacher)]
+        return sum(part(*outputs) for part in parts)
+
+    return record_all("skd", loss)
+
+
+def simple_recipe(checkout: Path) -> Records:
+    """Its module knows one width, 512; the layers are replaced by narrower ones."""
+    original = torchdistill_losses(checkout / "imagenet" / "torchdistill", "single")
+
+    def loss(student, teacher, o):
+        module = original.OurDistillationLoss()
+        module.embed = nn.Linear(o.student[1], o.teacher[1])
+        for name in ("bn_s", "bn_t"):
+            setattr(module, name, nn.BatchNorm1d(o.teacher[1], eps=getattr(module, name).eps, affine=False))
+        logits = {"output": torch.zeros(len(student), 2)}  # equal, so that the other part is zero
+        outputs = [{"layer4": {"output": x[:, :, None, None]}, "fc": logits} for x in (student, teacher)]
+        return derive_parameters(module, o.case)(*outputs, None)
+
+    return record_all("srd", loss)
+
+
+def vanilla_kd(checkout: Path) -> Records:
+    module = load(checkout / "losses", "bkd")
+    return record_all("bce", lambda student, teacher, o: module.BinaryKLDiv()(student, teacher))
+
+
+def dhkd(checkout: Path) -> Records:
+    plain, norm = (load(checkout / "distiller_zoo", name) for name in ("BinaryKL", "BinaryKLNorm"))
+
+    def loss(student, teacher, o):
+        return (norm.BinaryKLNorm if o.norm else plain.BinaryKL)(o.temperature)(student, teacher)
+
+    return record_all("binary_kd", loss)
+
+
+def deit(checkout: Path) -> Records:
+    module = load(checkout, "losses")
+
+    def loss(student, teacher, o):
+        head = derive_parameters(nn.Linear(o.student[1], o.teacher[1]), f"{o.case}/head")
+        kind = o.case.split("/")[1]
+        whole = module.DistillationLoss(lambda outputs, labels: 0.0, lambda images: teacher, kind, 1.0, o.temperature)
+        return whole(None, (None, head(student)), None)
+
+    return record_all("deit", loss)
+
+
+def deep_kd(checkout: Path) -> Records:
+    module = load(checkout / "mdistiller" / "distillers", "CRLD")
+
+    class Views(Network):
+        def forward(self, view):
+            return self.outputs[0][view], {}
+
+    def loss(student, teacher, o):
+        (within, across), (weak, strong) = o.weights, o.confidences
+        options = {"CE_WEIGHT": 0, "WV_WEIGHT": within, "CV_WEIGHT": across, "TEMPERATURE": o.temperature}
+        deepkd = {name: None for name in ("ALPHA", "BETA", "WARMUP_FACTOR", "DKD", "TOPK")}
+        settings = config(
+            CRLD={**options, "TAU_W": weak, "TAU_S": strong},
+            EXPERIMENT={"LOGIT_STAND": False},
+            SOLVER={"TRAINER": "base", "DEEPKD": deepkd},
+        )
+        target = torch.zeros(len(student[0]), dtype=torch.long)
+        return module.CRLD(Views(student), Views(teacher), settings).forward_train(0, 1, target)[1]["loss_kd"]
+
+    return record_all("crld", loss)
+
+
 REPOSITORIES = {
     "RepDistiller": rep_distiller,
     "mdistiller": mdistiller,
@@ -560,6 +653,14 @@ REPOSITORIES = {
     "DIST_KD": dist_kd,
     "image_classification_sota": image_classification_sota,
     "logit-standardization-KD": logit_standardization,
+    "SimKD": simkd,
+    "CAT-KD": cat_kd,
+    "torchdistill": torchdistill,
+    "Simple-Recipe-Distillation": simple_recipe,
+    "vanillaKD": vanilla_kd,
+    "DHKD": dhkd,
+    "deit": deit,
+    "DeepKD": deep_kd,
 }
 
 
