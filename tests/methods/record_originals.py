@@ -38,8 +38,8 @@ Recorded with torch 2.13.0 (CPU) from git checkouts of GitHub's default branches
 
 Of LumiNet, abkd and Knowledge-Distillation-via-ND some data files were missing from the checkout, and no code.
 RepDistiller is the authors' own code for CRD and a collection for the other methods, mdistiller is DKD's, cls_KD is
-NKD's and has WSLD and SRRL, logit-standardization-KD has the losses of MLKD, torchdistill has SKD, DeepKD has CRLD. What both
-RepDistiller and mdistiller hold gives the same numbers, to the last digit but one.
+NKD's and has WSLD and SRRL, logit-standardization-KD has the losses of MLKD, torchdistill has SKD, DeepKD has CRLD.
+What both RepDistiller and mdistiller hold gives the same numbers, to the last digit but one.
 
 Not to be had as functions, because they stand inside the steps of a training loop: the losses of PEFD and VkD. Not
 recorded: RRD, whose licence forbids commercial use.
