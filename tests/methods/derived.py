@@ -85,6 +85,8 @@ CASES = {
     "crd/second": {"student": (4, 5), "teacher": (4, 7), "features": 4, "negatives": 6, "num_examples": 10},
     "nd/equal_widths": {"student": (6, 4), "teacher": (6, 4), "num_classes": 5},
     "srd/unequal_widths": {"student": (6, 4), "teacher": (6, 7)},
+    "pefd/three_projectors": {"student": (6, 4), "teacher": (6, 7)},
+    "vkd/projected": {"student": (6, 7), "teacher": (6, 7), "scale": 1.5},  # behind its projector
     "deit/hard": {"student": (6, 4), "teacher": (6, 5), "temperature": 3.0},  # the teacher's logits
     "deit/soft": {"student": (6, 4), "teacher": (6, 5), "temperature": 3.0},
     # Maps.

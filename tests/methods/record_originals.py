@@ -31,6 +31,8 @@ Recorded with torch 2.13.0 (CPU) from git checkouts of GitHub's default branches
   GzyAftermath        CAT-KD                         4467073ca31b9929e7c45f5a6761e5e1b7c9442f
   yoshitomo-matsubara torchdistill                   3e4373c45214c5c56eebac481d5bfe8b8735aa05
   roymiles            Simple-Recipe-Distillation     31e8477cfdd6bb6ec7cdc332915fd4496b6de7b6
+  chenyd7             PEFD                           7f1e2de54505987da8de628aa90abbadf2b2591f
+  roymiles            vkd                            4b480506d10bad9bfaf27b144f5929ad4007472d
   Hao840              vanillaKD                      a27b029f693a13d67b85c61a52e25a85f9414e70
   penghui-yang        DHKD                           7976c69d408e72b4203d04a6e82dc27792ec1469
   facebookresearch    deit                           7e160fe43f0252d17191b71cbb5826254114ea5b
@@ -41,8 +43,7 @@ RepDistiller is the authors' own code for CRD and a collection for the other met
 NKD's and has WSLD and SRRL, logit-standardization-KD has the losses of MLKD, torchdistill has SKD, DeepKD has CRLD.
 What both RepDistiller and mdistiller hold gives the same numbers, to the last digit but one.
 
-Not to be had as functions, because they stand inside the steps of a training loop: the losses of PEFD and VkD. Not
-recorded: RRD, whose licence forbids commercial use.
+Not recorded: RRD, whose licence forbids commercial use.
 """
 
 import argparse
@@ -129,6 +130,8 @@ class InDoubles:
 
 def load(folder: Path, name: str, **missing: types.ModuleType) -> types.ModuleType:
     """The module `name` ("loss" or "losses.loss") of a package in `folder`, without the __init__ of any package."""
+    for loaded in [key for key in sys.modules if key.split(".")[0] == "original"]:
+        del sys.modules[loaded]  # else a module of the same name in another folder would be taken for it
     sys.modules.update(missing)
     *parents, _ = f"original.{name}".split(".")
     for depth in range(len(parents)):
@@ -587,6 +590,73 @@ def simple_recipe(checkout: Path) -> Records:
     return record_all("srd", loss)
 
 
+def pefd(checkout: Path) -> Records:
+    """The loss stands in the step, which runs with networks that report the inputs, and other losses of weight zero."""
+    loops, util = load(checkout / "helper", "loops"), load(checkout / "models", "util")
+    weights = config(distill="ours", gamma=0, alpha=0, beta=1, print_freq=1)
+    zero = {"criterion_list": [lambda *_: 0] * 3, "opt": weights}
+
+    class Reports(Network):
+        def forward(self, images, is_feat, preact):
+            return [self.outputs[1]["embedding"]], self.outputs[0]
+
+    def loss(student, teacher, o):
+        logits, embedding = torch.zeros(len(student), 5), student.detach().requires_grad_()
+        layers = [util.Reg(o.student[1], o.teacher[1]) for _ in range(4)]  # the last is not used
+        for i, projector in enumerate(layers):
+            derive_parameters(projector, f"{o.case}/projector{i}")
+        networks = Reports(logits, embedding=embedding), Reports(logits, embedding=teacher)
+        optimizer = types.SimpleNamespace(zero_grad=lambda: None, step=lambda: None)
+        batch = torch.zeros(len(student)), torch.zeros(len(student), dtype=torch.long), None
+        modules = nn.ModuleList([networks[0], *layers, networks[1]])
+        _, value = loops.train_distill(0, [batch], modules, optimizer=optimizer, **zero)
+        return value + ((student - student.detach()) * embedding.grad).sum()  # with the step's value and gradient
+
+    return record_all("pefd", loss)
+
+
+def vkd(checkout: Path) -> Records:
+    """The loss stands in the step, which runs here with networks that report the inputs, up to the optimizer."""
+    timm, utils, tensors = (types.ModuleType(name) for name in ("timm", "utils", "tensors"))
+    timm.utils, tensors.reduce_tensor = utils, None
+    utils.accuracy, utils.AverageMeter = None, lambda: types.SimpleNamespace(update=lambda *_: None)
+    models = types.ModuleType("models")
+    models.model_parameters = None
+    stubs = {"timm": timm, "timm.utils": utils, "timm.models": models}
+    engine = load(checkout, "engine", **stubs, utils=types.ModuleType("utils"), **{"utils.tensors": tensors})
+
+    class Done(Exception):
+        pass
+
+    def loss(student, teacher, o):
+        logits = torch.zeros(len(student), 5)
+
+        def give(*_):
+            return logits
+
+        own = Network()
+        own.forward_features = lambda _: (None, None, student[:, None])
+        own.head, own.head_dist, own.projector = give, give, nn.Identity()
+        network = Network()
+        network.module = own
+        fixed = Network()
+        fixed.forward_features, fixed.forward_head = lambda _: teacher[:, :, None, None], give
+
+        def scaler(loss, *_, **__):
+            raise Done(loss)
+
+        batch = torch.zeros(len(student)), torch.zeros(len(student)), None
+        weights = config(alpha=1, gamma=1, bce_loss=False)
+        nothing = lambda *_: torch.zeros(())  # noqa: E731
+        first = (0, None, print, network, fixed, nothing, nothing, [batch], None, "cpu", 0, scaler, None)
+        try:
+            engine.train_one_epoch(*first, args=weights)
+        except Done as done:
+            return done.args[0]
+
+    return record_all("vkd", loss)
+
+
 def vanilla_kd(checkout: Path) -> Records:
     module = load(checkout / "losses", "bkd")
     return record_all("bce", lambda student, teacher, o: module.BinaryKLDiv()(student, teacher))
@@ -657,6 +727,8 @@ REPOSITORIES = {
     "CAT-KD": cat_kd,
     "torchdistill": torchdistill,
     "Simple-Recipe-Distillation": simple_recipe,
+    "PEFD": pefd,
+    "vkd": vkd,
     "vanillaKD": vanilla_kd,
     "DHKD": dhkd,
     "deit": deit,
