@@ -43,7 +43,9 @@ RepDistiller is the authors' own code for CRD and a collection for the other met
 NKD's and has WSLD and SRRL, logit-standardization-KD has the losses of MLKD, torchdistill has SKD, DeepKD has CRLD.
 What both RepDistiller and mdistiller hold gives the same numbers, to the last digit but one.
 
-Not recorded: RRD, whose licence forbids commercial use.
+Not recorded, and compared with numpy alone: RRD, whose licence forbids commercial use; Tf-KD, whose code does otherwise
+than its paper, which is followed here; the Jensen-Shannon divergence and the plain losses of maps and embeddings, which
+are nobody's own.
 """
 
 import argparse
