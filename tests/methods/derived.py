@@ -74,6 +74,10 @@ CASES = {
         "weights": (2.0, 0.5),
         "confidences": (0.7, 0.5),
     },
+    # Beside the labels, as the project has them that this one reimplements.
+    "original_kd/published": {**LOGITS, "alpha": 0.5, "temperature": 1.5},
+    "original_rkd_distance/published": {**LOGITS, "weight": 5.0, "temperature": 1.5},
+    "original_rkd_angle/published": {**LOGITS, "weight": 5.0, "temperature": 1.5},
     # Embeddings.
     "rkd_distance/unequal_widths": {"student": (6, 4), "teacher": (6, 7)},
     "rkd_angle/unequal_widths": {"student": (6, 4), "teacher": (6, 7)},

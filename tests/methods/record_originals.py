@@ -33,6 +33,7 @@ Recorded with torch 2.13.0 (CPU) from git checkouts of GitHub's default branches
   roymiles            Simple-Recipe-Distillation     31e8477cfdd6bb6ec7cdc332915fd4496b6de7b6
   chenyd7             PEFD                           7f1e2de54505987da8de628aa90abbadf2b2591f
   roymiles            vkd                            4b480506d10bad9bfaf27b144f5929ad4007472d
+  maximzubkov         cnn-distillation               da345ae550c0d0467e375b506428fb8f55d95226
   Hao840              vanillaKD                      a27b029f693a13d67b85c61a52e25a85f9414e70
   penghui-yang        DHKD                           7976c69d408e72b4203d04a6e82dc27792ec1469
   facebookresearch    deit                           7e160fe43f0252d17191b71cbb5826254114ea5b
@@ -44,8 +45,8 @@ NKD's and has WSLD and SRRL, logit-standardization-KD has the losses of MLKD, to
 What both RepDistiller and mdistiller hold gives the same numbers, to the last digit but one.
 
 Not recorded, and compared with numpy alone: RRD, whose licence forbids commercial use; Tf-KD, whose code does otherwise
-than its paper, which is followed here; the Jensen-Shannon divergence and the plain losses of maps and embeddings, which
-are nobody's own.
+than its paper, which is followed here; SDD's form of NKD, whose code means to leave the label out of the other classes
+and does not; the Jensen-Shannon divergence and the plain losses of maps and embeddings, which are nobody's own.
 """
 
 import argparse
@@ -659,6 +660,27 @@ def vkd(checkout: Path) -> Records:
     return record_all("vkd", loss)
 
 
+def cnn_distillation(checkout: Path) -> Records:
+    kd, rkd = (load(checkout / "models", f"loss.{name}") for name in ("kd_loss", "rkd_loss"))
+
+    def of_kd(student, teacher, o):
+        sides = kd.KDFeatures(student), kd.KDFeatures(teacher)
+        return kd.KDLoss(o.alpha, o.temperature)(*sides, labels(o.case, teacher))
+
+    def of_rkd(name):
+        def loss(student, teacher, o):
+            sides = rkd.RKDFeatures(student), rkd.RKDFeatures(teacher)
+            return getattr(rkd, name)(o.weight, o.temperature)(*sides, labels(o.case, teacher))
+
+        return loss
+
+    return {
+        **record_all("original_kd", of_kd),
+        **record_all("original_rkd_distance", of_rkd("RKDDistanceLoss")),
+        **record_all("original_rkd_angle", of_rkd("RKDAngleLoss")),
+    }
+
+
 def vanilla_kd(checkout: Path) -> Records:
     module = load(checkout / "losses", "bkd")
     return record_all("bce", lambda student, teacher, o: module.BinaryKLDiv()(student, teacher))
@@ -732,6 +754,7 @@ REPOSITORIES = {
     "PEFD": pefd,
     "vkd": vkd,
     "vanillaKD": vanilla_kd,
+    "cnn-distillation": cnn_distillation,
     "DHKD": dhkd,
     "deit": deit,
     "DeepKD": deep_kd,
