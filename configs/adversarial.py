@@ -11,6 +11,4 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.distilled(arg, {"adversarial": {"weight": 0.3}})
-    config.name = "adversarial"
-    return config
+    return recipes.published("adversarial", arg)

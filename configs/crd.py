@@ -10,7 +10,4 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    negatives = {"": 16384, "small": 4096}.get(arg, 256)
-    config = recipes.distilled(arg, {"crd": {"weight": 0.8, "negatives": negatives}})
-    config.name = "crd"
-    return config
+    return recipes.published("crd", arg)

@@ -11,8 +11,4 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    warmup = {"": 20, "small": 20}.get(arg, 1)  # the smaller scales have fewer epochs than that
-    dkd = {"weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": warmup}
-    config = recipes.distilled(arg, {"dkd": dkd})
-    config.name = "dkd"
-    return config
+    return recipes.published("dkd", arg)

@@ -4,12 +4,15 @@ Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015; in one phase, wit
 al., ICLR 2020.
 
     python -m kd_jax.main --config=configs/fitnet.py[:small|:smoke]
+
+The paper's two phases:
+
+    python -m kd_jax.main --config=configs/fitnet.py --term 'fitnet:epochs=[0,30]' \
+        --term 'cross_entropy:epochs=[30,null]'
 """
 
 from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.distilled(arg, {"fitnet": {"weight": 100.0, "stage": 2}})
-    config.name = "fitnet"
-    return config
+    return recipes.published("fitnet", arg)

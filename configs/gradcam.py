@@ -12,7 +12,6 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.kd(arg)
+    config = recipes.published("gradcam_alignment", arg)
     config.name = "gradcam"
-    config.method.gradcam_alignment = {"weight": 1.0}
     return config

@@ -3,12 +3,11 @@
 Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; weights and temperature of Tian et al., ICLR 2020.
 
     python -m kd_jax.main --config=configs/kd.py[:small|:smoke]
+    python -m kd_jax.main --config=configs/kd.py --term kd:temperature=2,standardize=true
 """
 
 from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.kd(arg)
-    config.name = "kd"
-    return config
+    return recipes.published("kd", arg)

@@ -11,8 +11,4 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.distilled(arg, {"mlkd": {"weight": 0.9, "views": [0, 1]}})
-    config.method.cross_entropy = {"weight": 0.1, "views": [0, 1]}
-    config.dataset.extra_views = ("randaugment",)
-    config.name = "mlkd"
-    return config
+    return recipes.published("mlkd", arg)

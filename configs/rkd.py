@@ -9,6 +9,4 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.distilled(arg, {"rkd_distance": {"weight": 25.0}, "rkd_angle": {"weight": 50.0}})
-    config.name = "rkd"
-    return config
+    return recipes.published("rkd", arg)

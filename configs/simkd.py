@@ -10,7 +10,4 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.distilled(arg, {"simkd": {"weight": 1.0}})
-    del config.method.cross_entropy
-    config.name = "simkd"
-    return config
+    return recipes.published("simkd", arg)

@@ -23,9 +23,9 @@ def get_config(name, arg):
 
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("scale", recipes.SCALES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "function_matching"])
 def test_the_experiment_can_be_trained(name, scale):
-    assert_trainable(get_config(name, scale), has_teacher=name in DISTILLED)
+    assert_trainable(get_config(name, scale), has_teacher=name in (*DISTILLED, "function_matching"))
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ What an experiment compares is trained by one recipe: SGD with momentum, a cosin
 from typing import Any
 
 from kd_jax.config import base
+from kd_jax.config.published import PUBLISHED
+from kd_jax.config.record import fitted
 from kd_jax.config.tree import ConfigDict
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, choose
 
 SCALES: dict[str, dict[str, Any]] = {
     "": {"student": ("resnet18", 1.0), "teacher": ("resnet50", 1.0), "size": 128, "epochs": 60},
@@ -53,6 +55,34 @@ def distilled(arg: str, method: dict) -> ConfigDict:
     return config
 
 
+def published(name: str, arg: str, *, imagenet: bool = False) -> ConfigDict:
+    """The student at the scale `arg`, taught by the teacher through what `published.PUBLISHED` has under a name.
+
+    Args:
+      name: of the record.
+      arg: the scale.
+      imagenet: through the terms for ImageNet in the place of those for CIFAR-100; the data stays the scale's.
+    Raises:
+      InputError: for an unknown name or scale, and where no terms for ImageNet were found.
+    """
+    record = choose("the method", name, PUBLISHED)
+    terms, whole = (record.imagenet, record.imagenet_epochs) if imagenet else (record.cifar100, record.epochs)
+    if terms is None:
+        known = ", ".join(other for other in PUBLISHED if PUBLISHED[other].imagenet)
+        raise InputError(f"{name} has no terms for ImageNet; expected no 'imagenet', or one of: {known}")
+    config = distilled(arg, {}) if record.teacher else base.alone(student(arg))
+    own = epochs(config)
+    smaller = record.smaller.get(arg, {})
+    config.method = ConfigDict(
+        {term: {**options, **smaller.get(term, {})} for term, options in fitted(terms, own, own / whole).items()}
+    )
+    for key, value in record.others.items():
+        section, _, own_key = key.rpartition(".")
+        config[section][own_key] = value
+    config.name = name
+    return config
+
+
 def kd(arg: str) -> ConfigDict:
     """The student at the scale `arg`, taught by KD; weights and temperature of Tian et al., ICLR 2020."""
     return taught(student(arg), teacher(arg))
@@ -61,8 +91,14 @@ def kd(arg: str) -> ConfigDict:
 def taught(student: ConfigDict, teacher: ConfigDict) -> ConfigDict:
     """The student, taught by that teacher through KD; weights and temperature as in `kd`."""
     config = base.with_teacher(student, teacher)
-    config.method = ConfigDict({"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}})
+    config.method = ConfigDict(PUBLISHED["kd"].cifar100)
     return config
+
+
+def epochs(config: ConfigDict) -> int:
+    """How many epochs a run has at least."""
+    train, images = config.train, config.dataset.train_images * (1 - config.dataset.holdout)
+    return int(train.steps * train.batch_size / images) if train.steps and images else int(train.epochs)
 
 
 def _network(arg: str, role: str) -> ConfigDict:

@@ -1,0 +1,602 @@
+"""What each method was published with, as data: `configs/method.py` trains by it, and the methods' pages print it.
+
+One record per method of `kd_jax.methods.METHODS`, under its name there, and one per recipe that joins or alters some.
+Numbers are top-1 accuracies as their source prints them: of Tian et al. (HobbitLong/RepDistiller) that of the last
+epoch, of most later tables that of the best one on the test set, which is 0.1 to 0.5 points higher.
+"""
+
+from typing import Any
+
+from kd_jax.config.record import PAIRS, Number, Published, Terms
+
+TIAN = "HobbitLong/RepDistiller"
+ZHAO = "megvii-research/mdistiller"
+SUN = "sunshangquan/logit-standardization-KD"
+WANG = "WangYZ1608/Knowledge-Distillation-via-ND"
+BENCHMARK = "the papers, as yoshitomo-matsubara/torchdistill quotes them"
+
+
+def _alone(name: str, weight: float, labels: float = 1.0, **options: Any) -> Terms:
+    """One method beside the labels."""
+    return {"cross_entropy": {"weight": labels}, name: {"weight": weight, **options}}
+
+
+def _two_views(given: Terms) -> Terms:
+    """The same terms on a weak and a strong view of every image."""
+    return {term: {**options, "views": [0, 1]} for term, options in given.items()}
+
+
+def _first(name: str, epochs: int, **options: Any) -> Terms:
+    """The method alone for some epochs, then the labels alone."""
+    return {
+        "cross_entropy": {"weight": 1.0, "epochs": [epochs, None]},
+        name: {"weight": 1.0, **options, "epochs": [0, epochs]},
+    }
+
+
+def _of(source: str, **accuracies: float) -> tuple[Number, ...]:
+    return tuple(Number(PAIRS[pair], accuracy, source) for pair, accuracy in accuracies.items())
+
+
+BETAS = "beta is 8 for ResNet-32x4 and its students, 6 for VGG and wide ResNets, 2 for thin ResNets."
+RANDAUGMENT = {"dataset.extra_views": ("randaugment",)}
+WORDS = {  # of records that share them
+    "rkd": 'Park et al., "Relational Knowledge Distillation"',
+    "ttm": 'Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching"',
+    "wkd": 'Lv et al., "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation"',
+    "standardized": 'Sun et al., "Logit Standardization in Knowledge Distillation"',
+    "nd": 'Wang et al., "Improving Knowledge Distillation via Regularizing Feature Direction and Norm"',
+}
+
+PUBLISHED: dict[str, Published] = {
+    # Of logits.
+    "cross_entropy": Published(
+        "",
+        "",
+        {"cross_entropy": {"weight": 1.0}},
+        {"cross_entropy": {"weight": 1.0}},
+        (*_of(TIAN, r8x4=72.50, r20=69.06, w16=73.26, w40=71.98, v8=70.36), *_of(WANG, r18=69.76)),
+        teacher=False,
+    ),
+    "kd": Published(
+        'Hinton et al., "Distilling the Knowledge in a Neural Network"',
+        "2015",
+        _alone("kd", 0.9, 0.1, temperature=4.0),
+        _alone("kd", 0.5, 0.5, temperature=1.0),
+        (*_of(TIAN, r8x4=73.33, r20=70.66, w16=74.92, w40=73.54, v8=72.98), *_of(ZHAO, r18=71.03)),
+        pairs="The settings are those of Tian et al., ICLR 2020.",
+    ),
+    "mse": Published("", "", _alone("mse", 1.0), pairs="The weight is chosen here."),
+    "dkd": Published(
+        'Zhao et al., "Decoupled Knowledge Distillation"',
+        "CVPR 2022",
+        _alone("dkd", 1.0, alpha=1.0, beta=8.0, temperature=4.0, warmup_epochs=20),
+        _alone("dkd", 1.0, alpha=1.0, beta=0.5, temperature=1.0, warmup_epochs=1),
+        _of(ZHAO, r8x4=76.32, r20=71.97, w16=76.23, w40=74.81, v8=74.68, r18=71.70),
+        pairs=f"{BETAS} On ImageNet it is 2 for ResNet-50 to MobileNet-V1.",
+        differs="It subtracts 1000 from the label's logit to hide it, and takes logarithms of sums of"
+        " probabilities, which can be zero.",
+        here="The label is left out, and all is computed from log-probabilities.",
+    ),
+    "mlkd": Published(
+        'Jin et al., "Multi-Level Logit Distillation"',
+        "CVPR 2023",
+        _two_views(_alone("mlkd", 0.9, 0.1)),
+        numbers=_of(SUN, r8x4=77.08, r20=72.19, w16=76.63, w40=75.35, v8=75.18),
+        pairs="Published with a learning rate of 0.025; the configs of the numbers' source have 480 epochs. A step"
+        " costs about two of KD.",
+        differs="Its mask of confident images scales the loss and drops no image, and at two of the temperatures"
+        " the weak view stands in the strong one's place.",
+        here="No mask, and each view at every temperature.",
+        others=RANDAUGMENT,
+    ),
+    "nkd": Published(
+        'Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized'
+        ' Loss and Customized Soft Labels"',
+        "ICCV 2023",
+        _alone("nkd", 1.0, temperature=3.0, gamma=3.5),
+        _alone("nkd", 1.0, temperature=1.0, gamma=1.5),
+        _of("yzd-v/cls_KD", r18=71.96),
+        pairs="The terms for CIFAR-100 are those of ResNet-34 to ResNet-18.",
+        differs="The part of the other classes is a cross entropy, which differs from a divergence by a constant.",
+        here="The same, so that the loss is not zero where both agree.",
+    ),
+    "wsld": Published(
+        'Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective"',
+        "ICLR 2021",
+        _alone("wsld", 2.25, temperature=4.0),
+        _alone("wsld", 2.5, temperature=2.0),
+        pairs="The weights are those of yzd-v/cls_KD, whose authors are others, for ResNet-34 to ResNet-18.",
+    ),
+    "rld": Published(
+        'Sun et al., "Knowledge Distillation with Refined Logits"',
+        "2024",
+        _alone("rld", 1.0, alpha=1.0, beta=8.0, temperature=4.0, warmup_epochs=20),
+        _alone("rld", 1.0, alpha=1.0, beta=0.5, temperature=1.0, warmup_epochs=1),
+        pairs=f"{BETAS} On ImageNet it is 2 for ResNet-50 to MobileNet-V1.",
+        differs="It takes logarithms of probabilities, which can be zero; the temperature of the label's part is 1"
+        " unless its command says otherwise, as the published one does.",
+        here="All is computed from log-probabilities; both parts have one temperature unless `label_temperature` is"
+        " given.",
+    ),
+    "swap": Published(
+        'Wen et al., "Preparing Lessons: Improve Knowledge Distillation with Better Supervision"',
+        "2019",
+        _alone("swap", 0.9, 0.1, temperature=4.0),
+        _alone("swap", 0.5, 0.5, temperature=1.0),
+        pairs="The settings are those of zju-SWJ/RLD, where it is a baseline.",
+    ),
+    "wkd_logits": Published(
+        WORDS["wkd"],
+        "NeurIPS 2024",
+        _alone("wkd_logits", 1.0, gamma=600.0, temperature=8.0, decay_epochs=[150, 240]),
+        _alone("wkd_logits", 1.0, gamma=30.0, temperature=2.0),
+        _of("JiamingLv/WKD", r8x4=76.53, r18=72.49),
+        pairs="WRN-40-2 to ShuffleNet-V1: gamma 200, T 6. ResNet-50 to MobileNet-V1: gamma 25, kappa 2.",
+        differs="Gamma alone falls to zero; the costs are of the centred kernel alignment of the classes' features, and"
+        " a matrix of them is cut for every image.",
+        here="The whole term falls; the costs are of the teacher's head, and one matrix serves all images.",
+    ),
+    "teacher_free": Published(
+        'Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization"',
+        "CVPR 2020",
+        _alone("teacher_free", 0.1, 0.9),
+        pairs="For ResNet-18 alone.",
+        differs="It leaves the student at a temperature of 1, takes a softmax of probabilities for the target, and"
+        " divides by the number of classes, for which a factor of 100 makes up.",
+        here="The paper's formula.",
+        teacher=False,
+    ),
+    "crld": Published(
+        'Zhang et al., "Cross-View Consistency Regularisation for Knowledge Distillation"',
+        "ACM MM 2024",
+        {"cross_entropy": {"weight": 1.0, "views": [0, 1]}, "crld": {"weight": 1.0}},
+        {"cross_entropy": {"weight": 2.0, "views": [0, 1]}, "crld": {"weight": 1.0, "temperature": 1.0}},
+        pairs="As haiduo/DeepKD has it, whose authors are others. A step costs about two of KD.",
+        others=RANDAUGMENT,
+    ),
+    "ttm": Published(
+        WORDS["ttm"],
+        "ICLR 2024",
+        _alone("ttm", 45.0, gamma=0.1),
+        numbers=_of("zkxufo/TTM", r8x4=76.17, r20=71.83, w16=76.23, w40=74.32, v8=74.33),
+        pairs="Weight and power are those that the code names, for VGG-13 to VGG-8.",
+        here="The power of the probabilities is a temperature of the logits, which no small probability hurts.",
+    ),
+    "wttm": Published(
+        WORDS["ttm"],
+        "ICLR 2024",
+        _alone("wttm", 4.0, gamma=0.2),
+        numbers=_of("zkxufo/TTM", r8x4=76.06, r20=71.92, w16=76.37, w40=74.58, v8=74.44, r18=72.19),
+        pairs="Weight and power are those that the code names, there beside CRD, for VGG-13 to VGG-8.",
+        here="As `ttm`; no gradient goes through the weights, which are the teacher's.",
+    ),
+    "normkd": Published(
+        'Chi et al., "NormKD: Normalized Logits for Knowledge Distillation"',
+        "2023",
+        _alone("normkd", 0.9, 0.1, temperature=2.0),
+        _alone("normkd", 0.5, 0.5, temperature=1.0),
+        differs="A row of equal logits is divided by zero.",
+        here="It has the uniform distribution.",
+    ),
+    "luminet": Published(
+        'Hossain et al., "LumiNet: Perception-Driven Knowledge Distillation via Statistical Logit Calibration"',
+        "TMLR 2025",
+        _alone("luminet", 1089.0, 2.0, temperature=4.0, warmup_epochs=20),
+        _alone("luminet", 4.0, 1.0, temperature=0.7, warmup_epochs=1),
+        _of("ismail31416/LumiNet", r8x4=77.50, r20=72.29, w16=76.38, w40=75.12, v8=74.94, r18=72.16),
+        differs="The factor T^2 is missing; the square of alpha (33, on ImageNet 2) is the weight.",
+        here="The same, with the square as the weight.",
+    ),
+    "abkd": Published(
+        'Wang et al., "ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation via'
+        ' alpha-beta-Divergence"',
+        "ICML 2025",
+        _alone("abkd", 64.0, alpha=0.8, beta=0.3),
+        pairs="The terms are those that the code names as an example, for ResNet-56 to ResNet-20.",
+        differs="At limits where the formula tends to 1 / alpha^2 or 1 / beta^2 it has 1 / alpha or 1 / beta.",
+        here="The formula, whose limits are smooth.",
+    ),
+    "js": Published(
+        'Lin, "Divergence Measures Based on the Shannon Entropy"',
+        "IEEE Transactions on Information Theory 1991",
+        _alone("js", 0.9, 0.1),
+        pairs="No published setting: weights and temperature are those of KD.",
+    ),
+    "bce": Published(
+        'Hao et al., "Revisit the Power of Vanilla Knowledge Distillation: from Small Scale to Large Scale"',
+        "NeurIPS 2023",
+        _alone("bce", 1.0),
+        pairs="Published for ImageNet alone, with long schedules; the weights are chosen here.",
+        differs="A mean over the classes, so the loss is K times smaller than a sum.",
+        here="The mean, too.",
+    ),
+    "binary_kd": Published(
+        'Yang et al., "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head"',
+        "2024",
+        _alone("binary_kd", 1.0, temperature=2.0),
+        _alone("binary_kd", 0.1, temperature=2.0),
+        pairs="Published on a head of its own: see `dhkd`.",
+        differs="Probabilities are held at 1e-8 from zero and one.",
+        here="All is computed from logarithms.",
+    ),
+    "dhkd": Published(
+        'Yang et al., "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head"',
+        "2024",
+        _alone("dhkd", 1.0),
+        _alone("dhkd", 0.1),
+        differs="Where the distillation's gradient of the backbone points against that of the labels, that part of it"
+        " is taken away.",
+        here="`optimizer.gradients` is `project`, which does the same; with `sum` the two gradients are added.",
+        others={"optimizer.gradients": "project"},
+    ),
+    "ctkd": Published(
+        'Li et al., "Curriculum Temperature for Knowledge Distillation"',
+        "AAAI 2023",
+        _alone("ctkd", 0.9, 0.1),
+        _alone("ctkd", 1.0, 1.0, curriculum_epochs=5.0),
+        (*_of("zhengli97/CTKD", r20=71.19, w16=75.45, w40=73.93, v8=73.52, r18=71.32), *_of(SUN, r8x4=73.39)),
+        pairs="On ImageNet with 120 epochs, of which the curriculum takes 5.",
+        differs="The gradient goes through the factor T^2 too, and weight decay acts on the trained temperature.",
+        here="The same.",
+    ),
+    "sdd": Published(
+        'Wei et al., "Scale Decoupled Distillation"',
+        "CVPR 2024",
+        _alone("sdd", 0.9, 0.1, scales=[1, 2]),
+        numbers=_of("shicaiwei123/SDD-CVPR2024, one of two runs", r8x4=75.59),
+        pairs="Scales 1, 2 and 4 for ResNet-32x4 to ShuffleNets, there also with DKD inside and 20 epochs of warm-up.",
+        differs="Each scale is averaged from the one before, and what is no number counts as zero.",
+        here="Each scale is averaged from the map, and everything is finite.",
+    ),
+    "deit": Published(
+        'Touvron et al., "Training Data-Efficient Image Transformers and Distillation through Attention"',
+        "ICML 2021",
+        _alone("deit", 0.5, 0.5),
+        _alone("deit", 0.5, 0.5),
+        (Number("ImageNet, RegNetY-16GF to DeiT-B", 83.4, "the paper"),),
+        pairs="Published for transformers alone; the soft form with 0.1 and labels 0.9.",
+        differs="The soft form is divided by the number of classes.",
+        here="It is not; the second head reads the embedding, where the transformer has a token of its own.",
+    ),
+    # Of embeddings.
+    "rkd_distance": Published(
+        WORDS["rkd"],
+        "CVPR 2019",
+        _alone("rkd_distance", 25.0),
+        pairs="Weight of Tian et al., ICLR 2020, where it stands beside `rkd_angle`: see `rkd` below.",
+        here="The mean is over all pairs, the diagonal included, as in the official code.",
+    ),
+    "rkd_angle": Published(
+        WORDS["rkd"],
+        "CVPR 2019",
+        _alone("rkd_angle", 50.0),
+        pairs="Weight of Tian et al., ICLR 2020, where it stands beside `rkd_distance`: see `rkd` below.",
+    ),
+    "crd": Published(
+        'Tian et al., "Contrastive Representation Distillation"',
+        "ICLR 2020",
+        _alone("crd", 0.8, negatives=16384),
+        _alone("crd", 0.8, negatives=16384),
+        (*_of(TIAN, r8x4=75.51, r20=71.16, w16=75.48, w40=74.14, v8=73.94), *_of(BENCHMARK, r18=71.17)),
+        pairs="With KD beside it (weight 1) as CRD+KD.",
+        differs="It draws the negatives of an image without replacement, on the host.",
+        here="They are drawn with replacement, on the device.",
+        smaller={
+            "small": {"crd": {"negatives": 4096}},
+            "laptop": {"crd": {"negatives": 256}},
+            "smoke": {"crd": {"negatives": 256}},
+        },
+    ),
+    "sp": Published(
+        'Tung and Mori, "Similarity-Preserving Knowledge Distillation"',
+        "ICCV 2019",
+        _alone("sp", 3000.0),
+        numbers=_of(TIAN, r8x4=72.94, r20=69.67, w16=73.83, w40=72.43, v8=72.68),
+    ),
+    "pkt": Published(
+        'Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer"',
+        "ECCV 2018",
+        _alone("pkt", 30000.0),
+        numbers=_of(TIAN, r8x4=73.64, r20=70.34, w16=74.54, w40=73.45, v8=72.88),
+        differs="A mean over all pairs of images, which explains the weight; 1e-7 is added to norms and inside of the"
+        " logarithm.",
+        here="The same, but for the 1e-7 of the norms.",
+    ),
+    "dist": Published(
+        'Huang et al., "Knowledge Distillation from A Stronger Teacher"',
+        "NeurIPS 2022",
+        _alone("dist", 2.0, temperature=4.0),
+        _alone("dist", 2.0, temperature=1.0),
+        (*_of("hunto/DIST_KD", r8x4=76.31, r20=71.75, w40=74.43), *_of(BENCHMARK, r18=72.07)),
+        pairs="beta and gamma are 1.",
+        differs="For classification it has a factor of T^2, that for segmentation none.",
+        here="The factor of T^2.",
+    ),
+    "skd": Published(
+        'Jeong et al., "Streamlined Knowledge Distillation"',
+        "CVPR 2026",
+        _alone("skd", 1.0),
+        _alone("skd", 1.0),
+        pairs="The weights are those of the sample config of torchdistill.",
+    ),
+    "cc": Published(
+        'Peng et al., "Correlation Congruence for Knowledge Distillation"',
+        "ICCV 2019",
+        _alone("cc", 0.02),
+        numbers=_of(TIAN, r8x4=72.97, r20=69.63, w16=73.56, w40=72.21, v8=70.71),
+        differs="The paper compares all pairs by a Gaussian kernel; the authors' code for Tian et al. neighbours in the"
+        " batch by inner products.",
+        here="That code's form.",
+    ),
+    "srd": Published(
+        'Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation"',
+        "AAAI 2024",
+        {"cross_entropy": {"weight": 1.0}, "kd": {"weight": 1.0, "temperature": 1.0}, "srd": {"weight": 1.0}},
+        {"cross_entropy": {"weight": 1.0}, "kd": {"weight": 1.0, "temperature": 1.0}, "srd": {"weight": 1.0}},
+        (*_of(BENCHMARK, r18=71.63), *_of("roymiles/Simple-Recipe-Distillation", r18=71.87)),
+        differs="For ImageNet it takes the logarithm of the bare sum, for DeiT that of the sum and 1e-5.",
+        here="The factor 2 of the first and the 1e-5 of the second.",
+    ),
+    "vkd": Published(
+        'Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal Projections"',
+        "CVPR 2024",
+        _alone("vkd", 1.0),
+        pairs="Published for transformers, beside KD at T 1 on a second head; the weight is chosen here.",
+        differs="The projector is PyTorch's parametrization of an orthogonal matrix.",
+        here="The orthogonal factor of a matrix that trains freely.",
+    ),
+    "pefd": Published(
+        'Chen et al., "Improved Feature Distillation via Projector Ensemble"',
+        "NeurIPS 2022",
+        _alone("pefd", 25.0, projectors=3),
+        _alone("pefd", 25.0, projectors=3),
+    ),
+    "embedding": Published("", "", _alone("embedding", 1.0), pairs="The weight is chosen here."),
+    "nd": Published(
+        WORDS["nd"],
+        "ECCV 2024",
+        _alone("nd", 2.0),
+        pairs="Published beside KD, see `kd++` below: weight 1.5 for WRN-40-2 to WRN-40-1.",
+        differs="The means of the classes are taken over the training set before the start.",
+        here="They are those of all images seen so far.",
+    ),
+    "rrd": Published(
+        'Giakoumoglou and Stathaki, "Relational Representation Distillation"',
+        "2024",
+        _alone("rrd", 1.0),
+        differs="It has the two temperatures of the paper the other way round, and the teacher's"
+        " embedding goes through a layer that never trains.",
+        here="The paper's temperatures, and the teacher's embedding itself.",
+    ),
+    # Of maps.
+    "fitnet": Published(
+        'Romero et al., "FitNets: Hints for Thin Deep Nets"',
+        "ICLR 2015",
+        _alone("fitnet", 100.0, stage=2),
+        numbers=_of(TIAN, r8x4=73.50, r20=69.21, w16=73.58, w40=72.24, v8=71.02),
+        pairs="Weight and stage are those of Tian et al., ICLR 2020.",
+        differs="The paper trains in two phases, the hints first; the code with these numbers in one, and its mean"
+        " stands where the paper has half the sum.",
+        here='As that code; `"epochs"` on the terms makes two phases.',
+    ),
+    "simkd": Published(
+        'Chen et al., "Knowledge Distillation with the Reused Teacher Classifier"',
+        "CVPR 2022",
+        {"simkd": {"weight": 1.0}},
+        numbers=_of("DefangChen/SimKD", r8x4=78.08),
+        pairs="The number is of another protocol, in which the student alone has 73.09 and KD 74.42. Factor 4 has"
+        " 77.88, factor 8 has 76.73.",
+        here="The projector is part of what predicts, in every command; `export` alone writes the student without it.",
+    ),
+    "at": Published(
+        'Zagoruyko and Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional'
+        ' Neural Networks via Attention Transfer"',
+        "ICLR 2017",
+        _alone("at", 1000.0),
+        _alone("at", 1000.0, on=["feature:-2", "feature:-1"]),
+        (*_of(TIAN, r8x4=73.44, r20=70.55, w16=74.08, w40=72.77, v8=71.43), *_of(BENCHMARK, r18=70.70)),
+        differs="The mean of squares stands where the paper has the norm of a difference.",
+        here="The mean of squares.",
+    ),
+    "nst": Published(
+        'Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer"',
+        "2017",
+        _alone("nst", 50.0),
+        numbers=_of(TIAN, r8x4=73.30, r20=69.60, w16=73.68, w40=72.24, v8=71.53),
+        here="The same numbers from one product of channels, without all pairs of maps in memory.",
+    ),
+    "fsp": Published(
+        'Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer'
+        ' Learning"',
+        "CVPR 2017",
+        _first("fsp", 30),
+        numbers=_of(TIAN, r8x4=72.62, r20=69.95, w16=72.91, v8=70.23),
+        pairs="Both networks need the same widths. The first phase comes before the 240 epochs.",
+        differs="Maps are averaged down, where the paper takes the largest values.",
+        here="They are averaged down.",
+        epochs=270,
+    ),
+    "ickd": Published(
+        'Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation"',
+        "ICCV 2021",
+        _alone("ickd", 2.5),
+        numbers=(
+            *_of("ADLab-AutoDrive/ICKD", r8x4=75.25, r20=71.76, w16=75.64, w40=74.33, v8=73.42),
+            *_of(BENCHMARK, r18=72.19),
+        ),
+        pairs="The numbers are those without KD beside it.",
+        differs="For CIFAR-100 it divides by the channels, the paper by their square.",
+        here="Divided by the channels.",
+    ),
+    "wkd_features": Published(
+        WORDS["wkd"],
+        "NeurIPS 2024",
+        _alone("wkd_features", 0.08, ratio=4.0, decay_epochs=[150, 240]),
+        _alone("wkd_features", 0.02, ratio=2.0),
+        _of("JiamingLv/WKD", r8x4=76.77, r18=72.50),
+        pairs="WRN-40-2 to ShuffleNet-V1: weight 0.3, ratio 3, a grid of 4.",
+        here="The variance of a single pixel is zero, where the code has no number.",
+    ),
+    "mgd": Published(
+        'Yang et al., "Masked Generative Distillation"',
+        "ECCV 2022",
+        _alone("mgd", 0.0012),
+        _alone("mgd", 0.00007),
+        _of("yzd-v/MGD", r18=71.69),
+        pairs="The weight for CIFAR-100 is that of yzd-v/cls_KD, for ResNet-34 to ResNet-18.",
+        differs="The paper leaves out pixels, the code for classification whole channels.",
+        here="Whole channels; maps of another size are resized.",
+    ),
+    "feature_mse": Published("", "", _alone("feature_mse", 1.0), pairs="The weight is chosen here."),
+    "reviewkd": Published(
+        'Chen et al., "Distilling Knowledge via Knowledge Review"',
+        "CVPR 2021",
+        _alone("reviewkd", 5.0, warmup_epochs=20),
+        _alone("reviewkd", 1.0, warmup_epochs=1, preactivation=True),
+        (*_of(WANG, r8x4=75.63, r20=71.89, w40=75.09), *_of(BENCHMARK, r18=71.61)),
+        pairs="The weight is 0.6 for ResNet-56 to ResNet-20, 1 for ResNet-110 to ResNet-32, 5 for wide ResNets and"
+        " ShuffleNet-V1, 8 for ShuffleNet-V2.",
+    ),
+    "vid": Published(
+        'Ahn et al., "Variational Information Distillation for Knowledge Transfer"',
+        "CVPR 2019",
+        _alone("vid", 1.0),
+        numbers=_of(TIAN, r8x4=73.09, r20=70.38, w16=74.11, w40=73.30, v8=71.23),
+        differs="A mean stands for the sum. In megvii-research/mdistiller the variances never train.",
+        here="The mean, and variances that train.",
+    ),
+    "ofd": Published(
+        'Heo et al., "A Comprehensive Overhaul of Feature Distillation"',
+        "ICCV 2019",
+        _alone("ofd", 0.001),
+        numbers=_of(WANG, r8x4=74.95, r20=70.98, w40=74.33),
+        pairs="The numbers are those that later papers quote.",
+        differs="Its teacher normalizes by the batch's statistics, which its author found better.",
+        here="By its averages, unless `teacher.mode` is `train`.",
+    ),
+    "ab": Published(
+        'Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons"',
+        "AAAI 2019",
+        _first("ab", 30, weight=0.003),
+        numbers=_of(TIAN, r8x4=73.17, r20=69.47, w16=72.50, w40=72.38, v8=70.94),
+        pairs="The first phase comes before the 240 epochs.",
+        differs="Networks of one shape have no regressor between them.",
+        here="One always, without a ReLU.",
+        epochs=270,
+    ),
+    "ft": Published(
+        'Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer"',
+        "NeurIPS 2018",
+        {"cross_entropy": {"weight": 1.0, "epochs": [30, None]}, "ft": {"weight": 200.0, "paraphraser_epochs": 30}},
+        numbers=(
+            *_of(TIAN, r8x4=72.86, r20=69.84, w16=73.25, w40=71.59, v8=70.58),
+            *_of(BENCHMARK, r18=71.43),
+        ),
+        pairs="The paraphraser's phase comes before the 240 epochs, with a learning rate of 0.01.",
+        differs="The paper compares whole factors by their absolute difference; the code with these numbers the means"
+        " of their squares at each pixel.",
+        here="That code's form; `spatial=false` is the paper's.",
+        epochs=270,
+    ),
+    "srrl": Published(
+        'Yang et al., "Knowledge Distillation via Softmax Regression Representation Learning"',
+        "ICLR 2021",
+        _alone("srrl", 1.0),
+        numbers=_of(WANG, r18=71.73),
+    ),
+    "catkd": Published(
+        'Guo et al., "Class Attention Transfer Based Knowledge Distillation"',
+        "CVPR 2023",
+        _alone("catkd", 15.0, size=2),
+        pairs="The weight is 0.7 for ResNet-56 to ResNet-20, 1.8 for ResNet-110 to ResNet-32, 4.5 for VGG-13 to VGG-8,"
+        " 1.5 for WRN-40-2 to WRN-40-1, 12 to WRN-16-2.",
+        differs="The networks are built with a convolution for a classifier, and the teacher loses its bias.",
+        here="The maps come from the linear classifier that the networks have, without its bias; their logits keep it.",
+    ),
+    "gradcam_alignment": Published(
+        'Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation"',
+        "ECCV 2024",
+        {**_alone("kd", 0.9, 0.1, temperature=4.0), "gradcam_alignment": {"weight": 1.0}},
+        differs="It has it beside KD at temperature 1 without labels, on the maps of B-cos networks,"
+        " which it takes from the forward pass in training mode, at the size of the image.",
+        here="Beside KD as Tian et al. have it, on Grad-CAM maps in inference mode, at the larger of their own sizes.",
+    ),
+    "adversarial": Published(
+        'Xu et al., "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with Conditional'
+        ' Adversarial Networks"',
+        "2018",
+        _alone("adversarial", 0.3),
+        pairs="The weight is chosen here.",
+    ),
+    # Without a teacher.
+    "mutual": Published(
+        'Zhang et al., "Deep Mutual Learning"',
+        "CVPR 2018",
+        {"cross_entropy": {"weight": 1.0}, "mutual": {"weight": 1.0}},
+        differs="One network moves after another, with the others' new predictions.",
+        here="All move at once.",
+        teacher=False,
+    ),
+    "byot": Published(
+        'Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self'
+        ' Distillation"',
+        "ICCV 2019",
+        {"cross_entropy": {"weight": 1.0}, "byot": {"weight": 1.0}},
+        pairs="alpha 0.3, T 3 and the feature's 0.03 are those of open-mmlab/mmrazor, whose authors are others.",
+        differs="An exit is a stack of bottlenecks.",
+        here="An exit is one regressor, a mean and a linear layer.",
+        teacher=False,
+    ),
+    # Recipes: several methods, or one with other options.
+    "rkd": Published(
+        WORDS["rkd"],
+        "CVPR 2019",
+        {**_alone("rkd_distance", 25.0), "rkd_angle": {"weight": 50.0}},
+        numbers=_of(TIAN, r8x4=71.90, r20=69.61, w16=73.35, w40=72.22, v8=71.48),
+        pairs="Weights of Tian et al., ICLR 2020; the paper's are 1 and 2.",
+    ),
+    "kd_ls": Published(
+        WORDS["standardized"],
+        "CVPR 2024",
+        _alone("kd", 9.0, 0.1, temperature=2.0, standardize=True),
+        {"cross_entropy": {"weight": 0.5}, "kd": {"weight": 9.0, "temperature": 2.0, "standardize": True}},
+        (*_of(SUN, r8x4=76.62, r20=71.43, w16=76.11, w40=74.37, v8=74.36), *_of(BENCHMARK, r18=71.42)),
+        pairs="T is 3 for VGG-13 to VGG-8; ResNet-110 to ResNet-20: weight 12, T 4.",
+    ),
+    "dkd_ls": Published(
+        WORDS["standardized"],
+        "CVPR 2024",
+        _alone("dkd", 1.0, alpha=9.0, beta=72.0, temperature=2.0, standardize=True, warmup_epochs=20),
+        numbers=_of(SUN, r8x4=77.01, r20=72.32, w16=76.39, w40=74.89, v8=74.81),
+        pairs="ResNet-56 to ResNet-20: alpha 18, beta 36, T 3. VGG-13 to VGG-8: 15 and 30; wide ResNets: 12 and 24.",
+    ),
+    "mlkd_ls": Published(
+        WORDS["standardized"],
+        "CVPR 2024",
+        _two_views(_alone("mlkd", 9.0, 0.1, standardize=True)),
+        numbers=_of(SUN, r8x4=78.28, r20=72.33, w16=76.95, w40=75.56, v8=75.22),
+        pairs="With 480 epochs.",
+        others=RANDAUGMENT,
+    ),
+    "wkd": Published(
+        WORDS["wkd"],
+        "NeurIPS 2024",
+        {
+            **_alone("wkd_logits", 1.0, gamma=200.0, temperature=8.0, decay_epochs=[150, 240]),
+            "wkd_features": {"weight": 0.08, "ratio": 8.0, "decay_epochs": [150, 240]},
+        },
+        numbers=_of("JiamingLv/WKD", r8x4=77.28, r18=72.76),
+    ),
+    "kd++": Published(
+        WORDS["nd"],
+        "ECCV 2024",
+        {
+            **_alone("kd", 3.5, 1.0, temperature=4.0, warmup_epochs=20),
+            "nd": {"weight": 2.0},
+        },
+        numbers=_of(WANG, r8x4=75.54, r20=72.53, w40=74.59, r18=71.98),
+        pairs="ResNet-56 to ResNet-20: KD 1; WRN-40-2 to WRN-40-1: KD 1, ND 1.5. The learning rate is 0.1.",
+        others={"optimizer.learning_rate": 0.1},
+    ),
+}

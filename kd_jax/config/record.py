@@ -1,0 +1,71 @@
+"""The form of a record of `published.py`, and how its terms fit a run of other length."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Terms = dict[str, dict[str, Any]]  # the section `method` of a config
+
+CIFAR100, IMAGENET = "CIFAR-100, ResNet-32x4 to ResNet-8x4", "ImageNet, ResNet-34 to ResNet-18"
+PAIRS = {
+    "r8x4": CIFAR100,
+    "r20": "CIFAR-100, ResNet-56 to ResNet-20",
+    "w16": "CIFAR-100, WRN-40-2 to WRN-16-2",
+    "w40": "CIFAR-100, WRN-40-2 to WRN-40-1",
+    "v8": "CIFAR-100, VGG-13 to VGG-8",
+    "r18": IMAGENET,
+}
+
+
+class Number(NamedTuple):
+    """A published accuracy."""
+
+    pair: str  # data set, teacher and student
+    accuracy: float  # top-1, in per cent
+    source: str  # a repository on GitHub, or a paper
+
+
+class Published(NamedTuple):
+    """What a method was published with."""
+
+    paper: str  # authors and title
+    venue: str  # and year
+    cifar100: Terms  # for ResNet-32x4 to ResNet-8x4, unless `pairs` says otherwise
+    imagenet: Terms | None = None  # for ResNet-34 to ResNet-18; None where none was found
+    numbers: tuple[Number, ...] = ()
+    pairs: str = ""  # what other pairs of networks were published with, and what else a number depends on
+    differs: str = ""  # where the authors' code, or the one that published the numbers, differs from the paper
+    here: str = ""  # what kd_jax does about it
+    teacher: bool = True  # whether there is one
+    others: Mapping[str, Any] = {}  # keys of the config outside of `method` without which it is another method
+    smaller: Mapping[str, Terms] = {}  # by scale: options in the place of those that it is too small for
+    epochs: int = 240  # of the run on CIFAR-100; a window of epochs keeps its share
+    imagenet_epochs: int = 100
+
+
+def fitted(given: Terms, epochs: int, share: float) -> Terms:
+    """Terms for a run of another length.
+
+    A window of epochs keeps its share of the run, as every option that counts epochs does. A warm-up keeps its epochs,
+    or its share where they would be more than a third of the run.
+
+    Args:
+      given: the terms.
+      epochs: of the run.
+      share: of the epochs for which they are given.
+
+    >>> fitted({"ft": {"paraphraser_epochs": 30, "epochs": [30, None], "warmup_epochs": 20}}, epochs=24, share=0.1)
+    {'ft': {'paraphraser_epochs': 3, 'epochs': [3, None], 'warmup_epochs': 2}}
+    """
+
+    def least_one(epoch: float | None) -> Any:
+        return epoch and max(1, round(epoch * share))
+
+    def fit(key: str, value: Any) -> Any:
+        if not key.endswith("epochs") or (key == "warmup_epochs" and value <= epochs / 3):
+            return value
+        if not isinstance(value, list):
+            return least_one(value)
+        first, last = map(least_one, value)
+        return [first, last if last is None else max(last, first + 1)]
+
+    return {term: {key: fit(key, value) for key, value in options.items()} for term, options in given.items()}
