@@ -235,7 +235,7 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
         return Method(init, apply, needs_teacher="teacher" in sides, views=1 + max(map(max, seen)))
 
     own = {name: p for name, p in inspect.signature(construct).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    return _with_signature(construct, [*own.values(), *options])
+    return _with_signature(construct, [*own.values(), *options], function)
 
 
 def _checked(loss: Any, count: int | None = None) -> Array:
@@ -318,12 +318,14 @@ def from_module(module: type[nn.Module]) -> Constructor:
         if p.name not in ("parent", "name")
     ]
     name = inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return _with_signature(construct, [name, *fields])
+    return _with_signature(construct, [name, *fields], module)
 
 
-def _with_signature(construct: Constructor, parameters: Iterable[inspect.Parameter]) -> Constructor:
-    """The same constructor, whose options can be read from its signature."""
+def _with_signature(construct: Constructor, parameters: Iterable[inspect.Parameter], of: Any) -> Constructor:
+    """The same constructor, whose options can be read from its signature, and its text from what it is made of."""
     construct.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
+    construct.__doc__ = of.__doc__
+    construct.__wrapped__ = of  # type: ignore[attr-defined]
     return construct
 
 

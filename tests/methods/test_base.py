@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import methods
+from kd_jax import losses, methods
 from kd_jax.errors import InputError
-from kd_jax.methods import base
+from kd_jax.methods import base, contrastive
 from kd_jax.types import Method, MethodVariables, Outputs, View
 from tests.methods.numeric import STUDENT, TEACHER, batch, context, grad, log_softmax, outputs, standardized, terms
 
@@ -326,3 +326,8 @@ def test_two_methods_that_replace_the_prediction_are_refused():
     replacing = {name: counter(name, predict=lambda variables, out: out.logits) for name in "ab"}
     with pytest.raises(InputError, match=r"the terms a, b each replace the student's prediction"):
         base.combine(replacing)
+
+
+def test_a_constructor_has_the_words_of_what_it_is_made_of():
+    assert methods.METHODS["kd"].__doc__ == losses.kd.__doc__
+    assert methods.METHODS["crd"].__doc__ == contrastive.CRD.__doc__
