@@ -110,3 +110,9 @@ def test_a_metric_is_one_entry_and_a_column_of_the_report(monkeypatch):
     summary = metrics.summarize(jax.device_get(totals))
     assert summary["sure"] == pytest.approx((probabilities(LOGITS).max(-1) > 0.5).mean())
     assert tables.other_metrics()["sure"].title == "sure, %"
+
+
+def test_what_else_predicts_is_measured_beside_the_student():
+    total = sums(LOGITS, LABELS, np.arange(60) < 50, None, {"peers/one": TEACHER})
+    right = (TEACHER.argmax(-1) == LABELS)[:50].mean()
+    np.testing.assert_allclose(metrics.summarize(total)["peers/one/accuracy"], right, rtol=1e-6)

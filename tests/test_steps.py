@@ -483,3 +483,11 @@ def test_a_state_that_was_saved_goes_on_bit_for_bit(tmp_path):
     run.step(3)
     for group in whole.params:
         assert tiny.identical(groups(run.state, group), groups(whole, group)), group
+
+
+def test_the_mean_teacher_teaches_with_the_average():
+    options = {"teacher.kind": "mean", "teacher.mode": "train", "train.ema": 0.5, "dataset.augment": "none"}
+    run = tiny.Run({"mse": {"on": "probabilities"}}, **options)
+    run.state = run.state.replace(ema=jax.tree.map(lambda x: x + 0.1, run.state.ema))
+    run.step()
+    assert run.scalars["loss/mse"] > 1e-6

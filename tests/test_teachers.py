@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from kd_jax import experiment, identity, models, runs, teachers
 from kd_jax.errors import InputError
 from kd_jax.models import torch_names
+from kd_jax.teachers import ensemble
 from kd_jax.teachers.network import network_teacher
 from kd_jax.types import Outputs, Teacher
 from tests import tiny
@@ -221,3 +222,55 @@ def test_what_such_a_teacher_lacks_is_named_before_anything_is_trained(registere
 def test_a_method_that_runs_the_teacher_says_that_it_is_no_network(registered):
     with pytest.raises(InputError, match=r"method.gradcam_alignment: it runs the teacher itself; expected a teacher"):
         tiny.trace(tiny.create({"gradcam_alignment": {}}, **registered))
+
+
+def _says(logits, width=None):
+    """A teacher that says the same of every image."""
+    embedding = None if width is None else jnp.full((1, width), logits[0])
+    return Teacher(
+        lambda variables, batch, rng, train: Outputs(variables * jnp.asarray([logits]), embedding=embedding),
+        load=lambda: (jnp.float32(2.0), None),
+        shapes=jnp.float32(2.0),
+        name="one",
+        source="nowhere",
+    )
+
+
+@pytest.fixture(scope="module")
+def together():
+    """What an ensemble of two reports, with variables that double the logits."""
+    teacher = ensemble.of({"a": _says([1.0, 0.0], 2), "b": _says([0.0, 3.0], 3)})
+    return teacher.apply(teacher.load()[0], batch([0]), jax.random.key(0), False)
+
+
+def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(together):
+    p = [np.exp(x) / np.exp(x).sum() for x in (np.array([2.0, 0.0]), np.array([0.0, 6.0]))]
+    np.testing.assert_allclose(np.exp(together.logits[0]), (p[0] + p[1]) / 2, rtol=1e-5)
+
+
+def test_an_ensembles_embedding_is_those_of_its_members_side_by_side(together):
+    np.testing.assert_array_equal(together.embedding, [[1, 1, 0, 0, 0]])
+
+
+def test_an_ensemble_keeps_what_each_member_reports(together):
+    np.testing.assert_array_equal(together.members["b"].logits, [[0.0, 6.0]])
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({}, r"teacher.members is empty; expected \{name: a section"),
+        ({"a": {"kind": "none"}}, r"teacher.members.a.kind is 'none'; expected a teacher of its own"),
+        ({"a": {"knd": "run"}}, r"a key of teacher.members.a is 'knd'; expected one of: .*did you mean 'kind'"),
+        ({"a": 3}, r"teacher.members.a is 3; expected a section"),
+        ({"a": {"kind": "run"}}, r"teacher.members.a: teacher.path is empty"),
+    ],
+)
+def test_members_that_cannot_be_are_refused(members, said):
+    with pytest.raises(InputError, match=said):
+        tiny.create(tiny.METHODS["kd"], **{"teacher.kind": "ensemble", "teacher.members": members})
+
+
+def test_a_mean_teacher_needs_a_moving_average():
+    with pytest.raises(InputError, match=r"train.ema is 0 and teacher.kind 'mean'; expected the decay"):
+        tiny.create(tiny.METHODS["kd"], **{"teacher.kind": "mean"})

@@ -278,17 +278,15 @@ def from_module(module: type[nn.Module]) -> Constructor:
         instance = module(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
 
         def init(rng: Array, context: Context) -> MethodVariables:
-            variables = dict(_run(name, instance.init, {"params": rng, "method": jax.random.fold_in(rng, 1)}, context))
+            variables = dict(instance.init({"params": rng, "method": jax.random.fold_in(rng, 1)}, context))
             return MethodVariables(variables.pop("params", {}), variables)
 
         def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
-            loss, state = _run(
-                name,
-                instance.apply,
+            loss, state = instance.apply(
                 {"params": variables.params, **variables.state},
                 context,
                 mutable=list(variables.state),
-                rngs={"method": context.rng},
+                rngs={"method": context.key},
             )
             parts = loss if isinstance(loss, Mapping) else {"": loss}
             return {f"{name}/{part}" if part else name: value for part, value in parts.items()}, dict(state)
@@ -351,7 +349,8 @@ def combine(methods: Mapping[str, Method]) -> Method:
 
     def init(rng: Array, context: Context) -> MethodVariables:
         variables = {
-            name: method.init(jax.random.fold_in(rng, i), context) for i, (name, method) in enumerate(methods.items())
+            name: _run(name, method.init, jax.random.fold_in(rng, i), context)
+            for i, (name, method) in enumerate(methods.items())
         }
         return MethodVariables(
             {name: own.params for name, own in variables.items()},

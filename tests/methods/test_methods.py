@@ -239,3 +239,28 @@ def test_the_students_name_is_refused_for_a_term():
 def test_the_old_name_of_the_key_is_refused_with_the_new_one():
     with pytest.raises(InputError, match=r"method.soft.loss is now method.soft.method"):
         methods.create({"soft": {"loss": "kd"}})
+
+
+def members(**logits):
+    """An ensemble's outputs, whose own logits are zero."""
+    return outputs(0 * TEACHER)._replace(members={name: outputs(x) for name, x in logits.items()})
+
+
+def test_a_term_reads_the_member_that_it_names():
+    method = methods.create({"own": {"method": "kd", "teacher": "b"}, "kd": {}})
+    got = terms(method, STUDENT, members(a=TEACHER, b=TEACHER[::-1]))
+    expected = terms(methods.create({"own": {"method": "kd"}}), STUDENT, TEACHER[::-1])
+    np.testing.assert_allclose(got["own"], expected["own"], rtol=1e-6)
+    assert got["own"] != got["kd"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (TEACHER, "method.kd: its teacher is 'b', and the run has one teacher; expected teacher.kind 'ensemble'"),
+        (members(a=TEACHER), "method.kd: the term's teacher is 'b'; expected one of: a"),
+    ],
+)
+def test_a_member_that_is_not_there_is_refused(teacher, said):
+    with pytest.raises(InputError, match=said):
+        terms(methods.create({"kd": {"teacher": "b"}}), STUDENT, teacher)
