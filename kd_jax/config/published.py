@@ -21,6 +21,15 @@ def _alone(name: str, weight: float, labels: float = 1.0, **options: Any) -> Ter
     return {"cross_entropy": {"weight": labels}, name: {"weight": weight, **options}}
 
 
+def _transport(**options: Any) -> Terms:
+    """WKD of logits as two terms beside the labels, the label's part and the transport, which alone falls to zero."""
+    return {
+        "cross_entropy": {"weight": 1.0},
+        "wkd_label": {"method": "wkd_logits", "weight": 1.0, "gamma": 0.0},
+        "wkd_logits": {"weight": 1.0, "alpha": 0.0, **options},
+    }
+
+
 def _two_views(given: Terms) -> Terms:
     """The same terms on a weak and a strong view of every image."""
     return {term: {**options, "views": [0, 1]} for term, options in given.items()}
@@ -129,13 +138,13 @@ PUBLISHED: dict[str, Published] = {
     "wkd_logits": Published(
         WORDS["wkd"],
         "NeurIPS 2024",
-        _alone("wkd_logits", 1.0, gamma=600.0, temperature=8.0, decay_epochs=[150, 240]),
+        _transport(gamma=600.0, temperature=8.0, decay_epochs=[150, 240]),
         _alone("wkd_logits", 1.0, gamma=30.0, temperature=2.0),
         _of("JiamingLv/WKD", r8x4=76.53, r18=72.49),
         pairs="WRN-40-2 to ShuffleNet-V1: gamma 200, T 6. ResNet-50 to MobileNet-V1: gamma 25, kappa 2.",
-        differs="Gamma alone falls to zero; the costs are of the centred kernel alignment of the classes' features, and"
-        " a matrix of them is cut for every image.",
-        here="The whole term falls; the costs are of the teacher's head, and one matrix serves all images.",
+        differs="The costs are of the centred kernel alignment of the classes' features, and a matrix of them is cut"
+        " for every image.",
+        here="The costs are of the teacher's head, and one matrix serves all images.",
     ),
     "teacher_free": Published(
         'Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization"',
@@ -583,7 +592,7 @@ PUBLISHED: dict[str, Published] = {
         WORDS["wkd"],
         "NeurIPS 2024",
         {
-            **_alone("wkd_logits", 1.0, gamma=200.0, temperature=8.0, decay_epochs=[150, 240]),
+            **_transport(gamma=200.0, temperature=8.0, decay_epochs=[150, 240]),
             "wkd_features": {"weight": 0.08, "ratio": 8.0, "decay_epochs": [150, 240]},
         },
         numbers=_of("JiamingLv/WKD", r8x4=77.28, r18=72.76),

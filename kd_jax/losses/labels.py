@@ -191,25 +191,25 @@ def wkd_logits(
     labels: Int[Array, " B"],
     *,
     cost: Float[Array, "K K"],
+    alpha: Annotated[float, AT_LEAST_0] = 1.0,
     gamma: Annotated[float, AT_LEAST_0] = 600.0,
     temperature: Temperature = 8.0,
     regularization: Annotated[float, ABOVE_0] = 0.05,
     iterations: Annotated[int, whole(1, 10000)] = 10,
     where: Where = None,
 ) -> Float[Array, " B"]:
-    """Wasserstein distillation of logits: -p_t^y log p_s^y + gamma W(q_s, q_t).
+    """Wasserstein distillation of logits: alpha (-p_t^y log p_s^y) + gamma W(q_s, q_t).
 
     p are probabilities at a temperature of 1, y the label, q the probabilities at T of the other classes among
     themselves. W is what it costs to carry q_s to q_t, by Sinkhorn's iterations. Lv et al., "Wasserstein Distance
     Rivals Kullback-Leibler Divergence for Knowledge Distillation", NeurIPS 2024, WKD-L, as the official code has it,
     without a factor of T^2. That code cuts a matrix of costs without the label for every image, [B, K - 1, K - 1];
-    here all share one [K, K], which gives the same numbers, as the label has no mass. There gamma alone falls to zero
-    along a cosine from epoch 150 of 240. ImageNet has T 2 and gamma 30.
+    here all share one [K, K], which gives the same numbers, as the label has no mass. ImageNet has T 2 and gamma 30.
 
     Args:
       student_logits, teacher_logits: [B, K]. labels: [B].
       cost: [K, K], of carrying mass from the student's class to the teacher's; below zero counts as zero.
-      gamma: weight of W. temperature: T, above zero.
+      alpha, gamma: weights of the label's part and of W. temperature: T, above zero.
       regularization: of the entropy; the smaller, the closer to W and the more iterations it takes.
       iterations: of Sinkhorn.
       where: [B] bool, the images that count.
@@ -228,7 +228,7 @@ def wkd_logits(
     given, wanted = (jnp.where(is_label, 0, jnp.exp(log)) for log in logs)
     cost = jnp.maximum(keep(None, cost), 0) + SINKHORN_EPSILON
     carried = _transport(given, wanted, ~is_label, cost, regularization, iterations)
-    return keep(where, _of_label(student, teacher, is_label) + gamma * carried)
+    return keep(where, alpha * _of_label(student, teacher, is_label) + gamma * carried)
 
 
 def _transport(

@@ -22,14 +22,16 @@ class WKDLogits(nn.Module):
     Lv et al., "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation", NeurIPS 2024,
     WKD-L. The cost between two classes is `losses.class_cost` of the head, read once; the paper's default is the
     centred kernel alignment of the classes' features over the training set, which the official code computes
-    beforehand. Its gamma falls to zero along a cosine from epoch 150 of 240; `decay_epochs` on the term takes the
-    label's part along.
+    beforehand. Gamma alone falls to zero along a cosine from epoch 150 of 240, so that as published there are two
+    terms: one with a gamma of 0, and one with an alpha of 0 and `decay_epochs`.
 
     Fields:
-      gamma: weight of the transport. temperature: of the other classes. kappa: sharpens the cost.
+      alpha: weight of the label's part. gamma: of the transport. temperature: of the other classes. kappa: sharpens
+      the cost.
       regularization, iterations: of Sinkhorn.
     """
 
+    alpha: Annotated[float, AT_LEAST_0] = 1.0
     gamma: Annotated[float, AT_LEAST_0] = 600.0
     temperature: Temperature = 8.0
     kappa: Annotated[float, ABOVE_0] = 1.0
@@ -51,6 +53,7 @@ class WKDLogits(nn.Module):
             context.teacher.logits,
             context.batch.labels,
             cost=cost,
+            alpha=self.alpha,
             gamma=self.gamma,
             temperature=self.temperature,
             regularization=self.regularization,

@@ -80,10 +80,10 @@ def sinkhorn(p, q, cost):
 
 
 def wkd_logits(student, teacher, label):
-    """Lv et al.: gamma 5, T 2, with the label's row and column cut out of the cost."""
+    """Lv et al.: half of the label's part, gamma 5, T 2, with the label's row and column cut out of the cost."""
     cost = np.delete(np.delete(COSTS[len(student)], label, 0), label, 1)
     p, q = (softmax(without(x, label) / 2) for x in (student, teacher))
-    return -softmax(teacher)[label] * np.log(softmax(student)[label]) + 5 * sinkhorn(p, q, cost)
+    return -0.5 * softmax(teacher)[label] * np.log(softmax(student)[label]) + 5 * sinkhorn(p, q, cost)
 
 
 def teacher_free(student, _, label):
@@ -101,7 +101,7 @@ LOSSES = {  # under test, and in numpy
     "swapped_kd": (losses.swapped_kd, swapped_kd),
     "wkd_logits": (
         lambda s, t, y, *, where: losses.wkd_logits(
-            s, t, y, cost=jnp.asarray(COSTS[s.shape[1]]), gamma=5.0, temperature=2.0, where=where
+            s, t, y, cost=jnp.asarray(COSTS[s.shape[1]]), alpha=0.5, gamma=5.0, temperature=2.0, where=where
         ),
         wkd_logits,
     ),

@@ -305,7 +305,8 @@ def test_a_second_head_needs_an_embedding(name):
 def test_parameters_have_the_precision_of_what_they_read(name):
     method = methods.create({name: {}})
     with jax.enable_x64(True):
-        double = outputs(STUDENT, EMBEDDING)
+        # Copies: JAX remembers what an array of numpy's became in float32.
+        double = outputs(STUDENT.copy(), EMBEDDING.copy())
         variables = jax.eval_shape(lambda: method.init(jax.random.key(0), context(double, TEACHER)))
     assert {x.dtype for x in jax.tree.leaves(variables.params)} == {np.dtype("float64")}
 
