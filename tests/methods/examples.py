@@ -92,3 +92,4 @@ NEEDS_NETWORKS = {"gradcam_alignment", "mutual"}  # it runs the networks itself,
 EQUAL_WIDTHS = {"fsp"}  # of student and teacher
 TEN_CLASSES = {"original_adversarial"}  # its convolutions need so many
 ALONE = TEN_CLASSES | EQUAL_WIDTHS | PREDICTS  # what cannot share one program of a narrow student and a wide teacher
+FLOAT32 = {"original_adversarial"}  # its networks are of that type, whatever it reads

@@ -1,0 +1,89 @@
+"""Every method of the registry trains, in the step that runs use."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.methods import side_by_side
+from tests.methods.examples import ALL, EQUAL_WIDTHS, FLOAT32
+from tests.methods.side_by_side import of_method, own_term
+
+GROUP = 8  # methods in a program
+
+
+@pytest.fixture(scope="module", params=list(ALL))
+def name(request):
+    """A method. The tests of one run after one another, and those of its group in the same process."""
+    return request.param
+
+
+def needs(name, methods):
+    return ALL[name]["method"] in methods
+
+
+def group(name):
+    """(the methods that share a program with this one, and their student's widths)."""
+    equal = needs(name, EQUAL_WIDTHS)
+    alike = [other for other in ALL if needs(other, EQUAL_WIDTHS) == equal]
+    first = alike.index(name) // GROUP * GROUP
+    return tuple(alike[first : first + GROUP]), side_by_side.WIDTHS["teacher" if equal else "student"]
+
+
+@functools.cache
+def ran(function, names, widths):
+    """What the function returns for these methods, or raises."""
+    try:
+        return function({name: ALL[name] for name in names}, widths)
+    except Exception as error:
+        return error
+
+
+def result(function, name):
+    of_group = ran(function, *group(name))
+    error = of_group if isinstance(of_group, Exception) else of_group.failures.get(name)
+    if error is not None:
+        raise error
+    return of_group
+
+
+@pytest.fixture(scope="module")
+def trained(name):
+    return result(side_by_side.ten_steps, name)
+
+
+@pytest.fixture(scope="module")
+def scanned(name):
+    return result(side_by_side.scan, name)
+
+
+def test_ten_steps_lower_the_term(name, trained):
+    assert own_term(trained.scalars[-1], name) < own_term(trained.scalars[0], name)
+
+
+def test_two_devices_equal_one_over_ten_float64_steps(name, trained):
+    one, two = (of_method(trained, state, name) for state in (trained.one, trained.two))
+    difference = tiny.largest_difference(one, two)
+    assert difference < (1e-3 if needs(name, FLOAT32) else 1e-9)
+
+
+def test_a_state_that_was_saved_goes_on_bit_for_bit(name, trained):
+    resumed, two = (of_method(trained, state, name) for state in (trained.resumed, trained.two))
+    assert tiny.identical(resumed, two)
+
+
+def test_bfloat16_steps_in_one_call_are_finite(name, scanned):
+    leaves = jax.tree.leaves((own_term(scanned.scalars, name), of_method(scanned, scanned.after, name)))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_bfloat16_steps_in_one_call_move_the_student(name, scanned):
+    before, after = (of_method(scanned, state, name)[0] for state in (scanned.before, scanned.after))
+    assert not tiny.identical(before, after)
+
+
+def test_which_negative_number_stands_for_no_label_changes_nothing(name, scanned):
+    after, relabeled = (of_method(scanned, state, name) for state in (scanned.after, scanned.relabeled))
+    assert tiny.identical(after, relabeled)
