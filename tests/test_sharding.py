@@ -4,20 +4,16 @@ import jax
 import pytest
 
 from tests import tiny
-from tests.methods.examples import ALONE, EXAMPLES
 
-# All methods in one program; those that cannot be there have tests of their own arithmetic.
-TERMS = {name: options for name, options in EXAMPLES.items() if name not in ALONE}
-# An adversarial game on random images grows rounding fast.
-TERMS["adversarial"] = {**TERMS["adversarial"], "weight": 0.3}
-VIEWS = {"dataset.extra_views": ["crop_flip"]}
+TERMS = tiny.METHODS["kinds"]  # every method is in tests/methods/test_training.py
+PARTS = {"train.accumulate": 2, "dataset.labeled": 24}
 
 
 @pytest.fixture(scope="module")
 def ten_steps():
-    """The states of one device and of two after ten steps of all methods, in float64."""
+    """The states of one device and of two after ten float64 steps in parts, where half of the images have a label."""
     with jax.enable_x64(True):
-        runs = [tiny.Run(TERMS, devices=n, precision="float64", **VIEWS) for n in (1, 2)]
+        runs = [tiny.Run(TERMS, devices=n, precision="float64", **PARTS) for n in (1, 2)]
         for run in runs:
             run.step(10)
         return [run.state for run in runs]

@@ -14,10 +14,8 @@ from kd_jax import methods, steps
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.types import Method, MethodVariables, RawBatch
 from tests import tiny
-from tests.methods.examples import ALONE, EXAMPLES
 from tests.methods.numeric import convolve, doubles, log_softmax
 
-RESUMED = {name: options for name, options in EXAMPLES.items() if not name.startswith("original") and name not in ALONE}
 GAME = {"cross_entropy": {}, "fitnet": {"stage": 1}, "adversarial": {"hidden": [8], "turns": [3, 4]}}
 
 
@@ -471,18 +469,29 @@ def test_evaluation_ignores_what_the_mask_leaves_out():
         np.testing.assert_allclose(kept[name] + rest[name], whole[name], rtol=1e-5)
 
 
-def test_a_state_that_was_saved_goes_on_bit_for_bit(tmp_path):
-    # All methods in one program: their adapters, banks and moments.
-    run = tiny.Run(RESUMED, **{"dataset.extra_views": ["crop_flip"]})
-    run.step(2)
-    with contextlib.closing(Checkpoints(str(tmp_path))) as checkpoints:
-        checkpoints.save(run.state, 2, None)
-        like, whole = run.state, run.step(3)
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The states after two calls of two bfloat16 steps each, the second from memory and from a checkpoint."""
+    run = tiny.Run(tiny.METHODS["kinds"], precision="bfloat16", **{"dataset.labeled": 24})
+    half = run.call(run.rows(0, 2))
+    with contextlib.closing(Checkpoints(str(tmp_path_factory.mktemp("checkpoints")))) as checkpoints:
+        checkpoints.save(half, 2, None)
+        whole = run.call(run.rows(2, 2))
         checkpoints.wait()
-        run.state = checkpoints.load(2, like)
-    run.step(3)
-    for group in whole.params:
-        assert tiny.identical(groups(run.state, group), groups(whole, group)), group
+        run.state = checkpoints.load(2, half)
+    return run.call(run.rows(2, 2)), whole
+
+
+@pytest.mark.parametrize("group", ["student", *tiny.METHODS["kinds"]])
+def test_a_state_that_was_saved_goes_on_bit_for_bit(resumed, group):
+    again, whole = (groups(state, group) for state in resumed)
+    assert tiny.identical(again, whole)
+
+
+@pytest.mark.parametrize("group", ["student", *tiny.METHODS["kinds"]])
+def test_bfloat16_steps_in_one_call_are_finite(resumed, group):
+    leaves = jax.tree.leaves(groups(resumed[1], group))
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in leaves)
 
 
 def test_the_mean_teacher_teaches_with_the_average():

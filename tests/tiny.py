@@ -30,6 +30,13 @@ METHODS = {
     "cross_entropy": {"cross_entropy": {}},
     "kd": {"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9}},
     "adversarial": {"cross_entropy": {}, "adversarial": {"weight": 0.3, "hidden": [8]}},
+    # One of each kind: a loss, an adapter, a memory, a game. The game grows rounding fast on random images.
+    "kinds": {
+        "kd": {},
+        "fitnet": {"stage": 1},
+        "crd": {"features": 4, "negatives": 8},
+        "adversarial": {"weight": 0.3, "hidden": [8]},
+    },
 }
 
 

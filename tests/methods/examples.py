@@ -87,9 +87,7 @@ VARIANTS = {
 ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items()}, **VARIANTS}
 
 # What a method cannot do by its nature.
-PREDICTS = {"deit"}  # it replaces the student's prediction, as simkd does, and only one of a run's terms may
 NEEDS_NETWORKS = {"gradcam_alignment", "mutual"}  # it runs the networks itself, so plain outputs are not enough
 EQUAL_WIDTHS = {"fsp"}  # of student and teacher
 TEN_CLASSES = {"original_adversarial"}  # its convolutions need so many
-ALONE = TEN_CLASSES | EQUAL_WIDTHS | PREDICTS  # what cannot share one program of a narrow student and a wide teacher
 FLOAT32 = {"original_adversarial"}  # its networks are of that type, whatever it reads

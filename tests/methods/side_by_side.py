@@ -1,7 +1,7 @@
 """Many methods in one training step, each with a student of its own, on networks of a few operations.
 
-Compiling takes nearly all the time of a step this small. One program of many methods takes less than a program each, and
-as no loss depends on the student of another, every method trains as if it were alone.
+Compiling takes nearly all the time of a step this small. One program of many methods takes less than a program each,
+and as no loss depends on the student of another, every method trains as if it were alone.
 """
 
 import dataclasses

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from kd_jax import methods
 from tests import tiny
 from tests.methods import side_by_side
-from tests.methods.examples import ALL, EQUAL_WIDTHS, FLOAT32
+from tests.methods.examples import ALL, EQUAL_WIDTHS, FLOAT32, TEN_CLASSES
 from tests.methods.side_by_side import of_method, own_term
 
 GROUP = 8  # methods in a program
@@ -87,3 +88,39 @@ def test_bfloat16_steps_in_one_call_move_the_student(name, scanned):
 def test_which_negative_number_stands_for_no_label_changes_nothing(name, scanned):
     after, relabeled = (of_method(scanned, state, name) for state in (scanned.after, scanned.relabeled))
     assert tiny.identical(after, relabeled)
+
+
+@functools.cache
+def views(name):
+    return {"dataset.extra_views": ["crop_flip"] * (methods.create({"term": ALL[name]}).views - 1)}
+
+
+def alone(name, **options):
+    """A run of ResNets with the method as its only term."""
+    width = {"model.width": 1 / 4} if needs(name, EQUAL_WIDTHS) else {}
+    return tiny.Run({"term": ALL[name]}, **options, **width, **views(name))
+
+
+on_resnets = pytest.mark.parametrize("method", [name for name in ALL if not needs(name, TEN_CLASSES)])
+
+
+@pytest.mark.slow
+@on_resnets
+@pytest.mark.parametrize("labeled", [0, 24])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_on_resnets_two_devices_equal_one_over_float64_steps(method, accumulate, labeled):
+    options = {"precision": "float64", "train.accumulate": accumulate, "dataset.labeled": labeled}
+    with jax.enable_x64(True):
+        one, two = (alone(method, devices=n, **options).step(4) for n in (1, 2))
+    assert tiny.largest_difference((one.params, one.stats), (two.params, two.stats)) < 1e-9
+
+
+@pytest.mark.slow
+@on_resnets
+@pytest.mark.parametrize("labeled", [0, 24])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_on_resnets_bfloat16_steps_in_one_call_are_finite(method, accumulate, labeled):
+    run = alone(method, precision="bfloat16", **{"train.accumulate": accumulate, "dataset.labeled": labeled})
+    state = run.call(run.rows(0, 2))
+    leaves = jax.tree.leaves((run.scalars, state.params, state.stats))
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in leaves)
