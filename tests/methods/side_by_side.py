@@ -33,7 +33,7 @@ from kd_jax.types import (
 
 CLASSES, IMAGES, BATCH = 10, 24, 16
 STEPS, EPOCH = 10, 4
-OPTIMIZER = {"name": "adam", "learning_rate": 0.01, "schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.0}
+OPTIMIZER = {"learning_rate": 0.1, "momentum": 0.5, "schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.0}
 WIDTHS = {"teacher": (8, 8, 12), "student": (6, 6, 8)}  # of the three maps
 EVERY_FOURTH = np.arange(IMAGES) % 4 == 3
 
@@ -115,6 +115,27 @@ def of_copy(method, place, student, failed) -> Method:
     return method._replace(init=init, apply=apply, needs_teacher=True, trains=trains, predict=student_logits)
 
 
+def by_direction(optimizer) -> optim.Optimizer:
+    """The optimizer of gradients of norm 1, each copy's and each term's, so that one rate is right for every loss.
+
+    Adam would do, but that it makes a step of what is zero but for rounding.
+    """
+
+    def unit(gradients, axes):
+        squares = sum(jnp.square(x).sum(axes(x)) for x in jax.tree.leaves(gradients))
+        factor = jax.lax.rsqrt(squares + 1e-20)
+        return jax.tree.map(lambda x: x * factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim)), gradients)
+
+    def update(gradients, *state_and_params, **options):
+        units = {
+            group: unit(own, lambda x: tuple(range(int(group == "student"), x.ndim))) if jax.tree.leaves(own) else own
+            for group, own in gradients.items()
+        }
+        return optimizer.update(units, *state_and_params, **options)
+
+    return optimizer._replace(update=update)
+
+
 def data(missing=-1):
     """(a batch, the labels of the training set). Every fourth image has no label; others differ in many directions."""
     rng = np.random.default_rng(0)
@@ -171,7 +192,7 @@ def create(terms: Mapping[str, Mapping[str, Any]], widths, dtype, *, accumulate=
         steps_per_epoch=EPOCH,
     )
     teacher = Teacher(teach, load=None, shapes=None, name="larger", source="nowhere", network=TEACHER)
-    made = steps.Components(copies(student, len(terms)), teacher, method, optimizer, augment, prepare)
+    made = steps.Components(copies(student, len(terms)), teacher, method, by_direction(optimizer), augment, prepare)
     hyper = jax.tree.map(np.asarray, components.create_hyper(made))
     variables = TEACHER.init(None, np.zeros((1, 8, 8, 3), dtype))
     return Step(made, steps.StepOptions(IMAGES, EPOCH, micro_batches=accumulate), failures, variables, hyper)
@@ -263,4 +284,5 @@ def of_method(result, state, name):
 
 def own_term(scalars, name):
     """The value of a method's term, or the sum of its parts."""
-    return float(sum(x for key, x in scalars.items() if f"{key}/".startswith(f"loss/{name}/")))
+    parts = sum(x for key, x in scalars.items() if key.startswith(f"loss/{name}/"))
+    return float(scalars.get(f"loss/{name}", parts))
