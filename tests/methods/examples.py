@@ -14,7 +14,7 @@ EXAMPLES = {
     "swap": {},
     "wkd_logits": {},
     "teacher_free": {},
-    "crld": {},
+    "crld": {"weak_confidence": 0.15, "strong_confidence": 0.15},
     "ttm": {},
     "wttm": {},
     "normkd": {},
@@ -90,4 +90,3 @@ ALL = {**{name: {"method": name, **options} for name, options in EXAMPLES.items(
 NEEDS_NETWORKS = {"gradcam_alignment", "mutual"}  # it runs the networks itself, so plain outputs are not enough
 EQUAL_WIDTHS = {"fsp"}  # of student and teacher
 TEN_CLASSES = {"original_adversarial"}  # its convolutions need so many
-FLOAT32 = {"original_adversarial"}  # its networks are of that type, whatever it reads

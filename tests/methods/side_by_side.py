@@ -38,17 +38,17 @@ WIDTHS = {"teacher": (8, 8, 12), "student": (6, 6, 8)}  # of the three maps
 EVERY_FOURTH = np.arange(IMAGES) % 4 == 3
 
 
-def network(widths, seed) -> Network:
+def network(widths) -> Network:
     """Linear layers on maps of 4x4, 4x4 and 2x2 pixels, and a linear head; it reports all there is to report."""
 
     def init(rng, images):
-        draws, inputs, params = np.random.default_rng(seed), 4 * images.shape[-1], {}
-        for stage, width in enumerate(widths):
-            params[f"stage{stage}"] = {"kernel": draws.normal(scale=(2 / inputs) ** 0.5, size=(inputs, width))}
+        dtype, inputs, params = jnp.promote_types(images.dtype, jnp.float32), 4 * images.shape[-1], {}
+        for i, (name, width) in enumerate(zip(("stage0", "stage1", "stage2", "head"), (*widths, CLASSES), strict=True)):
+            kernel = jax.random.normal(jax.random.fold_in(rng, i), (inputs, width), dtype)
+            params[name] = {"kernel": kernel * (2 / inputs) ** 0.5}
             inputs = width
-        params["head"] = {"kernel": draws.normal(scale=inputs**-0.5, size=(inputs, CLASSES)), "bias": np.zeros(CLASSES)}
-        dtype = np.float64 if images.dtype == np.float64 else np.float32
-        return {"params": jax.tree.map(lambda x: x.astype(dtype), params), "batch_stats": {}}
+        params["head"]["bias"] = jnp.zeros(CLASSES, dtype)
+        return {"params": params, "batch_stats": {}}
 
     def apply(variables, images, *, train, rng=None, perturbations=None):
         params, taps = variables["params"], Taps(perturbations)
@@ -68,7 +68,7 @@ def network(widths, seed) -> Network:
     return Network(init, apply, head=("head",))
 
 
-TEACHER = network(WIDTHS["teacher"], seed=1)
+TEACHER = network(WIDTHS["teacher"])
 
 
 def copies(network, count) -> Network:
@@ -160,7 +160,7 @@ class Step(NamedTuple):
 
 def create(terms: Mapping[str, Mapping[str, Any]], widths, dtype, *, accumulate=1) -> Step:
     """The step of {term: options} in a precision."""
-    student, failures = network(widths, seed=0), {}
+    student, failures = network(widths), {}
     method = methods.combine(
         {
             name: of_copy(
@@ -194,7 +194,7 @@ def create(terms: Mapping[str, Mapping[str, Any]], widths, dtype, *, accumulate=
     teacher = Teacher(teach, load=None, shapes=None, name="larger", source="nowhere", network=TEACHER)
     made = steps.Components(copies(student, len(terms)), teacher, method, by_direction(optimizer), augment, prepare)
     hyper = jax.tree.map(np.asarray, components.create_hyper(made))
-    variables = TEACHER.init(None, np.zeros((1, 8, 8, 3), dtype))
+    variables = jax.jit(TEACHER.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3), dtype))
     return Step(made, steps.StepOptions(IMAGES, EPOCH, micro_batches=accumulate), failures, variables, hyper)
 
 
