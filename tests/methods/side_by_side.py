@@ -33,7 +33,7 @@ from kd_jax.types import (
 
 CLASSES, IMAGES, BATCH = 10, 24, 16
 STEPS, EPOCH = 10, 4
-OPTIMIZER = {"learning_rate": 0.1, "momentum": 0.5, "schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.0}
+OPTIMIZER = {"learning_rate": 0.03, "momentum": 0.5, "schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.0}
 WIDTHS = {"teacher": (8, 8, 12), "student": (6, 6, 8)}  # of the three maps
 EVERY_FOURTH = np.arange(IMAGES) % 4 == 3
 
