@@ -104,7 +104,10 @@ def of_copy(method, place, student, failed) -> Method:
 
     def apply(variables, context):
         try:
-            return method.apply(variables, own(context))
+            terms, state = method.apply(variables, own(context))
+            before, after = (jax.tree.map(jax.typeof, tree) for tree in (variables.state, state))
+            assert before == after, "a method's state changes in shape or type"
+            return terms, state
         except Exception as error:
             failed(error)
             return {}, variables.state
