@@ -279,13 +279,13 @@ def read_run(folder: PathLike, step: int = 0) -> tuple[Variables, MethodVariable
     from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
 
     folder = os.path.expanduser(folder)
-    step = step or runs.read_json(folder, "result.json")["checkpoint"]
     saved = checkpoint.Checkpoints(os.path.join(folder, "checkpoints")).steps()
-    if step not in saved:
+    if step and step not in saved:
         raise InputError(
             f"{folder} has no checkpoint of step {step}; expected one of {first_few(map(str, saved))}, or a run that"
             " keeps more of them: see checkpoint.every_epochs and checkpoint.keep"
         )
+    step = step or runs.read_json(folder, "result.json")["checkpoint"]
     tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
     params, stats = tree["params"], tree["stats"]
     variables = tree["ema"] or {"params": params["student"], "batch_stats": stats["student"]}

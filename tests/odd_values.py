@@ -58,7 +58,13 @@ def odd_configs() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def small(name: str) -> dict[str, Any]:
     """An experiment that is shipped, on small images and with small networks."""
-    argument = {"original": "adversarial,faithful,smoke", "pretrain": "student,smoke", "quickstart": "rkd,smoke"}
+    argument = {
+        "original": "adversarial,faithful,smoke",
+        "pretrain": "student,smoke",
+        "quickstart": "rkd,smoke",
+        "method": "wkd,smoke",
+        "scheme": "dense,smoke",
+    }
     module = importlib.import_module(f"kd_jax.configs.{name}")
     config = module.get_config(argument.get(name, "smoke"))
     changes = {key: value for key, value in tiny.CHANGES.items() if key != "name"} | {"dataset.labeled": 0}

@@ -99,7 +99,7 @@ def refused(arguments, folder, **environment):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--term=kdd:weight=1"], r"method.kdd.method is 'kdd'; expected one of: adversarial, .*; did you mean 'kd'\?"),
+        (["--term=kdd:weight=1"], r"method.kdd.method is 'kdd'; expected one of: ab, abkd, .*; did you mean 'kd'\?"),
         (["--config.train.epoch=3"], r"--config.train.epoch=3: there is no key 'epoch'; .*; did you mean 'epochs'\?"),
         (["--config.train.epochs=many"], "--config.train.epochs=many: invalid literal for int"),
         (["--config.train.batch_size=9999"], "train.batch_size is 9999; expected at most the 64 training images"),

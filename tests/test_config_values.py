@@ -1,5 +1,6 @@
 """Every value of a config is built or refused in one line; the keys are declared in one place."""
 
+import inspect
 import itertools
 import warnings
 
@@ -126,3 +127,14 @@ def test_a_teachers_config_is_checked_and_said_to_be_its(kind):
 @pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
 def test_what_is_no_config_at_all_is_refused(value):
     assert refused(value)
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "squared_error"])  # of a doctest
+def test_an_odd_option_of_a_method_is_taken_or_refused_in_one_short_line(name):
+    _, *options = inspect.signature(methods.METHODS[name]).parameters
+    for option, value in itertools.product(options, ODD):
+        try:
+            methods.create({"term": {"method": name, option: value}})
+        except InputError as error:
+            assert len(str(error).splitlines()) <= 1, (option, value)
+            assert len(str(error)) < 1000, (option, value)
