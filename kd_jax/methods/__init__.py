@@ -1,6 +1,5 @@
 """Distillation methods by name. `create({"kd": {"weight": 0.9, "temperature": 4.0}})` makes one method of its terms."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,16 @@ from kd_jax.keys import TERM
 from kd_jax.methods import original
 from kd_jax.methods.activations import AB, FT, OFD, VID
 from kd_jax.methods.adversarial import adversarial
-from kd_jax.methods.base import SIDES, Constructor, combine, from_loss, from_module, tap
+from kd_jax.methods.base import (
+    SIDES,
+    Constructor,
+    combine,
+    from_loss,
+    from_module,
+    seeing,
+    standardizing,
+    tap,
+)
 from kd_jax.methods.classifiers import CATKD, SRRL
 from kd_jax.methods.contrastive import CRD, RRD
 from kd_jax.methods.embeddings import CC, ND, PEFD, SRD, VKD, Embedding
@@ -24,7 +32,7 @@ from kd_jax.methods.maps import FSP, ICKD, MGD, FeatureMSE, WKDFeatures
 from kd_jax.methods.peers import BeYourOwnTeacher, mutual
 from kd_jax.methods.review import ReviewKD
 from kd_jax.methods.saliency import gradcam_alignment
-from kd_jax.types import Array, Context, Method
+from kd_jax.types import Array, Method, View
 
 __all__ = ["METHODS", "combine", "create", "from_loss", "from_module", "register", "tap"]
 
@@ -38,9 +46,9 @@ METHODS: dict[str, Constructor] = {
     "wsld": from_loss(losses.wsld),
     "rld": from_loss(losses.rld),
     "swap": from_loss(losses.swapped_kd),
-    "wkd_logits": from_module(WKDLogits),
+    "wkd_logits": standardizing(from_module(WKDLogits)),
     "teacher_free": from_loss(losses.teacher_free),
-    "crld": from_module(CRLD),
+    "crld": standardizing(from_module(CRLD)),
     "ttm": from_loss(losses.ttm),
     "wttm": from_loss(losses.wttm),
     "normkd": from_loss(losses.normkd),
@@ -49,7 +57,7 @@ METHODS: dict[str, Constructor] = {
     "js": from_loss(losses.jensen_shannon),
     "bce": from_loss(losses.bce),
     "binary_kd": from_loss(losses.binary_kd),
-    "ctkd": from_module(CTKD),
+    "ctkd": standardizing(from_module(CTKD)),
     "sdd": from_module(SDD),
     "deit": from_module(DeiT),
     "dhkd": from_module(DHKD),
@@ -176,20 +184,13 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
 def _taught_by(method: Method, member: str) -> Method:
     """A method that sees one member of an ensemble as the teacher."""
 
-    def seen(context: Context) -> Context:
-        members = context.teacher.members
+    def change(view: View) -> View:
+        members = view.teacher_outputs.members
         if members is None:
-            raise InputError(
-                f"its teacher is {member!r}, and the run has one teacher; expected teacher.kind 'ensemble'"
-            )
-        choose("the term's teacher", member, members)
-        views = tuple(view._replace(teacher=view.teacher_outputs.members[member]) for view in context.views)
-        return dataclasses.replace(context, views=views)
+            raise InputError(f"its teacher is {member!r}, and the run has one; expected teacher.kind 'ensemble'")
+        return view._replace(teacher=choose("the term's teacher", member, members))
 
-    return method._replace(
-        init=lambda rng, context: method.init(rng, seen(context)),
-        apply=lambda variables, context: method.apply(variables, seen(context)),
-    )
+    return seeing(method, change)
 
 
 def _scheduled(

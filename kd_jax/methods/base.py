@@ -319,11 +319,45 @@ def from_module(module: type[nn.Module]) -> Constructor:
     return _with_signature(construct, [name, *fields], module)
 
 
+def seeing(method: Method, change: Callable[[View], View]) -> Method:
+    """The method that sees every view of a step changed."""
+
+    def seen(context: Context) -> Context:
+        return dataclasses.replace(context, views=tuple(map(change, context.views)))
+
+    return method._replace(
+        init=lambda rng, context: method.init(rng, seen(context)),
+        apply=lambda variables, context: method.apply(variables, seen(context)),
+    )
+
+
+def standardizing(constructor: Constructor) -> Constructor:
+    """The constructor with one more option, `standardize`: whether the logits of both networks are standardized first.
+
+    For a method of logits that `from_loss` does not make.
+    """
+
+    def change(view: View) -> View:
+        student, teacher = (
+            outputs and outputs._replace(logits=losses.standardize(outputs.logits))
+            for outputs in (view.student, view.teacher)
+        )
+        assert student is not None
+        return view._replace(student=student, teacher=teacher)
+
+    def construct(name: str, *, standardize: bool = False, **options: Any) -> Method:
+        method = constructor(name, **options)
+        return seeing(method, change) if standardize else method
+
+    own = inspect.signature(construct).parameters["standardize"]
+    return _with_signature(construct, [*inspect.signature(constructor).parameters.values(), own], constructor)
+
+
 def _with_signature(construct: Constructor, parameters: Iterable[inspect.Parameter], of: Any) -> Constructor:
     """The same constructor, whose options can be read from its signature, and its text from what it is made of."""
     construct.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
     construct.__doc__ = of.__doc__
-    construct.__wrapped__ = of  # type: ignore[attr-defined]
+    construct.__wrapped__ = getattr(of, "__wrapped__", of)  # type: ignore[attr-defined]
     return construct
 
 

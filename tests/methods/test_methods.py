@@ -9,7 +9,7 @@ from kd_jax import methods
 from kd_jax.errors import InputError
 from kd_jax.methods.adversarial import OPTIMIZER
 from tests.losses.test_relations import rkd_angle, rkd_distance
-from tests.methods.numeric import STUDENT, TEACHER, log_softmax, outputs, terms, value_and_grad
+from tests.methods.numeric import STUDENT, TEACHER, log_softmax, outputs, standardized, terms, value_and_grad
 
 apply = terms
 
@@ -257,10 +257,22 @@ def test_a_term_reads_the_member_that_it_names():
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        (TEACHER, "method.kd: its teacher is 'b', and the run has one teacher; expected teacher.kind 'ensemble'"),
+        (TEACHER, "method.kd: its teacher is 'b', and the run has one; expected teacher.kind 'ensemble'"),
         (members(a=TEACHER), "method.kd: the term's teacher is 'b'; expected one of: a"),
     ],
 )
 def test_a_member_that_is_not_there_is_refused(teacher, said):
     with pytest.raises(InputError, match=said):
         terms(methods.create({"kd": {"teacher": "b"}}), STUDENT, teacher)
+
+
+@pytest.mark.parametrize("name", ["ctkd", "crld", "wkd_logits"])
+def test_logits_are_standardized_for_any_method_of_logits(name):
+    always = {"weak_confidence": 0.0, "strong_confidence": 0.0} if name == "crld" else {}
+
+    def value(student, teacher, **options):
+        return sum(terms(methods.create({name: options | always}), student, teacher, [0] * 6).values())
+
+    expected = value(standardized(STUDENT), standardized(TEACHER))
+    np.testing.assert_allclose(value(STUDENT, TEACHER, standardize=True), expected, rtol=1e-5)
+    assert abs(value(STUDENT, TEACHER) - expected) > 1e-3 * abs(expected)
