@@ -1,5 +1,6 @@
 """What holds for every method of the registry."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,22 +22,40 @@ def wide(name, x):
     return np.concatenate([x, -x], -1) if name in TEN_CLASSES else x
 
 
+LABELS = np.array([-1, 0, 1, -1, 0, 1], np.int32)
+
+
 @functools.cache
 def build(name):
-    """A function of (parameters, student's logits, teacher's Outputs) that sums a method's terms, and parameters."""
+    """A function of (parameters, the student's logits, the teacher's Outputs, labels) that sums the terms; parameters."""
     method = methods.create({"term": ALL[name]})
+    everywhere = {"num_examples": len(LABELS), "train_labels": jnp.asarray(LABELS)}
 
-    def seen(student, teacher):
-        return context(student, teacher, np.arange(len(student)) % 3 - 1, views=method.views)
+    def seen(student, teacher, labels):
+        given = context(student, teacher, np.zeros(len(student), int), views=method.views, **everywhere)
+        targets = jax.nn.one_hot(labels, student.shape[-1])
+        views = [view._replace(batch=view.batch._replace(labels=labels, targets=targets)) for view in given.views]
+        return dataclasses.replace(given, views=tuple(views))
 
-    first = seen(wide(name, STUDENT), outputs(wide(name, TEACHER)))
+    first = seen(jnp.asarray(wide(name, STUDENT)), outputs(wide(name, TEACHER)), jnp.asarray(LABELS))
     variables = jax.jit(lambda: method.init(jax.random.key(0), first))()
 
-    def loss(params, student, teacher):
-        terms, _ = method.apply(MethodVariables(params, variables.state), seen(student, teacher))
+    def loss(params, student, teacher, labels):
+        terms, _ = method.apply(MethodVariables(params, variables.state), seen(student, teacher, labels))
         return sum(terms.values())
 
-    return loss, jax.jit(jax.value_and_grad(loss, (0, 1))), variables.params
+    return loss, jax.jit(jax.value_and_grad(loss, (0, 1, 2))), variables.params
+
+
+def run(name, student=STUDENT, teacher=TEACHER, labels=LABELS):
+    """(value, gradients by the parameters, the student and the teacher)."""
+    _, value_and_gradients, params = build(name)
+    student = jnp.asarray(wide(name, student), jnp.float32)
+    return value_and_gradients(params, student, outputs(wide(name, teacher)), jnp.asarray(labels))
+
+
+def is_finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def test_every_method_has_an_example():
@@ -45,37 +64,35 @@ def test_every_method_has_an_example():
 
 
 CASES = {
-    "the student's rows are equal": (STUDENT[[1] * 6], TEACHER),
-    "the teacher's rows are equal": (STUDENT, TEACHER[[1] * 6]),
-    "all rows are equal": (STUDENT[[1] * 6], STUDENT[[1] * 6]),
-    "all entries are zero": (0 * STUDENT, 0 * TEACHER),
-    "logits are large": (1e4 * STUDENT, 1e4 * TEACHER),
+    "the student's rows are equal": (STUDENT[[1] * 6], TEACHER, LABELS),
+    "the teacher's rows are equal": (STUDENT, TEACHER[[1] * 6], LABELS),
+    "all rows are equal": (STUDENT[[1] * 6], STUDENT[[1] * 6], LABELS),
+    "all entries are zero": (0 * STUDENT, 0 * TEACHER, LABELS),
+    "logits are large": (1e4 * STUDENT, 1e4 * TEACHER, LABELS),
+    "one class is present": (STUDENT, TEACHER, np.ones_like(LABELS)),
+    "no image has a label": (STUDENT, TEACHER, -np.ones_like(LABELS)),
+    "there is one image": (STUDENT[:1], TEACHER[:1], LABELS[1:2]),
 }
 
 
 @every
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradients_are_finite_when(name, case):
-    student, teacher = (wide(name, x) for x in CASES[case])
-    _, value_and_gradients, params = build(name)
-    results = value_and_gradients(params, jnp.asarray(student, jnp.float32), outputs(teacher))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+    assert is_finite(run(name, *CASES[case]))
 
 
 @every
 def test_the_teacher_gets_exactly_no_gradient(name):
-    loss, _, params = build(name)
-    student, teacher = jnp.asarray(wide(name, STUDENT), jnp.float32), outputs(wide(name, TEACHER))
-    gradients = jax.jit(jax.grad(loss, 2))(params, student, teacher)
+    _, (_, _, of_teacher) = run(name)
     # What is read through a teacher's adapter that trains moves the adapter, never the teacher.
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_teacher))
 
 
 @every
 def test_students_can_be_mapped_over(name):
-    loss, value_and_gradients, params = build(name)
-    student, teacher = wide(name, STUDENT), outputs(wide(name, TEACHER))
-    students = jnp.asarray([student, student[::-1]], jnp.float32)
-    mapped = jax.jit(jax.vmap(loss, (None, 0, None)))(params, students, teacher)
-    single = [value_and_gradients(params, one, teacher)[0] for one in students]
+    loss, _, params = build(name)
+    students = jnp.asarray([wide(name, x) for x in (STUDENT, STUDENT[::-1])], jnp.float32)
+    teacher, labels = outputs(wide(name, TEACHER)), jnp.asarray(LABELS)
+    mapped = jax.jit(jax.vmap(loss, (None, 0, None, None)))(params, students, teacher, labels)
+    single = [run(name, student)[0] for student in (STUDENT, STUDENT[::-1])]
     np.testing.assert_allclose(mapped, single, rtol=1e-5, atol=1e-6)  # some are zero up to rounding
