@@ -27,7 +27,7 @@ LABELS = np.array([-1, 0, 1, -1, 0, 1], np.int32)
 
 @functools.cache
 def build(name):
-    """A function of (parameters, the student's logits, the teacher's Outputs, labels) that sums the terms; parameters."""
+    """A function of (parameters, student's logits, teacher's Outputs, labels) that sums the terms, and parameters."""
     method = methods.create({"term": ALL[name]})
     everywhere = {"num_examples": len(LABELS), "train_labels": jnp.asarray(LABELS)}
 
