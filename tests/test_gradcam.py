@@ -43,7 +43,7 @@ def resnet_maps(name):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", gradcam.VARIANTS)
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_maps_are_those_of_the_package_grad_cam(name, variant, stage):
     expected = RECORDED[f"{name} {variant} {stage}"]
     difference = np.asarray(resnet_maps(name)[variant, stage], np.float64) - expected

@@ -6,14 +6,14 @@ import pytest
 from tests import tiny
 
 TERMS = tiny.METHODS["kinds"]  # every method is in tests/methods/test_training.py
-PARTS = {"train.accumulate": 2, "dataset.labeled": 24}
+HALF = {"dataset.labeled": 24}
 
 
 @pytest.fixture(scope="module")
 def ten_steps():
-    """The states of one device and of two after ten float64 steps in parts, where half of the images have a label."""
+    """The states of one device and of two after ten float64 steps, where half of the images have a label."""
     with jax.enable_x64(True):
-        runs = [tiny.Run(TERMS, devices=n, precision="float64", **PARTS) for n in (1, 2)]
+        runs = [tiny.Run(TERMS, devices=n, precision="float64", **HALF) for n in (1, 2)]
         for run in runs:
             run.step(10)
         return [run.state for run in runs]

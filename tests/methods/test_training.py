@@ -9,13 +9,16 @@ import pytest
 from kd_jax import methods
 from tests import tiny
 from tests.methods import side_by_side
-from tests.methods.examples import ALL, EQUAL_WIDTHS, TEN_CLASSES
+from tests.methods.examples import ALL, EQUAL_WIDTHS, EXAMPLES, TEN_CLASSES, VARIANTS
 from tests.methods.side_by_side import of_method, own_term
 
 GROUP = 8  # methods in a program
 
 
-@pytest.fixture(scope="module", params=list(ALL))
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+
+
+@pytest.fixture(scope="module", params=[*EXAMPLES, *SLOW])
 def name(request):
     """A method. The tests of one run after one another, and those of its group in the same process."""
     return request.param
@@ -100,13 +103,13 @@ def alone(name, **options):
     return tiny.Run({"term": ALL[name]}, **options, **width, **views(name))
 
 
-on_resnets = pytest.mark.parametrize("method", [name for name in ALL if not needs(name, TEN_CLASSES)])
+on_resnets = pytest.mark.parametrize("method", [name for name in EXAMPLES if not needs(name, TEN_CLASSES)])
+parts = pytest.mark.parametrize(("accumulate", "labeled"), [(1, 0), (2, 24)])  # 0: all images have a label
 
 
 @pytest.mark.slow
 @on_resnets
-@pytest.mark.parametrize("labeled", [0, 24])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@parts
 def test_on_resnets_two_devices_equal_one_over_float64_steps(method, accumulate, labeled):
     options = {"precision": "float64", "train.accumulate": accumulate, "dataset.labeled": labeled}
     with jax.enable_x64(True):
@@ -116,8 +119,7 @@ def test_on_resnets_two_devices_equal_one_over_float64_steps(method, accumulate,
 
 @pytest.mark.slow
 @on_resnets
-@pytest.mark.parametrize("labeled", [0, 24])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@parts
 def test_on_resnets_bfloat16_steps_in_one_call_are_finite(method, accumulate, labeled):
     run = alone(method, precision="bfloat16", **{"train.accumulate": accumulate, "dataset.labeled": labeled})
     state = run.call(run.rows(0, 2))

@@ -44,11 +44,12 @@ def recorded_variables(name):
     return unflatten_dict({path(key): to_flax(fixed.weight(key, shape)) for key, shape in shapes.items()})
 
 
-# Takes twice as long as ResNet-101, from which it differs in its depth alone.
-DEEPEST = pytest.param("resnet152", marks=pytest.mark.slow)
+# They differ from ResNet-50 in their depth alone, and take several times as long.
+DEEP = ("resnet101", "resnet152")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in DEEP]
 
 
-@pytest.mark.parametrize("name", [*(name for name in fixed.NAMES if name != "resnet152"), DEEPEST])
+@pytest.mark.parametrize("name", [*(name for name in fixed.NAMES if name not in DEEP), *SLOW])
 def test_stage_maps_embedding_and_logits_in_inference_mode_are_pytorchs(name):
     network = models.create(name, fixed.CLASSES)
     apply = jax.jit(
