@@ -4,7 +4,8 @@
 
 * mutual: two networks of the student's kind learn from one another (Zhang et al., CVPR 2018).
 * byot: exits along the student learn from its end (Zhang et al., "Be Your Own Teacher", ICCV 2019).
-* assistant: the teacher teaches an assistant, which teaches the student (Mirzadeh et al., AAAI 2020).
+* assistant: the teacher teaches an assistant, which teaches the student (Mirzadeh et al., AAAI 2020). At the default
+  scale it starts from scratch, as `mutual` does, and the others from ImageNet weights.
 * dense: both teach the student (Son et al., "Densely Guided Knowledge Distillation", ICCV 2021, without its dropping).
 * born_again: a student teaches the next of its own kind, twice (Furlanello et al., ICML 2018).
 * teacher_free: a teacher that is designed and not trained (Yuan et al., CVPR 2020).
@@ -22,6 +23,7 @@ from kd_jax.errors import choose
 
 def mutual(scale):
     config = recipes.student(scale)
+    config.model.pretrained = ""  # as its peer
     config.method = ConfigDict({"cross_entropy": {}, "mutual": {}})
     return config
 

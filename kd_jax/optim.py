@@ -24,7 +24,8 @@ def dot(options: Mapping[str, Any], decay: optax.GradientTransformation) -> opta
     """SGD with a momentum for each part of the gradient, {"task": tree, "distillation": tree}, whose sum is the step.
 
     That of the task is lower by `delta` and has the weight decay, that of distillation is as much higher. Zhao et al.,
-    "DOT: A Distillation-Oriented Trainer", ICCV 2023, algorithm 1.
+    "DOT: A Distillation-Oriented Trainer", ICCV 2023, algorithm 1. What a term trains beside the student has the one
+    momentum, as in the official code, which has that for a parameter of the student too that only one part reads.
     """
     momentum, delta = options["momentum"], options["delta"]
     if not 0 <= momentum - delta <= momentum + delta < 1:
@@ -63,6 +64,16 @@ def project(gradients: Mapping[str, Any]) -> Any:
 def total(gradients: Mapping[str, Any]) -> Any:
     """The sum of both parts of a gradient."""
     return jax.tree.map(jnp.add, *(gradients[part] for part in PARTS))
+
+
+def _clip_parts(most: float) -> optax.GradientTransformation:
+    """Both parts of a gradient times what bounds the global norm of their sum."""
+
+    def clip(gradients: Any, params: Any = None) -> Any:
+        norm = optax.tree.norm(total(gradients))
+        return jax.tree.map(lambda x: jnp.where(norm < most, x, x / norm.astype(x.dtype) * most), gradients)
+
+    return optax.stateless(clip)
 
 
 # How both parts of a gradient become one.
@@ -249,15 +260,20 @@ def create(
         chosen = groups[group]
         mask = None if chosen["decay_norms_and_biases"] else _kernels
         decay = optax.add_decayed_weights(weight_decay, mask=mask)
-        bounded = optax.clip_by_global_norm(clip) if clip and group == "student" else optax.identity()
-        return optax.chain(bounded, OPTIMIZERS[chosen["name"]](chosen, decay))
+        bounded = optax.identity()
+        if clip and group == "student":
+            bounded = _clip_parts(clip) if chosen["name"] == "dot" else optax.clip_by_global_norm(clip)
+        name = "sgd" if chosen["name"] == "dot" and group != "student" else chosen["name"]
+        return optax.chain(bounded, OPTIMIZERS[name](chosen, decay))
 
     def own_gradient(group: str, gradients: Mapping[str, Any]) -> Any:
         """A group's gradient; both parts of it where its optimizer takes them."""
         if not per_part:
             return gradients[group]
         of_parts = {part: gradients[part][group] for part in PARTS}
-        return of_parts if groups[group]["name"] == "dot" else GRADIENTS[groups[group]["gradients"]](of_parts)
+        if groups[group]["name"] == "dot" and group == "student":
+            return of_parts
+        return GRADIENTS[groups[group]["gradients"]](of_parts)
 
     def split(params: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
         return split_frozen(params, freeze, head)

@@ -162,9 +162,9 @@ def test_unknown_names_are_named_with_the_choices(options, others, said):
         optim.create(OPTIONS | options, steps=10, steps_per_epoch=5, **others)
 
 
-def parted(options, gradients, *, decay=0.1):
+def parted(options, gradients, *, decay=0.1, clip=0.0):
     """The parameter after each update of a scalar that starts at 1, from pairs (of the task, of distillation)."""
-    optimizer = optim.create(OPTIONS | {"schedule": "constant"} | options, steps=10, steps_per_epoch=5)
+    optimizer = optim.create(OPTIONS | {"schedule": "constant"} | options, steps=10, steps_per_epoch=5, clip=clip)
     assert optimizer.per_part
     path = ("fc", "kernel")
     params = {"student": {path: jnp.ones(1)}}
@@ -184,6 +184,29 @@ def test_dot_has_a_lower_momentum_for_the_task_and_a_higher_one_for_distillation
         p -= 0.1 * (task + taught)
         expected.append(p)
     np.testing.assert_allclose(parted({"name": "dot", "momentum": 0.9, "delta": 0.05}, pairs), expected, rtol=1e-5)
+
+
+def test_clipping_bounds_the_sum_of_both_parts():
+    options = {"name": "dot", "momentum": 0.9, "delta": 0.05}
+    np.testing.assert_allclose(parted(options, [(3.0, 3.0)], clip=2.0), [1 - 0.1 * (2.0 + 0.1)], rtol=1e-6)
+    np.testing.assert_allclose(parted(options, [(0.5, 1.0)], clip=2.0), [1 - 0.1 * (1.5 + 0.1)], rtol=1e-6)
+
+
+def test_what_a_term_trains_has_one_momentum_under_dot():
+    options = OPTIONS | {"schedule": "constant", "name": "dot", "momentum": 0.9, "delta": 0.05}
+    optimizer = optim.create(options, {"term": {}}, steps=10, steps_per_epoch=5)
+    params = {"student": {}, "term": {"kernel": jnp.ones(1)}}
+    state, p, buffer = optimizer.init(params), 1.0, 0.0
+    rates = {group: jnp.float32(0.1) for group in params}
+    for step in range(3):
+        gradients = zip(optim.PARTS, (0.0, 2.0), strict=True)
+        parts = {part: {"student": {}, "term": {"kernel": jnp.full(1, g)}} for part, g in gradients}
+        params, state = optimizer.update(
+            parts, state, params, step=jnp.int32(step), hyper=Hyper(rates, rates, {}), trains={}
+        )
+        buffer = 0.9 * buffer + 2.0 + 0.1 * p
+        p -= 0.1 * buffer
+    np.testing.assert_allclose(params["term"]["kernel"], [p], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("momentum", "delta"), [(0.9, 0.1), (0.05, 0.1)])

@@ -47,7 +47,7 @@ def _of(source: str, **accuracies: float) -> tuple[Number, ...]:
     return tuple(Number(PAIRS[pair], accuracy, source) for pair, accuracy in accuracies.items())
 
 
-BETAS = "beta is 8 for ResNet-32x4 and its students, 6 for VGG and wide ResNets, 2 for thin ResNets."
+BETAS = "beta is 8 for ResNet-32x4 and its students, 6 for VGG and for wide ResNets as students, 2 for thin ResNets."
 RANDAUGMENT = {"dataset.extra_views": ("randaugment",)}
 WORDS = {  # of records that share them
     "rkd": 'Park et al., "Relational Knowledge Distillation"',
@@ -94,9 +94,9 @@ PUBLISHED: dict[str, Published] = {
         numbers=_of(SUN, r8x4=77.08, r20=72.19, w16=76.63, w40=75.35, v8=75.18),
         pairs="Published with a learning rate of 0.025; the configs of the numbers' source have 480 epochs. A step"
         " costs about two of KD.",
-        differs="Its mask of confident images scales the loss and drops no image, and at two of the temperatures"
-        " the weak view stands in the strong one's place.",
-        here="No mask, and each view at every temperature.",
+        differs="Its mask of confident images scales the loss and drops no image, at two of the temperatures the weak"
+        " view stands in the strong one's place, and the parts of classes and batch count for the weak view alone.",
+        here="No mask, and every part for each view at every temperature.",
         others=RANDAUGMENT,
     ),
     "nkd": Published(
@@ -122,7 +122,8 @@ PUBLISHED: dict[str, Published] = {
         "2024",
         _alone("rld", 1.0, alpha=1.0, beta=8.0, temperature=4.0, warmup_epochs=20),
         _alone("rld", 1.0, alpha=1.0, beta=0.5, temperature=1.0, warmup_epochs=1),
-        pairs=f"{BETAS} On ImageNet it is 2 for ResNet-50 to MobileNet-V1.",
+        pairs="beta is that of DKD for a pair of networks; the command that is published for VGG-13 to VGG-8 has 8. On"
+        " ImageNet it is 2 for ResNet-50 to MobileNet-V1.",
         differs="It takes logarithms of probabilities, which can be zero; the temperature of the label's part is 1"
         " unless its command says otherwise, as the published one does.",
         here="All is computed from log-probabilities; both parts have one temperature unless `label_temperature` is"
@@ -139,7 +140,7 @@ PUBLISHED: dict[str, Published] = {
         WORDS["wkd"],
         "NeurIPS 2024",
         _transport(gamma=600.0, temperature=8.0, decay_epochs=[150, 240]),
-        _alone("wkd_logits", 1.0, gamma=30.0, temperature=2.0),
+        _transport(gamma=30.0, temperature=2.0, decay_epochs=[0, 100]),
         _of("JiamingLv/WKD", r8x4=76.53, r18=72.49),
         pairs="WRN-40-2 to ShuffleNet-V1: gamma 200, T 6. ResNet-50 to MobileNet-V1: gamma 25, kappa 2.",
         differs="The costs are of the centred kernel alignment of the classes' features, and a matrix of them is cut"
@@ -153,7 +154,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="For ResNet-18 alone.",
         differs="It leaves the student at a temperature of 1, takes a softmax of probabilities for the target, and"
         " divides by the number of classes, for which a factor of 100 makes up.",
-        here="The paper's formula.",
+        here="The paper's formula, times T^2 as KD is.",
         teacher=False,
     ),
     "crld": Published(
@@ -201,8 +202,9 @@ PUBLISHED: dict[str, Published] = {
         'Wang et al., "ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation via'
         ' alpha-beta-Divergence"',
         "ICML 2025",
-        _alone("abkd", 64.0, alpha=0.8, beta=0.3),
-        pairs="The terms are those that the code names as an example, for ResNet-56 to ResNet-20.",
+        _alone("abkd", 32.0, alpha=0.8, beta=0.3),
+        pairs="The terms are those of the code's example, for ResNet-56 to ResNet-20; a comment beside it has a weight"
+        " of 64.",
         differs="At limits where the formula tends to 1 / alpha^2 or 1 / beta^2 it has 1 / alpha or 1 / beta.",
         here="The formula, whose limits are smooth.",
     ),
@@ -246,6 +248,7 @@ PUBLISHED: dict[str, Published] = {
         _alone("ctkd", 1.0, 1.0, curriculum_epochs=5.0),
         (*_of("zhengli97/CTKD", r20=71.19, w16=75.45, w40=73.93, v8=73.52, r18=71.32), *_of(SUN, r8x4=73.39)),
         pairs="On ImageNet with 120 epochs, of which the curriculum takes 5.",
+        imagenet_epochs=120,
         differs="The gradient goes through the factor T^2 too, and weight decay acts on the trained temperature.",
         here="The same.",
     ),
@@ -327,7 +330,7 @@ PUBLISHED: dict[str, Published] = {
         "CVPR 2026",
         _alone("skd", 1.0),
         _alone("skd", 1.0),
-        pairs="The weights are those of the sample config of torchdistill.",
+        pairs="The weights are those of torchdistill's sample config, which is for ImageNet.",
     ),
     "cc": Published(
         'Peng et al., "Correlation Congruence for Knowledge Distillation"',
@@ -442,10 +445,11 @@ PUBLISHED: dict[str, Published] = {
         WORDS["wkd"],
         "NeurIPS 2024",
         _alone("wkd_features", 0.08, ratio=4.0, decay_epochs=[150, 240]),
-        _alone("wkd_features", 0.02, ratio=2.0),
+        _alone("wkd_features", 0.02, ratio=2.0, grid=4, decay_epochs=[0, 100]),
         _of("JiamingLv/WKD", r8x4=76.77, r18=72.50),
         pairs="WRN-40-2 to ShuffleNet-V1: weight 0.3, ratio 3, a grid of 4.",
-        here="The variance of a single pixel is zero, where the code has no number.",
+        differs="On ImageNet its projector is a bottleneck.",
+        here="One projector for all. The variance of a single pixel is zero, where the code has no number.",
     ),
     "mgd": Published(
         'Yang et al., "Masked Generative Distillation"',
@@ -502,7 +506,7 @@ PUBLISHED: dict[str, Published] = {
             *_of(TIAN, r8x4=72.86, r20=69.84, w16=73.25, w40=71.59, v8=70.58),
             *_of(BENCHMARK, r18=71.43),
         ),
-        pairs="The paraphraser's phase comes before the 240 epochs, with a learning rate of 0.01.",
+        pairs="The paraphraser's phase comes before the 240 epochs, with a learning rate of 0.01 and a weight of 1.",
         differs="The paper compares whole factors by their absolute difference; the code with these numbers the means"
         " of their squares at each pixel.",
         here="That code's form; `spatial=false` is the paper's.",
@@ -512,7 +516,9 @@ PUBLISHED: dict[str, Published] = {
         'Yang et al., "Knowledge Distillation via Softmax Regression Representation Learning"',
         "ICLR 2021",
         _alone("srrl", 1.0),
+        _alone("srrl", 1.0),
         numbers=_of(WANG, r18=71.73),
+        pairs="yzd-v/cls_KD has a beta of 5 for ResNet-34 to ResNet-18 on CIFAR-100.",
     ),
     "catkd": Published(
         'Guo et al., "Class Attention Transfer Based Knowledge Distillation"',
@@ -553,8 +559,10 @@ PUBLISHED: dict[str, Published] = {
         "ICCV 2019",
         {"cross_entropy": {"weight": 1.0}, "byot": {"weight": 1.0}},
         pairs="alpha 0.3, T 3 and the feature's 0.03 are those of open-mmlab/mmrazor, whose authors are others.",
-        differs="An exit is a stack of bottlenecks.",
-        here="An exit is one regressor, a mean and a linear layer.",
+        differs="An exit is a stack of bottlenecks. mmrazor's 0.03 is of the norm of the whole batch's difference, and"
+        " at the last exit 0; its divergence has no gradient.",
+        here="An exit is one regressor, a mean and a linear layer; 0.03 is of the mean squared difference, at every"
+        " exit, which is far less.",
         teacher=False,
     ),
     # Recipes: several methods, or one with other options.
@@ -569,7 +577,7 @@ PUBLISHED: dict[str, Published] = {
         WORDS["standardized"],
         "CVPR 2024",
         _alone("kd", 9.0, 0.1, temperature=2.0, standardize=True),
-        {"cross_entropy": {"weight": 0.5}, "kd": {"weight": 9.0, "temperature": 2.0, "standardize": True}},
+        _alone("kd", 9.0, 1.0, temperature=2.0, standardize=True),
         (*_of(SUN, r8x4=76.62, r20=71.43, w16=76.11, w40=74.37, v8=74.36), *_of(BENCHMARK, r18=71.42)),
         pairs="T is 3 for VGG-13 to VGG-8; ResNet-110 to ResNet-20: weight 12, T 4.",
     ),
@@ -583,7 +591,7 @@ PUBLISHED: dict[str, Published] = {
     "mlkd_ls": Published(
         WORDS["standardized"],
         "CVPR 2024",
-        _two_views(_alone("mlkd", 9.0, 0.1, standardize=True)),
+        _two_views(_alone("mlkd", 9.0, 0.1, temperatures=[2.0, 2.0, 3.0, 5.0, 6.0], standardize_instances=True)),
         numbers=_of(SUN, r8x4=78.28, r20=72.33, w16=76.95, w40=75.56, v8=75.22),
         pairs="With 480 epochs.",
         others=RANDAUGMENT,
@@ -606,6 +614,6 @@ PUBLISHED: dict[str, Published] = {
         },
         numbers=_of(WANG, r8x4=75.54, r20=72.53, w40=74.59, r18=71.98),
         pairs="ResNet-56 to ResNet-20: KD 1; WRN-40-2 to WRN-40-1: KD 1, ND 1.5. The learning rate is 0.1.",
-        others={"optimizer.learning_rate": 0.1},
+        others={"optimizer.learning_rate": 0.1, "optimizer.nesterov": True},
     ),
 }

@@ -1,7 +1,8 @@
 """Losses as plain functions of arrays, to be used in any training loop.
 
 They return one value per image, or one value where they compare the images of a batch with one another. The teacher's
-side carries no gradient. `where` [B] leaves out images: these change neither values nor gradients, whatever they hold.
+side carries no gradient, but for `cc`. `where` [B] leaves out images: these change neither values nor gradients,
+whatever they hold.
 """
 
 from kd_jax.losses.activations import ab, catkd, factor_transfer, ofd, ofd_margin, vid

@@ -224,11 +224,14 @@ def wkd_logits(
         raise InputError(f"cost is {list(cost.shape)}; expected [K, K] with K = {student_logits.shape[-1]} classes")
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
     student, teacher = keep(where, student_logits), fixed(where, teacher_logits)
+    label = alpha * _of_label(student, teacher, is_label)
+    if not isinstance(gamma, jax.Array) and not gamma:
+        return keep(where, label)
     logs = (log_softmax_among(x / temperature, ~is_label) for x in (student, teacher))
     given, wanted = (jnp.where(is_label, 0, jnp.exp(log)) for log in logs)
     cost = jnp.maximum(keep(None, cost), 0) + SINKHORN_EPSILON
     carried = _transport(given, wanted, ~is_label, cost, regularization, iterations)
-    return keep(where, alpha * _of_label(student, teacher, is_label) + gamma * carried)
+    return keep(where, label + gamma * carried)
 
 
 def _transport(

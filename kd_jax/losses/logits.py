@@ -117,18 +117,21 @@ def mlkd(
     teacher_logits: Float[Array, "B K"],
     *,
     temperatures: Annotated[tuple[float, ...], listing(ABOVE_0, least=1)] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    standardize_instances: bool = False,
     where: Where = None,
 ) -> Float[Array, ""]:
     """Multi-level logit distillation of one view: of instances, classes and the batch, summed over temperatures.
 
     With P = softmax(logits / T), [B, K], the sum of the mean of `kd`, of |P_s^T P_s - P_t^T P_t|^2 / K (classes) and of
     |P_s P_s^T - P_t P_t^T|^2 / B (images). Jin et al., "Multi-Level Logit Distillation", CVPR 2023, equations 5 to 9.
-    The official code means to drop images of low confidence, but its mask only scales the loss, and for two of the
-    temperatures it reads the weak view in the strong one's place; neither is done here.
+    The official code means to drop images of low confidence, but its mask only scales the loss, for two of the
+    temperatures it reads the weak view in the strong one's place, and it adds the parts of classes and images for the
+    weak view alone; none of that is done here.
 
     Args:
       student_logits, teacher_logits: [B, K].
       temperatures: one or more, above zero.
+      standardize_instances: standardize the logits of `kd` alone, as Sun et al., CVPR 2024, do.
       where: [B] bool, the images that count.
     Returns:
       [], the three parts added up.
@@ -139,9 +142,12 @@ def mlkd(
     if not temperatures:
         raise InputError("temperatures is empty; expected one number above 0 or more")
     count = len(student_logits) if where is None else jnp.maximum(where.sum(), 1)
-    total = jnp.zeros((), student_logits.dtype)
+    total = jnp.zeros((), jnp.promote_types(student_logits.dtype, jnp.float32))
+    rows = student_logits, teacher_logits
+    if standardize_instances:
+        rows = standardize(keep(where, student_logits)), standardize(fixed(where, teacher_logits))
     for temperature in temperatures:
-        instances = keep(where, kd(student_logits, teacher_logits, temperature=temperature, where=where)).sum() / count
+        instances = keep(where, kd(*rows, temperature=temperature, where=where)).sum() / count
         student = keep(where, jax.nn.softmax(keep(where, student_logits) / temperature))
         teacher = keep(where, jax.nn.softmax(fixed(where, teacher_logits) / temperature))
         classes = jnp.square(student.T @ student - teacher.T @ teacher).sum() / student.shape[1]

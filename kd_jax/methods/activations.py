@@ -1,6 +1,7 @@
 """Methods that bring the student's activations to its teacher's at all stages, or factors of the last ones."""
 
 import math
+import types
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -98,9 +99,10 @@ class FT(nn.Module):
     """Factor transfer in two phases: `paraphraser`, then `factor`, the loss `losses.factor_transfer`.
 
     Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, with the layers
-    of RepDistiller (weight 200). First the paraphraser learns to rebuild the teacher's last map from a factor of it;
-    then it stands still, and a translator brings the student's last map to the factor. `"epochs": [30, null]` on the
-    other terms has the student wait for it. Where factors differ in size, the larger is averaged down.
+    of RepDistiller (weight 200, which is that of `factor` alone). First the paraphraser learns to rebuild the teacher's
+    last map from a factor of it; then it stands still, and a translator brings the student's last map to the factor.
+    `"epochs": [30, null]` on the other terms has the student wait for it. Where factors differ in size, the larger is
+    averaged down.
 
     Fields:
       paraphraser_epochs: of the first phase. rate: channels of a factor, as a share of the teacher's.
@@ -111,6 +113,7 @@ class FT(nn.Module):
     rate: Annotated[float, WIDTH] = 0.5
     spatial: bool = True
     phases = True
+    weights = types.MappingProxyType({"paraphraser": 1.0})  # whatever that of the term is
 
     @nn.compact
     def __call__(self, context: Context) -> dict[str, Array]:

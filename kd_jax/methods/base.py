@@ -265,9 +265,10 @@ def from_module(module: type[nn.Module]) -> Constructor:
     are the config's options. It draws from `self.make_rng("method")`.
 
     Class attributes say what it asks of the step: `needs_teacher` (by default True), `views` (1), `optimizer` (what
-    differs from the student's: {}), `phases` (whether its parts count in some epochs only: False). A module with a
-    method `predict(outputs)` replaces the student's prediction; one with `others(context)` returns {part: logits} of
-    what else is evaluated, by the context of an evaluation.
+    differs from the student's: {}), `weights` (of parts that the term's weight does not reach: {}), `phases` (whether
+    its parts count in some epochs only: False). A module with a method `predict(outputs)` replaces the student's
+    prediction; one with `others(context)` returns {part: logits} of what else is evaluated, by the context of an
+    evaluation.
     """
 
     if not isinstance(module, type) or not issubclass(module, nn.Module):
@@ -304,6 +305,7 @@ def from_module(module: type[nn.Module]) -> Constructor:
             apply,
             needs_teacher=getattr(module, "needs_teacher", True),
             views=getattr(module, "views", 1),
+            weights={f"{name}/{part}": weight for part, weight in getattr(module, "weights", {}).items()},
             optimizers={name: getattr(module, "optimizer", {})},
             predict=predict if hasattr(module, "predict") else student_logits,
             others=others if hasattr(module, "others") else no_others,

@@ -33,6 +33,7 @@ def mutual(
     Mutual Learning", CVPR 2018, equations 4 to 8. There one network moves after another, with the others' new
     predictions; here all move at once. `name` is the student's term, without its cross entropy, which is a term of its
     own; `name/peers` is the sum over the peers of all that they lower. Every evaluation measures the peers too.
+    They start from scratch, whatever the student starts from.
 
     Args:
       name: of the term.

@@ -163,6 +163,15 @@ def test_mlkds_gradient_is_that_of_finite_differences():
     assert_gradient(gradient, slope(lambda s: mlkd(s, TEACHER), STUDENT))
 
 
+def test_mlkds_divergence_alone_can_be_of_standardized_logits():
+    got = jax.jit(lambda s, t: logits.mlkd(s, t, temperatures=TEMPERATURES, standardize_instances=True))(
+        STUDENT, TEACHER
+    )
+    rows = standardized(STUDENT), standardized(TEACHER)
+    change = sum(kd(*rows, t).mean() - kd(STUDENT, TEACHER, t).mean() for t in TEMPERATURES)
+    np.testing.assert_allclose(got, mlkd(STUDENT, TEACHER) + change, rtol=1e-5)
+
+
 def test_mlkd_without_a_temperature_is_refused():
     with pytest.raises(InputError, match="temperatures is empty"):
         logits.mlkd(STUDENT, TEACHER, temperatures=())

@@ -305,3 +305,7 @@ def test_a_map_is_averaged_down_where_it_is_longer_than_the_other():
     student, teacher = jax.jit(same_size)(x, y)
     np.testing.assert_allclose(student, down(x, 2, 2), rtol=1e-5)
     np.testing.assert_allclose(teacher, down(y, 2, 2), rtol=1e-5)
+
+
+def test_the_terms_weight_is_that_of_the_factor_and_not_of_the_paraphraser():
+    assert methods.create({"ft": {"weight": 200.0}}).weights == {"ft": 200.0, "ft/paraphraser": 1.0}
