@@ -37,14 +37,22 @@ def test_a_loss_reads_what_it_names(on, expected):
 def staged(*maps, before=None):
     """Outputs with these maps, and before their ReLU others."""
     maps = tuple(jnp.asarray(x, jnp.float32) for x in maps)
-    return outputs(STUDENT)._replace(features=maps, preactivations=tuple(jnp.asarray(x) for x in before or maps))
+    return outputs(STUDENT)._replace(
+        features=maps, preactivations=tuple(map(jnp.asarray, maps if before is None else before))
+    )
 
 
-MAPS = [np.random.default_rng(1).normal(size=(6, 2, 2, 3)) for _ in range(8)]
+MAPS = np.random.default_rng(1).normal(size=(8, 6, 2, 2, 3))
 
 
 def test_a_map_before_its_relu_has_a_name_of_its_own():
     np.testing.assert_allclose(base.tap(staged(*MAPS[:3], before=MAPS[3:6]), "preactivation:1"), MAPS[4], rtol=1e-6)
+
+
+def test_a_map_of_half_precision_is_read_in_float32():
+    seen = staged(*MAPS[:2])
+    half = seen._replace(features=tuple(x.astype(jnp.bfloat16) for x in seen.features))
+    assert base.tap(half, "feature:1").dtype == jnp.float32
 
 
 def squared(student, teacher):
