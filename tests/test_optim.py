@@ -257,3 +257,17 @@ def test_a_still_parameter_neither_moves_nor_decays():
     assert float(params["student"][paths[1]][0]) < 1
     # Nor has its momentum gathered decay for the day when it moves again.
     assert sorted(float(x[0]) == 0 for x in jax.tree.leaves(state["student"])) == [False, True]
+
+
+def test_a_parameter_that_becomes_still_stops_at_once_for_all_its_momentum():
+    optimizer = optim.create(OPTIONS | {"schedule": "constant", "momentum": 0.9}, steps=10, steps_per_epoch=5)
+    path = ("fc", "kernel")
+    params, state = {"student": {path: jnp.ones(1)}}, optimizer.init({"student": {"fc": {"kernel": jnp.ones(1)}}})
+    values = []
+    for step, gradient in enumerate((1.0, 0.0, 0.0)):
+        gradients = {"student": {path: jnp.full(1, gradient)}}
+        options = {"step": jnp.int32(step), "hyper": hyper(0.1, 0.1), "trains": {}, "still": optim.still(gradients)}
+        params, state = optimizer.update(gradients, state, params, **options)
+        values.append(float(params["student"][path][0]))
+    assert values[0] < 1
+    assert values[0] == values[1] == values[2]
