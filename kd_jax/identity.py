@@ -41,6 +41,9 @@ def config_json(experiment: "Experiment") -> dict[str, Any]:
     used = [(methods.METHODS, options.get("method", term)) for term, options in config["method"].items()]
     used += [(models.NETWORKS, config["model"]["name"]), (data.SOURCES, config["dataset"]["source"])]
     used += [(teachers.KINDS, config["teacher"]["kind"]), (optim.OPTIMIZERS, config["optimizer"]["name"])]
+    members = config["teacher"]["members"].values() if config["teacher"]["kind"] == "ensemble" else ()
+    used += [(teachers.KINDS, member.get("kind", "none")) for member in members]
+    used += [(models.NETWORKS, own["network"]) for own in config["method"].values() if own.get("network")]
     of_terms = (options.get("optimizer", {}).get("name") for options in config["method"].values())
     used += [(optim.OPTIMIZERS, name) for name in of_terms if name]
     return {

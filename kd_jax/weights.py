@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kd_jax import methods, registry, runs
-from kd_jax.errors import InputError, first_few, one_line
+from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.steps import method_variables
 from kd_jax.types import MethodVariables, Network, Variables, student_logits
@@ -273,18 +273,10 @@ def read_run(folder: PathLike, step: int = 0) -> tuple[Variables, MethodVariable
     Args:
       folder: of the run.
       step: of the checkpoint; 0 for the one that the run tested.
-    Raises:
-      InputError: for a step that is not saved.
     """
     from kd_jax import checkpoint  # Orbax is slow to import, and a config is checked without it
 
     folder = os.path.expanduser(folder)
-    saved = checkpoint.Checkpoints(os.path.join(folder, "checkpoints")).steps()
-    if step and step not in saved:
-        raise InputError(
-            f"{folder} has no checkpoint of step {step}; expected one of {first_few(map(str, saved))}, or a run that"
-            " keeps more of them: see checkpoint.every_epochs and checkpoint.keep"
-        )
     step = step or runs.read_json(folder, "result.json")["checkpoint"]
     tree = checkpoint.load_tree(os.path.join(folder, "checkpoints"), step)
     params, stats = tree["params"], tree["stats"]

@@ -122,6 +122,16 @@ def test_an_early_stopped_teacher_teaches_as_it_was_after_that_epoch(teachers):
     assert result is None  # it is measured anew
 
 
+def test_a_teacher_that_did_not_keep_the_epoch_is_trained_beside(tmp_path):
+    config = small("early_stopped", **{"teacher.epoch": 1})
+    first = experiment.create(config, runs_folder=tmp_path).teacher.source
+    saved = Path(first, "checkpoints", "8")
+    saved.mkdir(parents=True)
+    runs.write_json(f"{first}/result.json", {"name": "x", "test": {}, "checkpoint": 8, "steps": 8, "epochs": 2.0})
+    second = experiment.create(config, runs_folder=tmp_path).teacher.source
+    assert second == f"{first}-epoch1"
+
+
 def test_an_epoch_after_which_nothing_is_kept_is_refused_before_the_teacher_is_trained(tmp_path):
     config = small("early_stopped", **{"teacher.epoch": 1})
     config["teacher"]["config"]["checkpoint"]["keep"] = 1

@@ -274,3 +274,19 @@ def test_members_that_cannot_be_are_refused(members, said):
 def test_a_mean_teacher_needs_a_moving_average():
     with pytest.raises(InputError, match=r"train.ema is 0 and teacher.kind 'mean'; expected the decay"):
         tiny.create(tiny.METHODS["kd"], **{"teacher.kind": "mean"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teacher.epoch": 3}, "teacher.epoch is 3, and teacher.kind 'random'; expected 0, or a run"),
+        ({"teacher.members": {"a": {}}}, "teacher.members is given, and teacher.kind is 'random'"),
+        (
+            {"teacher.kind": "ensemble", "teacher.mode": "train", "teacher.members": {"a": {"kind": "random"}}},
+            "teacher.mode or teacher.path is given with kind 'ensemble'; expected those of its members",
+        ),
+    ],
+)
+def test_what_a_kind_of_teacher_does_not_read_is_refused(changes, said):
+    with pytest.raises(InputError, match=said):
+        tiny.create(tiny.METHODS["kd"], **changes)

@@ -125,6 +125,8 @@ def _check_runs(folders: Sequence[str], path: str | os.PathLike[str] | None) -> 
     first, *others = folders
     if saved[first]["config"]["teacher"]["kind"] == "none":
         raise InputError(f"the run in {first} has no teacher; expected a distilled one, and others as --against")
+    if saved[first]["config"]["teacher"]["kind"] == "mean":
+        raise InputError(f"the teacher of {first} was the student's own average; expected a run with another teacher")
     for folder in others:
         theirs, own = saved[folder]["data"], saved[first]["data"]
         different = {

@@ -12,7 +12,7 @@ import optax
 
 from kd_jax.keys import ABOVE_0, Temperature
 from kd_jax.losses.logits import check_temperature, kd, standardize
-from kd_jax.losses.masks import Where, check_shapes, fixed, keep
+from kd_jax.losses.masks import Where, check_rows, fixed, keep
 from kd_jax.types import Array, Float
 
 CLOSE = 0.5  # points that are this near have differences by a series, others by quotients
@@ -39,7 +39,7 @@ def ttm(
     Returns:
       [B], in nats.
     """
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     student = jax.nn.log_softmax(keep(where, student_logits))
     teacher = jax.nn.log_softmax(gamma * fixed(where, teacher_logits))
     return optax.losses.kl_divergence_with_log_targets(student, teacher)
@@ -118,7 +118,7 @@ def luminet(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     count = len(student_logits) if where is None else jnp.maximum(where.sum(), 1)
 
     def log_probabilities(logits: Array) -> Array:
@@ -161,7 +161,7 @@ def abkd(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     q = jax.nn.log_softmax(keep(where, student_logits) / temperature)
     p = jax.nn.log_softmax(fixed(where, teacher_logits) / temperature)
     points = jnp.stack([(alpha + beta) * p, (alpha + beta) * q, alpha * p + beta * q])
@@ -220,7 +220,7 @@ def jensen_shannon(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     q = jax.nn.log_softmax(keep(where, student_logits) / temperature)
     p = jax.nn.log_softmax(fixed(where, teacher_logits) / temperature)
     mean = jnp.logaddexp(p, q) - math.log(2)
@@ -243,7 +243,7 @@ def bce(
     Returns:
       [B], in nats per class.
     """
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     teacher = jax.nn.softmax(fixed(where, teacher_logits))
     loss = optax.losses.sigmoid_binary_cross_entropy(keep(where, student_logits), teacher)
     return keep(where, loss.mean(-1))
@@ -273,7 +273,7 @@ def binary_kd(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     student, teacher = keep(where, student_logits), fixed(where, teacher_logits)
     if norm:
         student, teacher = student - teacher, jnp.zeros_like(teacher)

@@ -13,7 +13,7 @@ from kd_jax.errors import InputError
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, number, whole
 from kd_jax.losses.arrays import unit
 from kd_jax.losses.logits import check_temperature, kd, log_softmax_among, two_way
-from kd_jax.losses.masks import Where, check_shapes, fixed, keep
+from kd_jax.losses.masks import Where, check_rows, fixed, keep
 from kd_jax.types import Array, Float, Int
 
 EPSILON = 1e-7  # of the official code of WSLD
@@ -47,7 +47,7 @@ def nkd(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
     student, teacher = keep(where, student_logits), fixed(where, teacher_logits)
     own, target = (log_softmax_among(x / temperature, ~is_label) for x in (student, teacher))
@@ -85,7 +85,7 @@ def wsld(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
     student, teacher = keep(where, student_logits), fixed(where, teacher_logits)
     of_student, of_teacher = (-jnp.where(is_label, jax.nn.log_softmax(x), 0).sum(-1) for x in (student, teacher))
@@ -127,7 +127,7 @@ def rld(
     label_temperature = temperature if label_temperature is None else label_temperature
     check_temperature(temperature)
     check_temperature(label_temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
     student, teacher = keep(where, student_logits), fixed(where, teacher_logits)
     below = teacher < jnp.where(is_label, teacher, 0).sum(-1, keepdims=True)
@@ -219,7 +219,7 @@ def wkd_logits(
       InputError: for a temperature that is not above zero, and for a cost of another shape.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     if cost.shape != (student_logits.shape[-1],) * 2:
         raise InputError(f"cost is {list(cost.shape)}; expected [K, K] with K = {student_logits.shape[-1]} classes")
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)

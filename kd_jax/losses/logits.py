@@ -9,7 +9,7 @@ import optax
 
 from kd_jax.errors import InputError
 from kd_jax.keys import ABOVE_0, Temperature, listing
-from kd_jax.losses.masks import Where, check_shapes, fixed, keep
+from kd_jax.losses.masks import Where, check_rows, fixed, keep
 from kd_jax.types import Array, Float, Int
 
 
@@ -25,7 +25,7 @@ def cross_entropy(
     Returns:
       [B], in nats.
     """
-    check_shapes(student_logits, targets)
+    check_rows(student_logits, targets)
     return optax.losses.softmax_cross_entropy(keep(where, student_logits), keep(where, targets))
 
 
@@ -54,7 +54,7 @@ def kd(
     1.7751
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     student = jax.nn.log_softmax(keep(where, student_logits) / temperature)
     teacher = jax.nn.log_softmax(fixed(where, teacher_logits) / temperature)
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
@@ -87,7 +87,7 @@ def dkd(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
     student, teacher = keep(where, student_logits) / temperature, fixed(where, teacher_logits) / temperature
     kl = optax.losses.kl_divergence_with_log_targets
@@ -138,7 +138,7 @@ def mlkd(
     Raises:
       InputError: for no temperature, or one that is not above zero.
     """
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     if not temperatures:
         raise InputError("temperatures is empty; expected one number above 0 or more")
     count = len(student_logits) if where is None else jnp.maximum(where.sum(), 1)

@@ -27,6 +27,14 @@ def mean(loss: Float[Array, "..."], where: Array | None) -> Float[Array, ""]:
     return loss.sum() / jnp.maximum(where.sum(), 1)
 
 
+def check_rows(student: Array, other: Array) -> None:
+    """Raises InputError where a loss of logits would compare anything but two arrays [B, K]."""
+    if jnp.ndim(student) != 2 or jnp.ndim(other) != 2:
+        shapes = f"{list(jnp.shape(student))} with {list(jnp.shape(other))}"
+        raise InputError(f"the loss compares {shapes}; expected rows [B, K], as logits are, and not maps: see `on`")
+    check_shapes(student, other)
+
+
 def check_shapes(student: Array, other: Array) -> None:
     """Raises InputError where a loss would compare arrays of two shapes."""
     if student.shape != other.shape:

@@ -10,7 +10,7 @@ import optax
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature
 from kd_jax.losses.arrays import unit
 from kd_jax.losses.logits import check_temperature
-from kd_jax.losses.masks import Where, check_shapes, fixed, keep, mean
+from kd_jax.losses.masks import Where, check_rows, fixed, keep, mean
 from kd_jax.types import Array, Float
 
 
@@ -82,7 +82,7 @@ def dist(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     own, target = (
         keep(where, jax.nn.softmax(x / temperature))
         for x in (keep(where, student_logits), fixed(where, teacher_logits))
@@ -121,7 +121,7 @@ def skd(
       InputError: for a temperature that is not above zero.
     """
     check_temperature(temperature)
-    check_shapes(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     sides = keep(where, student_logits), fixed(where, teacher_logits)
     logs = (jax.nn.log_softmax(x / temperature) for x in sides)
     divergence = mean(keep(where, optax.losses.kl_divergence_with_log_targets(*logs)), where)

@@ -149,6 +149,9 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
         raise InputError(f"method has no term; expected at least one of: {', '.join(sorted(METHODS))}")
     if "student" in terms:
         raise InputError("method.student is the name of a term; expected another, as the student's parameters have it")
+    for term in terms:
+        if not term.strip() or "/" in term:
+            raise InputError(f"the name of a term is {term!r}; expected one without '/', which names its parts")
     return combine({term: _create_term(term, options, steps_per_epoch) for term, options in terms.items()})
 
 
@@ -173,6 +176,8 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
         optimizers={term: {**method.optimizers.get(term, {}), **own.get("optimizer", {})}},
     )
     if own.get("teacher"):
+        if not method.needs_teacher:
+            raise InputError(f"method.{term}.teacher is {own['teacher']!r}; expected '', as the term reads no teacher")
         method = _taught_by(method, own["teacher"])
     if any(own.get(key) for key in ("warmup_epochs", "epochs", "decay_epochs")):
         warmup, epochs, decay = own.get("warmup_epochs", 0), own.get("epochs") or (0, None), own.get("decay_epochs")
@@ -224,8 +229,8 @@ def _schedule(
         # Compared before it is divided: a quotient may be a hair below 1.
         rising = jnp.where(epoch >= warmup, 1.0, epoch / warmup) if warmup else 1.0
         if decay:
-            start, end = (epoch * steps_per_epoch for epoch in decay)
-            rising *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((step - start) / (end - start), 0, 1)))
+            start, end = (float(epoch * steps_per_epoch) for epoch in decay)  # may be more than 32 bits hold
+            rising *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((jnp.float32(step) - start) / (end - start), 0, 1)))
         return jnp.where(is_open(step), rising, 0.0)
 
     return factor, is_open

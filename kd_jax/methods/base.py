@@ -81,6 +81,11 @@ def reported(outputs: Outputs, field: str, who: str) -> Any:
     """A field of `Outputs`; raises InputError where it is missing."""
     value = getattr(outputs, field)
     if value is None or (isinstance(value, tuple) and not len(value)):
+        if outputs.members:
+            raise InputError(
+                f"{who} is an ensemble and reports no {field} of its own; expected the term's `teacher`, one of:"
+                f" {', '.join(sorted(outputs.members))}"
+            )
         has = ", ".join(name for name, x in outputs._asdict().items() if x is not None and len(x))
         raise InputError(f"{who} reports {has} and no {field}; expected a network that does, or a method without it")
     return value

@@ -14,6 +14,7 @@ import optax
 from kd_jax import losses
 from kd_jax.keys import Temperature
 from kd_jax.losses.logits import check_temperature
+from kd_jax.losses.masks import check_rows
 from kd_jax.models.layers import BatchNorm, Linear
 from kd_jax.types import Array, Context, Method, MethodVariables, Terms
 
@@ -48,6 +49,7 @@ def rkd_angle(student_logits: Array, teacher_logits: Array, *, temperature: Temp
     They mix log-probabilities with logits, so the loss is positive at equal logits. Memory is O(B^3 + B^2 K).
     """
     check_temperature(temperature)
+    check_rows(student_logits, teacher_logits)
     student = jax.nn.log_softmax(student_logits / temperature)[None, :] - student_logits[:, None]
     soft = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
     difference = _cosines(student) - _cosines(soft[None, :] - soft[:, None])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import losses, models
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, choose
 from kd_jax.keys import AT_LEAST_0, SECTION, Temperature, number, text, whole
 from kd_jax.losses import masks
 from kd_jax.methods.adapters import Regressor
@@ -44,6 +44,13 @@ def mutual(
       InputError: for an unknown network or option.
     """
     names = [f"peer{i}" for i in range(1, peers + 1)]
+    if network:
+        choose(f"method.{name}.network", network, models.NETWORKS)
+    elif options:
+        raise InputError(f"method.{name}.options is {dict(options)}; expected none without method.{name}.network")
+    for option in options:
+        if option in models.NOT_OPTIONS:
+            raise InputError(f"method.{name}.options.{option} is given; expected options of {network}")
 
     def build(context: Context) -> Network:
         assert context.networks is not None

@@ -110,7 +110,15 @@ def create(setting: Setting) -> Teacher | None:
       InputError: for an unknown kind, and for whatever is wrong with the teacher.
     """
     kind = setting.config["teacher"]["kind"]
-    teacher = choose("teacher.kind", kind, KINDS).build(setting)
+    section = setting.config["teacher"]
+    chosen = choose("teacher.kind", kind, KINDS)
+    if section["epoch"] and kind not in ("config", "run"):
+        raise InputError(f"teacher.epoch is {section['epoch']}, and teacher.kind {kind!r}; expected 0, or a run")
+    if section["members"] and kind != "ensemble":
+        raise InputError(f"teacher.members is given, and teacher.kind is {kind!r}; expected none, or kind 'ensemble'")
+    if kind == "ensemble" and (section["mode"] != "eval" or section["path"]):
+        raise InputError("teacher.mode or teacher.path is given with kind 'ensemble'; expected those of its members")
+    teacher = chosen.build(setting)
     if not (teacher is None or isinstance(teacher, Teacher)):
         raise InputError(f"teacher.kind {kind!r} builds a {type(teacher).__name__}; expected a Teacher, or None")
     return teacher

@@ -44,8 +44,12 @@ def from_config(setting: "Setting") -> Teacher:
     except InputError as error:
         raise InputError(f"in the teacher's config, {error}") from error
     folder = folder_of(experiment.digest, setting.runs_folder)
-    if section["epoch"] and not runs.has_result(folder):
-        _check_will_be_saved(experiment, section["epoch"])
+    if epoch := section["epoch"]:
+        # Where the run has finished without keeping that epoch, another one of the same config does.
+        if runs.has_result(folder) and epoch not in _epochs_saved(folder):
+            folder += f"-epoch{epoch}"
+        if not runs.has_result(folder):
+            _check_will_be_saved(experiment, epoch)
 
     def method_shapes() -> MethodVariables:
         state = tracing.state_shapes(experiment.components, experiment.options, experiment.dataset.train)
@@ -66,6 +70,15 @@ def _check_will_be_saved(experiment: Any, epoch: int) -> None:
             f"teacher.epoch is {epoch}; expected one of {first_few([f'{x:g}' for x in kept])}, after which the teacher"
             " keeps a checkpoint: see checkpoint.every_epochs and checkpoint.keep of teacher.config"
         )
+
+
+def _epochs_saved(folder: str) -> dict[float, int]:
+    """{epoch: step} of the checkpoints that a finished run has."""
+    from kd_jax.checkpoint import Checkpoints  # Orbax is slow to import
+
+    result = runs.read_json(folder, "result.json")
+    steps_saved = Checkpoints(os.path.join(folder, "checkpoints")).steps()
+    return {step * result["epochs"] / result["steps"]: step for step in steps_saved}
 
 
 def finished(setting: "Setting") -> Teacher:
@@ -134,6 +147,8 @@ def find(saved: Mapping[str, Any], folder: str, runs_folder: str) -> str | None:
     digest = saved["teacher_hash"] or ""
     places = [folder_of(digest, runs_folder), folder_of(digest, os.path.dirname(os.path.abspath(folder)))]
     places += [os.path.expanduser(x) for x in (saved.get("teacher_source"), saved["config"]["teacher"]["path"]) if x]
+    if saved["config"]["teacher"].get("epoch"):  # several runs of one config may have kept other epochs
+        places.reverse()
     for path in places:
         if runs.has_result(path) and runs.read_json(path, "config.json")["hash"] == digest:
             return path
@@ -158,8 +173,13 @@ def _teacher(
     epoch = setting.config["teacher"]["epoch"]
 
     def load() -> tuple[Variables, dict[str, Any] | None]:
-        result = runs.read_json(folder, "result.json")
-        step = round(epoch * result["steps"] / result["epochs"])
+        result, step = runs.read_json(folder, "result.json"), 0
+        if epoch:
+            saved = _epochs_saved(folder)
+            if epoch not in saved:
+                kept = first_few([f"{x:g}" for x in saved])
+                raise InputError(f"teacher.epoch is {epoch}; expected one of {kept}, which {folder} has kept")
+            step = saved[epoch]
         variables = networks.predicting_variables(method, *weights.read_run(folder, step))
         return variables, None if epoch else result
 

@@ -276,3 +276,32 @@ def test_logits_are_standardized_for_any_method_of_logits(name):
     expected = value(standardized(STUDENT), standardized(TEACHER))
     np.testing.assert_allclose(value(STUDENT, TEACHER, standardize=True), expected, rtol=1e-5)
     assert abs(value(STUDENT, TEACHER) - expected) > 1e-3 * abs(expected)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "mlkd", "rld", "dist", "skd", "ttm", "original_rkd_angle"])
+def test_a_loss_of_logits_refuses_maps_in_one_line(name):
+    method = methods.create({name: {"on": "feature:-1"}})
+    with pytest.raises(InputError, match=rf"method.{name}: the loss compares .*; expected rows \[B, K\]"):
+        terms(method, STUDENT, TEACHER, [0, 1, 2, 3, 4, 0])
+
+
+@pytest.mark.parametrize("term", ["a/b", "", " "])
+def test_a_name_of_a_term_that_could_be_a_parts_is_refused(term):
+    with pytest.raises(InputError, match="the name of a term is .*; expected one without '/'"):
+        methods.create({term: {"method": "kd"}})
+
+
+def test_a_term_without_a_teacher_reads_none_of_several():
+    with pytest.raises(InputError, match=r"method.cross_entropy.teacher is 'a'; expected '', as the term reads no"):
+        methods.create({"cross_entropy": {"teacher": "a"}})
+
+
+def test_what_an_ensemble_does_not_report_is_sought_with_its_members():
+    seen = members(a=TEACHER)._replace(features=())
+    with pytest.raises(InputError, match="is an ensemble and reports no features of its own; expected the term's"):
+        terms(methods.create({"at": {}}), STUDENT, seen)
+
+
+def test_epochs_that_32_bits_do_not_hold_as_steps_can_end_a_decay():
+    method = methods.create({"kd": {"decay_epochs": [0, 10**6]}}, steps_per_epoch=3000)
+    assert float(method.schedules["kd"](jnp.int32(3000 * 500))) == pytest.approx(1.0, abs=1e-6)

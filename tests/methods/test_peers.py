@@ -123,10 +123,17 @@ def test_a_peer_may_be_of_another_kind():
     assert shapes.params["mutual"]["peer1"]["conv1"]["kernel"].shape == (3, 3, 5, 1)
 
 
-def test_a_peer_of_an_unknown_kind_is_refused():
-    method = methods.create({"mutual": {"network": "resnet9"}})
-    with pytest.raises(InputError, match=r"method.mutual: model.name is 'resnet9'; expected one of"):
-        jax.eval_shape(lambda: method.init(jax.random.key(0), seen()))
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"network": "resnet9"}, "method.mutual.network is 'resnet9'; expected one of"),
+        ({"options": {"width": 2.0}}, "method.mutual.options is .*; expected none without method.mutual.network"),
+        ({"network": "resnet8", "options": {"name": "x"}}, "method.mutual.options.name is given; expected options of"),
+    ],
+)
+def test_a_peer_that_cannot_be_is_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        methods.create({"mutual": options})
 
 
 MAPS = [RNG.normal(size=(4, size, size, width)) for size, width in ((4, 2), (4, 3), (2, 4), (2, 5))]
