@@ -287,7 +287,7 @@ def test_a_loss_of_logits_refuses_maps_in_one_line(name):
 
 @pytest.mark.parametrize("term", ["a/b", "", " "])
 def test_a_name_of_a_term_that_could_be_a_parts_is_refused(term):
-    with pytest.raises(InputError, match="the name of a term is .*; expected one without '/'"):
+    with pytest.raises(InputError, match=r"the name of a term is .*; expected one without '/'"):
         methods.create({term: {"method": "kd"}})
 
 
