@@ -141,6 +141,12 @@ def _compiled(key: str, x64: bool):
     )
 
 
+def forget() -> None:
+    """Drops every compiled program: a process in which too many lie runs out of memory mappings, and ends."""
+    _compiled.cache_clear()
+    jax.clear_caches()
+
+
 class Run:
     """A compiled run of a few steps. Runs of the same arguments share their programs."""
 

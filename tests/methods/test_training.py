@@ -97,6 +97,13 @@ def views(name):
     return {"dataset.extra_views": ["crop_flip"] * (methods.create({"term": ALL[name]}).views - 1)}
 
 
+@pytest.fixture
+def programs():
+    """Those of a test are dropped after it."""
+    yield
+    tiny.forget()
+
+
 def alone(name, **options):
     """A run of ResNets with the method as its only term."""
     width = {"model.width": 1 / 4} if needs(name, EQUAL_WIDTHS) else {}
@@ -108,6 +115,7 @@ parts = pytest.mark.parametrize(("accumulate", "labeled"), [(1, 0), (2, 24)])  #
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("programs")
 @on_resnets
 @parts
 def test_on_resnets_two_devices_equal_one_over_float64_steps(method, accumulate, labeled):
@@ -118,6 +126,7 @@ def test_on_resnets_two_devices_equal_one_over_float64_steps(method, accumulate,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("programs")
 @on_resnets
 @parts
 def test_on_resnets_bfloat16_steps_in_one_call_are_finite(method, accumulate, labeled):
