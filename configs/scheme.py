@@ -22,16 +22,11 @@ from kd_jax.errors import choose
 
 
 def mutual(scale):
-    config = recipes.student(scale)
-    config.model.pretrained = ""  # as its peer
-    config.method = ConfigDict({"cross_entropy": {}, "mutual": {}})
-    return config
+    return recipes.published("mutual", scale)
 
 
 def byot(scale):
-    config = recipes.student(scale)
-    config.method = ConfigDict({"cross_entropy": {}, "byot": {}})
-    return config
+    return recipes.published("byot", scale)
 
 
 def assistant(scale):
@@ -55,9 +50,7 @@ def born_again(scale):
 
 
 def teacher_free(scale):
-    config = recipes.student(scale)
-    config.method = ConfigDict({"cross_entropy": {"weight": 0.9}, "teacher_free": {"weight": 0.1}})
-    return config
+    return recipes.published("teacher_free", scale)
 
 
 def mean_teacher(scale):
@@ -73,22 +66,21 @@ def mean_teacher(scale):
 def early_stopped(scale):
     config = recipes.kd(scale)
     config.teacher.config.checkpoint.keep = 1000
-    config.teacher.epoch = 3 if scale == "laptop" else config.train.epochs // 2
+    config.teacher.epoch = recipes.epochs(config) // 2
     return config
 
 
 def two_phases(scale):
-    first = max(1, recipes.student(scale).train.epochs // 8)
-    config = recipes.distilled(scale, {"kd": {"weight": 0.9, "epochs": (first, None)}})
-    config.method.cross_entropy = ConfigDict({"weight": 0.1, "epochs": (first, None)})
+    config = recipes.kd(scale)
+    first = max(1, recipes.epochs(config) // 8)
+    for term in config.method.values():
+        term.epochs = (first, None)
     config.method.fitnet = ConfigDict({"weight": 100.0, "stage": 2, "epochs": (0, first)})
     return config
 
 
 def dual_head(scale):
-    config = recipes.distilled(scale, {"dhkd": {}})
-    config.optimizer.gradients = "project"
-    return config
+    return recipes.published("dhkd", scale)
 
 
 def dot(scale):

@@ -550,8 +550,9 @@ PUBLISHED: dict[str, Published] = {
         "CVPR 2018",
         {"cross_entropy": {"weight": 1.0}, "mutual": {"weight": 1.0}},
         differs="One network moves after another, with the others' new predictions.",
-        here="All move at once.",
+        here="All move at once, and all start from scratch.",
         teacher=False,
+        others={"model.pretrained": ""},
     ),
     "byot": Published(
         'Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self'

@@ -135,9 +135,8 @@ def create(terms: Mapping[str, Mapping[str, Any]], *, steps_per_epoch: int = 1) 
     Args:
       terms: {term: options}. Of every term: "method", a key of `METHODS`, by default the term's name; "weight", 1.0;
         "teacher", which of several; "warmup_epochs", over which the weight rises; "decay_epochs", [first, last] between
-        which it falls to zero;
-        "epochs", [first, last) in which the term counts and its parameters move, the last None for the end;
-        "optimizer", what its group does otherwise than the student's. The others are the method's own.
+        which it falls to zero; "epochs", [first, last) in which the term counts and its parameters move, the last None
+        for the end; "optimizer", what its group does otherwise than the student's. The others are the method's own.
       steps_per_epoch: for those that count epochs.
     Raises:
       InputError: for an unknown method or option, an option of another type, no term at all, or a weight that is not a
@@ -182,7 +181,7 @@ def _create_term(term: str, given: Mapping[str, Any], steps_per_epoch: int) -> M
     if any(own.get(key) for key in ("warmup_epochs", "epochs", "decay_epochs")):
         warmup, epochs, decay = own.get("warmup_epochs", 0), own.get("epochs") or (0, None), own.get("decay_epochs")
         method = _scheduled(method, term, *_schedule(warmup, epochs, decay, steps_per_epoch))
-        method = method._replace(phases=method.phases or "epochs" in own)
+        method = method._replace(phases=method.phases or bool(own.get("epochs")))
     return method
 
 

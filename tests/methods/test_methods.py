@@ -305,3 +305,8 @@ def test_what_an_ensemble_does_not_report_is_sought_with_its_members():
 def test_epochs_that_32_bits_do_not_hold_as_steps_can_end_a_decay():
     method = methods.create({"kd": {"decay_epochs": [0, 10**6]}}, steps_per_epoch=3000)
     assert float(method.schedules["kd"](jnp.int32(3000 * 500))) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("epochs", "phases"), [(None, False), ([0, 1], True)])
+def test_a_run_has_phases_where_a_term_has_a_window(epochs, phases):
+    assert methods.create({"kd": {"epochs": epochs, "warmup_epochs": 2}}).phases == phases
