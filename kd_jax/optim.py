@@ -24,7 +24,7 @@ def dot(options: Mapping[str, Any], decay: optax.GradientTransformation) -> opta
     """SGD with a momentum for each part of the gradient, {"task": tree, "distillation": tree}, whose sum is the step.
 
     That of the task is lower by `delta` and has the weight decay, that of distillation is as much higher. Zhao et al.,
-    "DOT: A Distillation-Oriented Trainer", ICCV 2023, algorithm 1. What a term trains beside the student has the one
+    "DOT: A Distillation-Oriented Trainer", ICCV 2023. What a term trains beside the student has the one
     momentum, as in the official code, which has that for a parameter of the student too that only one part reads.
     """
     momentum, delta = options["momentum"], options["delta"]
@@ -52,7 +52,7 @@ def dot(options: Mapping[str, Any], decay: optax.GradientTransformation) -> opta
 def project(gradients: Mapping[str, Any]) -> Any:
     """The sum of both parts of a gradient, where that of distillation opposes the task's without its share along that.
 
-    Yang et al., "Dual-Head Knowledge Distillation", 2024, equation 11; the projection of Yu et al., "Gradient Surgery
+    Yang et al., "Dual-Head Knowledge Distillation", 2024; the projection of Yu et al., "Gradient Surgery
     for Multi-Task Learning", NeurIPS 2020.
     """
     task, distillation = (gradients[part] for part in PARTS)

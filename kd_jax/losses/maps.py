@@ -20,7 +20,7 @@ def at(
     """Attention transfer: the mean squared difference of the two attention maps.
 
     The attention is the mean of the squared channels at each pixel, divided by its norm over the pixels of the image.
-    Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, equation 2, with the mean in the place of
+    Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, with the mean in the place of
     the norm of the difference, as in the official code and in RepDistiller (weight 1000, the sum over the stages).
     Maps of two sizes meet at the smaller one, to which the other is averaged.
 
@@ -76,7 +76,7 @@ def fsp(
     """The flow of the solution procedure: the mean squared difference of the two networks' FSP matrices.
 
     The FSP matrix of two maps of a network holds, for each pair of their channels, the mean over the pixels of the
-    product. Yim et al., "A Gift from Knowledge Distillation", CVPR 2017, equations 1 and 2, with the mean over the
+    product. Yim et al., "A Gift from Knowledge Distillation", CVPR 2017, with the mean over the
     entries, as RepDistiller has it. The larger of the two maps is averaged down to the other, where the paper takes the
     largest values.
 

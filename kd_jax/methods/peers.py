@@ -30,7 +30,7 @@ def mutual(
     """Deep mutual learning: student and peers learn from the labels and from one another, without a teacher.
 
     Each network lowers its cross entropy and the mean over the others of KL(p_other || p_own). Zhang et al., "Deep
-    Mutual Learning", CVPR 2018, equations 4 to 8. There one network moves after another, with the others' new
+    Mutual Learning", CVPR 2018. There one network moves after another, with the others' new
     predictions; here all move at once. `name` is the student's term, without its cross entropy, which is a term of its
     own; `name/peers` is the sum over the peers of all that they lower. Every evaluation measures the peers too.
     They start from scratch, whatever the student starts from.
@@ -105,7 +105,7 @@ class BeYourOwnTeacher(nn.Module):
     """Classifiers behind the earlier stages, which learn from the labels and from the network's own end.
 
     Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self Distillation",
-    ICCV 2019, equations 2 to 4: behind every stage but the last, (1 - alpha) cross entropy + alpha T^2 KL to the end's
+    ICCV 2019: behind every stage but the last, (1 - alpha) cross entropy + alpha T^2 KL to the end's
     logits + feature * the mean squared distance of the exit's pooled features to the end's. What the end reports is
     fixed here, and learns from the labels by a term of its own; the stages before an exit learn from it too. An exit is
     a regressor to the size and width of the last map, a mean and a linear layer; in the paper it is a stack of
