@@ -18,6 +18,7 @@ from kd_jax.errors import InputError
 from kd_jax.identity import identify
 from kd_jax.keys import LARGEST
 from kd_jax.logging import wandb_run
+from kd_jax.models.convolution import KEEP_BARRIERS
 from kd_jax.steps import Components, StepOptions
 from kd_jax.types import Feed, Hyper, Method, Teacher, TrainState, Variables
 
@@ -49,11 +50,13 @@ class Experiment(NamedTuple):
           fast_compile: for a function that runs once: on a CPU it compiles in a tenth of the time, and runs slower.
           options: of `jax.jit`.
         """
-        compiler: dict[str, bool | int] = {}
+        compiler: dict[str, Any] = {}
         if jax.default_backend() == "gpu" and self.config["deterministic"]:
             compiler["xla_gpu_deterministic_ops"] = True
-        if jax.default_backend() == "cpu" and fast_compile:
-            compiler["xla_backend_optimization_level"] = 0
+        if jax.default_backend() == "cpu":
+            compiler |= KEEP_BARRIERS
+            if fast_compile:
+                compiler["xla_backend_optimization_level"] = 0
         return jax.jit(
             functools.partial(function, components=self.components, options=self.options),
             out_shardings=sharding.replicated(self.mesh),

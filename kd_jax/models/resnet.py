@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from kd_jax.errors import choose
 from kd_jax.keys import WIDTH
+from kd_jax.models.convolution import convolution
 from kd_jax.models.layers import BatchNorm, Linear, MlpHead, conv_init
 from kd_jax.models.linen import from_linen
 from kd_jax.models.taps import Taps
@@ -93,15 +93,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", conv_init, shape, self.param_dtype).astype(self.dtype)
-        padding = ((self.size // 2,) * 2,) * 2
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel,
-            (self.stride, self.stride),
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = self.param("kernel", conv_init, shape, self.param_dtype)
+        return convolution(x.astype(self.dtype), kernel, self.stride)
 
 
 class ResNet(nn.Module):

@@ -1,0 +1,110 @@
+"""Convolution and its gradients, against the definition in float64: as a CPU computes them, and as others do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.models import convolution as module
+from kd_jax.models.convolution import KEEP_BARRIERS, convolution
+
+CASES = {  # of x [B, H, W, C] and kernel [k, k, C / groups, O]: shapes, stride, groups
+    "3x3": ((2, 6, 5, 4), (3, 3, 4, 6), 1, 1),
+    "3x3 of stride 2, odd": ((2, 7, 5, 4), (3, 3, 4, 6), 2, 1),
+    "3x3 of stride 2, even": ((2, 6, 8, 4), (3, 3, 4, 6), 2, 1),
+    "7x7 of stride 2": ((2, 9, 8, 3), (7, 7, 3, 4), 2, 1),
+    "1x1": ((2, 6, 5, 4), (1, 1, 4, 6), 1, 1),
+    "1x1 of stride 2": ((2, 7, 6, 4), (1, 1, 4, 6), 2, 1),
+    "depthwise": ((2, 6, 5, 4), (3, 3, 1, 4), 1, 4),
+    "depthwise of stride 2": ((2, 7, 6, 4), (5, 5, 1, 4), 2, 4),
+    "groups": ((2, 6, 5, 4), (3, 3, 2, 6), 2, 2),
+    "1x1 in groups": ((2, 6, 5, 4), (1, 1, 2, 6), 1, 2),
+}
+
+
+def defined(x, kernel, dy, stride, groups):
+    """(y, dx, d kernel) by the definition, one output pixel after another."""
+    size, out = kernel.shape[0], kernel.shape[-1] // groups
+    padded = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+    y, d_padded, d_kernel = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
+    for i, j, g in np.ndindex(*dy.shape[1:3], groups):
+        own = slice(g * kernel.shape[2], (g + 1) * kernel.shape[2])
+        to = slice(g * out, (g + 1) * out)
+        window = (slice(None), slice(i * stride, i * stride + size), slice(j * stride, j * stride + size), own)
+        y[:, i, j, to] = np.einsum("bhwc,hwco->bo", padded[window], kernel[..., to])
+        d_kernel[..., to] += np.einsum("bhwc,bo->hwco", padded[window], dy[:, i, j, to])
+        d_padded[window] += np.einsum("hwco,bo->bhwc", kernel[..., to], dy[:, i, j, to])
+    edge = size // 2
+    return y, d_padded[:, edge : edge + x.shape[1], edge : edge + x.shape[2]], d_kernel
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    x_shape, kernel_shape, stride, groups = CASES[request.param]
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=x_shape), rng.normal(size=kernel_shape)
+    dy = rng.normal(size=(len(x), *(-(-n // stride) for n in x_shape[1:3]), kernel_shape[-1]))
+    return x, kernel, dy, stride, groups
+
+
+def all_of(function, x, kernel, dy):
+    y, pull_back = jax.vjp(function, x, kernel)
+    return y, *pull_back(dy)
+
+
+def test_equals_the_definition_on_a_cpu(case):
+    x, kernel, dy, stride, groups = case
+    function = functools.partial(convolution, stride=stride, groups=groups)
+    arrays = (jnp.asarray(a, jnp.float32) for a in (x, kernel, dy))
+    found = jax.jit(functools.partial(all_of, function), compiler_options=KEEP_BARRIERS)(*arrays)
+    for here, there in zip(found, defined(x, kernel, dy, stride, groups), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-5)
+
+
+def test_equals_the_definition_elsewhere(case):
+    x, kernel, dy, stride, groups = case
+    options = {"stride": stride, "groups": groups}
+    x32, kernel32, dy32 = (jnp.asarray(a, jnp.float32) for a in (x, kernel, dy))
+    found = (
+        module._anywhere(x32, kernel32, **options),
+        *module._gradients_of_rounded_kernel(x32, kernel32, dy32, **options),
+    )
+    for here, there in zip(found, defined(x, kernel, dy, stride, groups), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_bfloat16(case):
+    x, kernel, dy, stride, groups = case
+    x16, dy16 = (jnp.asarray(a, jnp.bfloat16) for a in (x, dy))
+    function = functools.partial(convolution, stride=stride, groups=groups)
+    y, dx, d_kernel = jax.jit(functools.partial(all_of, function))(x16, jnp.asarray(kernel, jnp.float32), dy16)
+    assert (y.dtype, dx.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    exact = defined(np.asarray(x16, float), kernel, np.asarray(dy16, float), stride, groups)[2]
+    np.testing.assert_allclose(d_kernel, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_derivative_is_that_of_the_plain_convolution(case):
+    x, kernel, dy, stride, groups = case
+
+    def of(function):
+        def penalty(kernel):
+            return (jax.grad(lambda x: (jnp.tanh(function(x, kernel)) * dy).sum())(x) ** 2).sum()
+
+        return jax.grad(penalty)(kernel)
+
+    plain = functools.partial(module._anywhere, stride=stride, groups=groups)
+    with jax.enable_x64(True):
+        here = of(lambda x, kernel: convolution(x, kernel, stride, groups))
+        np.testing.assert_allclose(here, of(plain), rtol=1e-9, atol=1e-9)
+
+
+def test_what_made_the_input_is_computed_once_on_a_cpu():
+    def loss(x, kernel):
+        return convolution(jax.nn.relu(2 * x + 1), kernel).sum()
+
+    lowered = jax.jit(jax.grad(loss, (0, 1)), compiler_options=KEEP_BARRIERS).lower(
+        jnp.ones((4, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    )
+    assert "opt-barrier" in lowered.compile().as_text()
