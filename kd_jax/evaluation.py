@@ -9,7 +9,7 @@ import numpy as np
 
 from kd_jax import data as datasets
 from kd_jax import experiment, metrics, runs, sharding, steps, teachers, weights
-from kd_jax.data import memory
+from kd_jax.data import memory, resident
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
 from kd_jax.types import Array, MethodVariables, Split, TrainState, Variables
@@ -30,7 +30,7 @@ class Evaluator:
     def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
         """The sums of `metrics.sums` over a split."""
         if id(split) not in self._placed:
-            self._placed[id(split)] = split, self._experiment.place(split)
+            self._placed[id(split)] = split, resident.put(split, self._experiment.mesh)
         total: Any = None
         for ids, mask in batches(self._experiment, len(split.labels)):
             sums = self._step(variables, method, self._teacher_variables, self._placed[id(split)][1], ids, mask)

@@ -84,6 +84,7 @@ class Experiment(NamedTuple):
             steps_per_call=self.steps_per_call,
             total_steps=self.steps,
             mesh=self.mesh,
+            options=self.options,
         )
 
 
@@ -140,6 +141,7 @@ def create(
         ema=config["train"]["ema"],
         micro_batches=config["train"]["accumulate"],
         batch_sharding=sharding.split(mesh),
+        image_shape=dataset.train.images.shape[1:],
     )
     hyper = components.create_hyper(functions)
     if training:

@@ -1,5 +1,6 @@
 """What is compiled: initialization, a training step (or many in one call), an evaluation step. All pure."""
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ class StepOptions(NamedTuple):
     ema: float = 0.0  # decay of the student's moving average; 0 for none
     micro_batches: int = 1  # that a batch is computed in, one after another
     batch_sharding: jax.sharding.Sharding | None = None  # of a batch's first dimension
+    image_shape: tuple[int, ...] = ()  # [h, w, C] of the images that lie on the devices, see `gather`
 
 
 def stream(rng: Array, name: str) -> Array:
@@ -385,14 +387,16 @@ def train_steps(
     return state, jax.tree.map(lambda x: x.sum(0), scalars)
 
 
-def gather(split: Split, ids: Array, batch_sharding: jax.sharding.Sharding | None = None) -> RawBatch:
-    """The images at `ids` [B] of a split on the devices, divided among them.
+def gather(split: Split, ids: Array, *, options: StepOptions) -> RawBatch:
+    """The images at `ids` [B] of a split on the devices, see `data.resident.put`, divided among them.
 
     The constraint keeps them divided, whatever the compiler would choose: no result would show that every device
     computes the whole batch.
     """
-    batch = RawBatch(split.images[ids], split.labels[ids], ids)
-    return batch if batch_sharding is None else jax.lax.with_sharding_constraint(batch, batch_sharding)
+    flat = split.images[ids].reshape(len(ids), -1)[:, : math.prod(options.image_shape)]
+    batch = RawBatch(flat.reshape(len(ids), *options.image_shape), split.labels[ids], ids)
+    sharding = options.batch_sharding
+    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def eval_step(
@@ -407,7 +411,7 @@ def eval_step(
     options: StepOptions,
 ) -> metrics.Sums:
     """Metric sums over the images at `ids` [B] that `mask` [B] keeps, with the student in inference mode."""
-    raw = gather(split, ids, options.batch_sharding)
+    raw = gather(split, ids, options=options)
     images = components.prepare(raw.images)
     outputs = components.student.apply(variables, images, train=False)[0]
     batch = Batch(images, raw.labels, jnp.zeros_like(outputs.logits), ids, jnp.zeros_like(ids))

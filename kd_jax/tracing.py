@@ -17,9 +17,9 @@ from kd_jax.types import Hyper, Split, TrainState
 
 def trace(components: Components, options: StepOptions, hyper: Hyper, train: Split, batch_size: int) -> None:
     """Traces initialization and a step, so that an error in them is seen before a teacher is trained or a file made."""
-    state, split = state_shapes(components, options, train), _shapes(train)
+    state, split = state_shapes(components, options, train), resident.shapes(train)
     teacher_variables = components.teacher.shapes if components.teacher else {}
-    fetch = functools.partial(steps.gather, batch_sharding=options.batch_sharding)
+    fetch = functools.partial(steps.gather, options=options)
     rows = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
     train_steps = functools.partial(steps.train_steps, fetch=fetch, components=components, options=options)
     jax.eval_shape(train_steps, state, teacher_variables, split, rows, hyper, split.labels)

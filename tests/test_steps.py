@@ -193,7 +193,7 @@ def test_each_view_has_dropout_of_its_own(twice):
 
 def test_the_statistics_of_a_view_follow_those_of_the_one_before(twice):
     kernel = doubles(twice.state.params["student"]["conv1"]["kernel"])
-    images = np.asarray(twice.experiment.components.prepare(twice.feed.constants.images[twice.rows(0)[0]]))
+    images = np.asarray(twice.experiment.components.prepare(twice.images(0)))
     expected = convolve(images, kernel, padding=1).mean((0, 1, 2))
     mean = twice.step().stats["student"]["bn1"]["mean"]
     np.testing.assert_allclose(mean, (0.9 * 0.1 + 0.1) * expected, rtol=1e-4, atol=1e-6)
@@ -231,7 +231,7 @@ def test_the_statistics_of_a_batch_in_parts_are_those_of_one_part_after_another(
             tiny.METHODS["cross_entropy"], precision="float64", **{"train.accumulate": 2, "dataset.augment": "none"}
         )
         kernel = np.asarray(run.state.params["student"]["conv1"]["kernel"])
-        images = np.asarray(run.experiment.components.prepare(run.feed.constants.images[run.rows(0)[0]]))
+        images = np.asarray(run.experiment.components.prepare(run.images(0)))
         mean = run.step().stats["student"]["bn1"]["mean"]
     maps = convolve(images, kernel, padding=1)
     first, second = (maps[part::2].mean((0, 1, 2)) for part in (0, 1))
@@ -259,7 +259,7 @@ def test_accuracy_is_that_of_the_labeled_images(parts):
     run = tiny.Run(tiny.METHODS["cross_entropy"], **options)
     components, split, ids = run.experiment.components, run.feed.constants, np.asarray(run.rows(0)[0])
     predict = jax.jit(lambda v, x: components.student.apply(v, components.prepare(x), train=False)[0].logits.argmax(-1))
-    predicted = np.asarray(predict(run.student, split.images))
+    predicted = np.asarray(predict(run.student, run.experiment.dataset.train.images))
     # Right and wrong ones of which every second has lost its label.
     labels = np.where(ids % 4 == 0, predicted[ids], (predicted[ids] + 1) % tiny.CLASSES)
     labels = np.where(np.arange(16) % 8 < 6, labels, -1)

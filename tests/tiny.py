@@ -164,6 +164,10 @@ class Run:
         order = np.random.default_rng(1).permuted(np.tile(np.arange(IMAGES, dtype=np.int32), (100, 1)), axis=1)
         return jax.device_put(order[first : first + count, :16], sharding)
 
+    def images(self, step: int):
+        """The images [16, 8, 8, 1] of a step, before augmentation."""
+        return self.experiment.dataset.train.images[np.asarray(self.rows(step)[0])]
+
     def call(self, rows):
         """Takes the steps of `rows` in one call, and returns the state."""
         self.state, self.scalars = self.compiled(

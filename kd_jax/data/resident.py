@@ -10,9 +10,34 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import sharding, steps
+from kd_jax.steps import StepOptions
 from kd_jax.types import Array, Feed, RawBatch, Split
 
 EXAMPLES = 32  # images of the batch that initialization sees
+LANES = 128  # of a TPU's vectors
+
+
+def put(split: Split, mesh: jax.sharding.Mesh) -> Split:
+    """The split on every device, its images [N, h, w, C] as [N, ceil(h * w * C / 128), 128], filled up with zeros.
+
+    In this form a TPU gathers images as they lie; from [N, h, w, C] it first copies the whole set into another layout,
+    at every call.
+    """
+    images = split.images.reshape(len(split.images), -1)
+    if missing := -images.shape[1] % LANES:
+        images = np.pad(images, ((0, 0), (0, missing)))
+    rows = images.reshape(len(images), -1, LANES)
+    return jax.device_put(Split(rows, split.labels), sharding.replicated(mesh))
+
+
+def shapes(split: Split) -> Split:
+    """The shapes of what `put` returns."""
+    count, *image = split.images.shape
+    rows = -(-math.prod(image) // LANES)
+    return Split(
+        jax.ShapeDtypeStruct((count, rows, LANES), split.images.dtype),
+        jax.ShapeDtypeStruct(split.labels.shape, split.labels.dtype),
+    )
 
 
 def feed(
@@ -23,6 +48,7 @@ def feed(
     steps_per_call: int,
     total_steps: int,
     mesh: jax.sharding.Mesh,
+    options: StepOptions,
 ) -> Feed:
     """The feed of a split, which is put on every device.
 
@@ -34,9 +60,10 @@ def feed(
         are the same wherever a run restarted.
       total_steps: of the run.
       mesh: the devices.
+      options: of the step.
     """
     count, length = len(train.labels), len(train.labels) // batch_size
-    on_devices = jax.device_put(train, sharding.replicated(mesh))
+    on_devices = put(train, mesh)
     order_sharding = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
 
     def calls(step: int) -> Iterator[tuple[Array, int]]:
@@ -52,7 +79,7 @@ def feed(
         steps_per_epoch=length,
         constants=on_devices,
         calls=calls,
-        fetch=functools.partial(steps.gather, batch_sharding=sharding.split(mesh)),
+        fetch=functools.partial(steps.gather, options=options),
         example=example(train),
         labels=on_devices.labels,
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from kd_jax import data as datasets
 from kd_jax import evaluation, gradcam, loaded, networks, runs, sharding, steps
-from kd_jax.data import memory
+from kd_jax.data import memory, resident
 from kd_jax.data.names import printable
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
@@ -213,7 +213,7 @@ def measure(experiment: Experiment, models: Sequence[TrainedModel], *, stage: in
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(experiment.mesh))
     def measure_batch(variables: Sequence[Variables], split: Split, index: jax.Array) -> dict[str, jax.Array]:
-        images, labels, _ = steps.gather(split, index, experiment.options.batch_sharding)
+        images, labels, _ = steps.gather(split, index, options=experiment.options)
         maps, outputs = _maps_and_outputs(models, variables, images, labels, stage=stage, variant=variant)
         teacher, *students = maps = gradcam.at_one_size(maps)
         units = {"center_distance": size / teacher.shape[1]}  # pixels of the image per pixel of a map
@@ -231,7 +231,7 @@ def measure(experiment: Experiment, models: Sequence[TrainedModel], *, stage: in
         }
 
     test = experiment.dataset.test
-    split, variables = experiment.place(test), [model.variables for model in models]
+    split, variables = resident.put(test, experiment.mesh), [model.variables for model in models]
     measured = []
     batches = list(evaluation.batches(experiment, len(test.labels)))
     for index, mask in progress.counted(batches, len(batches[0][0]), len(test.labels)):

@@ -3,13 +3,16 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import data
+from kd_jax import data, sharding, steps
 from kd_jax.data import folder, memory, resident
 from kd_jax.errors import InputError
+from kd_jax.steps import StepOptions
+from kd_jax.types import Split
 
 CONFIG = {
     "source": "digits",
@@ -180,6 +183,19 @@ def test_epoch_order_depends_on_seed_and_epoch_only():
     np.testing.assert_array_equal(order, resident.epoch_order(1, 2, 50))
     assert (order != resident.epoch_order(1, 3, 50)).any()
     assert (order != resident.epoch_order(2, 2, 50)).any()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (16, 16, 1), (9, 7, 3)], ids=["a part of a row", "rows", "odd"])
+def test_images_on_the_devices_are_gathered_as_they_were(shape):
+    images = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
+    split = Split(images, np.arange(6, dtype=np.int32))
+    placed = resident.put(split, sharding.mesh())
+    assert [(x.shape, x.dtype) for x in placed] == [(x.shape, x.dtype) for x in resident.shapes(split)]
+    assert placed.images.shape[2] == 128
+    ids = np.array([5, 0, 3, 3])
+    batch = jax.jit(steps.gather, static_argnames="options")(placed, ids, options=StepOptions(6, 1, image_shape=shape))
+    np.testing.assert_array_equal(batch.images, images[ids])
+    np.testing.assert_array_equal(batch.labels, ids)
 
 
 def test_importing_data_loads_neither_tensorflow_nor_scikit_learn():
