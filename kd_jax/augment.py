@@ -30,18 +30,44 @@ def random_crops(rng: Array, count: int, kind: str) -> Array:
 
 
 def take_crops(images: Array, crops: Array) -> Array:
-    """Crops images [B, H, W, C] as `crops` [B] say, with zeros beyond the border, and flips the odd ones."""
-    height, width = images.shape[1:3]
-    pads = (height // 8, width // 8)
-    offsets = [jnp.asarray(np.round(np.arange(OFFSETS) * 2 * pad / (OFFSETS - 1)).astype(np.int32)) for pad in pads]
-    padded = jnp.pad(images, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
-    top, left = offsets[0][crops // 2 // OFFSETS], offsets[1][crops // 2 % OFFSETS]
+    """Crops images [B, H, W, C] as `crops` [B] say, with zeros beyond the border, and flips the odd ones.
 
-    def crop(image: Array, y: Array, x: Array) -> Array:
-        return jax.lax.dynamic_slice(image, (y, x, jnp.zeros_like(y)), (height, width, image.shape[-1]))
+    A TPU gathers pixels in a loop over the images, and takes 30 times longer for it than to choose among the nine
+    offsets of each axis. A CPU chooses 17 times slower than it gathers.
+    """
+    return jax.lax.platform_dependent(images, crops, tpu=_crops_by_choice, default=_crops_by_gather)
 
-    cropped = jax.vmap(crop)(padded, top, left)
-    return jnp.where((crops % 2 == 1)[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+def _crops_by_gather(images: Array, crops: Array) -> Array:
+    rows, columns = (
+        jnp.asarray(offsets)[number][:, None] + jnp.arange(size)
+        for offsets, number, size in zip(_offsets(images), _numbers(crops), images.shape[1:3], strict=True)
+    )
+    columns = jnp.where((crops % 2 == 1)[:, None], columns[:, ::-1], columns)
+    pads = [(size // 8,) * 2 for size in images.shape[1:3]]
+    padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+    return padded[jnp.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None]]
+
+
+def _crops_by_choice(images: Array, crops: Array) -> Array:
+    x = images
+    for axis, offsets, number in zip((1, 2), _offsets(images), _numbers(crops), strict=True):
+        pads = [(images.shape[i] // 8,) * 2 if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(x, pads)
+        moved = [jax.lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis) for start in offsets.tolist()]
+        x = jax.lax.select_n(jnp.broadcast_to(number[:, None, None, None], x.shape), *moved)
+    return jnp.where((crops % 2 == 1)[:, None, None, None], x[:, :, ::-1], x)
+
+
+def _offsets(images: Array) -> tuple[np.ndarray, ...]:
+    """The offsets [9] of rows and of columns in the padded image."""
+    pads = [size // 8 for size in images.shape[1:3]]
+    return tuple(np.round(np.arange(OFFSETS) * 2 * pad / (OFFSETS - 1)).astype(np.int32) for pad in pads)
+
+
+def _numbers(crops: Array) -> tuple[Array, Array]:
+    """Which of the offsets [B] the rows and the columns of each image have."""
+    return crops // 2 // OFFSETS, crops // 2 % OFFSETS
 
 
 def prepare(images: Array, *, size: int, mean: np.ndarray, std: np.ndarray, dtype: DTypeLike = jnp.float32) -> Array:

@@ -14,7 +14,13 @@ IMAGES = RNG.integers(1, 256, (6, 32, 32, 3), dtype=np.uint8)
 MEAN, STD = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.25, 0.3], np.float32)
 
 
-prepare, take_crops = jax.jit(augment.prepare, static_argnames="size"), jax.jit(augment.take_crops)
+prepare = jax.jit(augment.prepare, static_argnames="size")
+
+
+@pytest.fixture(params=[augment._crops_by_gather, augment._crops_by_choice], ids=["gather", "choice"])
+def take_crops(request):
+    """Each form of `augment.take_crops`; which one it takes depends on the platform."""
+    return jax.jit(request.param)
 
 
 def view(image, number):
@@ -25,13 +31,13 @@ def view(image, number):
     return crop[:, ::-1] if flip else crop
 
 
-def test_every_view_is_its_crop_and_flip():
+def test_every_view_is_its_crop_and_flip(take_crops):
     views = np.arange(augment.CROPS)
     taken = take_crops(np.broadcast_to(IMAGES[:1], (162, 32, 32, 3)), views)
     np.testing.assert_array_equal(taken, np.stack([view(IMAGES[0], number) for number in views]))
 
 
-def test_the_border_is_an_eighth_of_each_side():
+def test_the_border_is_an_eighth_of_each_side(take_crops):
     image = RNG.integers(1, 256, (64, 32, 1), dtype=np.uint8)
     padded = np.pad(image, ((8, 8), (4, 4), (0, 0)))
     views = np.array([0, 18 * 3 + 2 * 5, 160])
@@ -39,8 +45,17 @@ def test_the_border_is_an_eighth_of_each_side():
     np.testing.assert_array_equal(take_crops(np.stack([image] * 3), views), expected)
 
 
-def test_the_central_view_is_the_image():
-    np.testing.assert_array_equal(take_crops(IMAGES, np.full(6, augment.CENTER)), IMAGES)
+@pytest.mark.parametrize("shape", [(32, 32, 3), (7, 45, 2)])
+def test_the_central_view_is_the_image(take_crops, shape):
+    images = np.resize(IMAGES, (6, *shape))
+    np.testing.assert_array_equal(take_crops(images, np.full(6, augment.CENTER)), images)
+
+
+@pytest.mark.parametrize(("platform", "form"), [("cpu", "gather"), ("cuda", "gather"), ("tpu", "choice")])
+def test_only_a_tpu_chooses_among_whole_images(platform, form):
+    crops = np.zeros(6, np.int32)
+    exported = jax.export.export(jax.jit(augment.take_crops), platforms=[platform])(IMAGES, crops)
+    assert ("stablehlo.gather" in exported.mlir_module()) == (form == "gather")
 
 
 @pytest.mark.parametrize(
