@@ -11,6 +11,7 @@ from tests.methods.numeric import grad
 RNG = np.random.default_rng(0)
 X, DY = RNG.normal(size=(2, 4, 3, 3, 5))
 SCALE, BIAS = RNG.normal(1.0, 0.2, 5), RNG.normal(size=5)
+GUESS = np.zeros(5)
 
 
 def normalized(x, scale, bias):
@@ -21,7 +22,7 @@ def normalized(x, scale, bias):
 
 def test_batch_norm_in_training_normalizes_by_the_batch():
     with jax.enable_x64(True):
-        y, mean, variance = jax.jit(layers.normalize_batch)(X, SCALE, BIAS)
+        y, mean, variance = jax.jit(layers.normalize_batch)(X, SCALE, BIAS, GUESS)
     np.testing.assert_allclose(y, normalized(X, SCALE, BIAS), rtol=1e-10)
     np.testing.assert_allclose(mean, X.mean((0, 1, 2)), rtol=1e-10)
     np.testing.assert_allclose(variance, X.var((0, 1, 2)), rtol=1e-10)
@@ -39,7 +40,7 @@ def test_batch_norms_gradient_is_that_of_finite_differences(argument):
             ends.append((normalized(*moved) * DY).sum())
         expected[index] = (ends[0] - ends[1]) / 2e-5
     with jax.enable_x64(True):
-        gradient = grad(lambda *v: (layers.normalize_batch(*v)[0] * DY).sum(), argument)(*values)
+        gradient = grad(lambda *v: (layers.normalize_batch(*v, GUESS)[0] * DY).sum(), argument)(*values)
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -64,11 +65,54 @@ def test_batch_norm_in_inference_uses_the_running_statistics():
     np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS, rtol=1e-10)
 
 
+MANY = RNG.normal(size=(64, 8, 8, 5))
+
+
+@pytest.mark.parametrize("mean", [0.0, 15.0, 1e4, -1e4], ids=str)
+@pytest.mark.parametrize("steps", [0, 1, 100])
+@pytest.mark.parametrize("passes", [layers._statistics_in_one_pass, layers._statistics_in_two_passes])
+def test_statistics_are_exact_however_far_the_mean_and_old_the_running_one(mean, steps, passes):
+    x = jnp.asarray(MANY + mean, jnp.float32)
+    got = jax.jit(passes)(x, jnp.full(5, mean * (1 - 0.9**steps), jnp.float32))
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(got[0], exact.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got[1], exact.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_a_channel_that_is_constant_has_no_variance_in_one_pass():
+    x = jnp.full((4, 3, 3, 5), 0.7)
+    for guess in (0.0, 0.699, 0.7):
+        mean, variance = jax.jit(layers._statistics_in_one_pass)(x, jnp.full(5, guess))
+        np.testing.assert_allclose(mean, 0.7, rtol=1e-6)
+        assert (variance >= 0).all()
+        assert variance.max() < 1e-10
+
+
+def test_statistics_in_one_pass_have_the_derivatives_of_those_in_two():
+    def combined(passes, x):
+        mean, variance = passes(x, jnp.full(5, 0.3))
+        return (mean * SCALE).sum() + (variance * BIAS).sum()
+
+    with jax.enable_x64(True):
+        one, two = (
+            grad(lambda x, passes=passes: combined(passes, x))(X)
+            for passes in (layers._statistics_in_one_pass, layers._statistics_in_two_passes)
+        )
+    np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("platform", "passes"), [("cpu", 2), ("cuda", 2), ("tpu", 1)])
+def test_only_a_tpu_takes_its_statistics_in_one_pass(platform, passes):
+    arguments = [jnp.float32(v) for v in (X, SCALE, BIAS, GUESS)]
+    exported = jax.export.export(jax.jit(layers.normalize_batch), platforms=[platform])(*arguments)
+    assert exported.mlir_module().count("stablehlo.reduce(") == (5 if passes == 1 else 2)  # of x, and what is far
+
+
 FAR = jnp.asarray(100 + X, jnp.bfloat16)  # its variance is lost where it is computed in bfloat16
 
 
 def test_batch_norm_of_bfloat16_takes_its_statistics_in_float32():
-    y, mean, variance = jax.jit(layers.normalize_batch)(FAR, jnp.float32(SCALE), jnp.float32(BIAS))
+    y, mean, variance = jax.jit(layers.normalize_batch)(FAR, *map(jnp.float32, (SCALE, BIAS, GUESS)))
     exact = np.asarray(FAR, np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-4)
@@ -78,8 +122,8 @@ def test_batch_norm_of_bfloat16_takes_its_statistics_in_float32():
 
 def test_batch_norms_gradient_in_bfloat16_is_computed_in_float32():
     given = jnp.asarray(DY, jnp.bfloat16)
-    pulled = jax.jit(lambda x, s, b: jax.vjp(layers.normalize_batch, x, s, b)[1]((given, jnp.zeros(5), jnp.zeros(5))))
-    _, d_scale, d_bias = pulled(FAR, jnp.float32(SCALE), jnp.float32(BIAS))
+    pulled = jax.jit(lambda *v: jax.vjp(layers.normalize_batch, *v)[1]((given, jnp.zeros(5), jnp.zeros(5))))
+    _, d_scale, d_bias, _ = pulled(FAR, *map(jnp.float32, (SCALE, BIAS, GUESS)))
     exact, dy = np.asarray(FAR, np.float64), np.asarray(given, np.float64)
     np.testing.assert_allclose(d_bias, dy.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(d_scale, (dy * normalized(exact, 1, 0)).sum((0, 1, 2)), rtol=1e-3, atol=1e-3)
