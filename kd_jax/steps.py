@@ -137,15 +137,18 @@ def forward(
     """Runs both networks on every view of a batch: what a method sees, and the student's batch statistics after it."""
     teacher, stats = components.teacher, variables["batch_stats"]
     views = []
-    for i, batch in enumerate(components.augment(stream(rng, "augment"), raw)):
+    with jax.named_scope("augmentation"):
+        batches = components.augment(stream(rng, "augment"), raw)
+    for i, batch in enumerate(batches):
         own = rng if i == 0 else jax.random.fold_in(rng, i)
         taught = None
         if teacher:
-            taught = jax.lax.stop_gradient(
-                teacher.apply(teacher_variables, batch, rng=stream(own, "teacher"), train=train)
-            )
+            with jax.named_scope("teacher"):
+                outputs_of_teacher = teacher.apply(teacher_variables, batch, rng=stream(own, "teacher"), train=train)
+            taught = jax.lax.stop_gradient(outputs_of_teacher)
         current = {"params": variables["params"], "batch_stats": stats}
-        outputs, stats = components.student.apply(current, batch.images, train=train, rng=stream(own, "student"))
+        with jax.named_scope("student"):
+            outputs, stats = components.student.apply(current, batch.images, train=train, rng=stream(own, "student"))
         views.append(View(batch, outputs, taught))
     network = teacher.network if teacher else None
     context = Context(
@@ -230,7 +233,8 @@ def train_step(
             components=components,
             options=options,
         )
-        loss, (method_state, scalars) = losses(method_variables(params, stats), context, hyper, components.method)
+        with jax.named_scope("method"):
+            loss, (method_state, scalars) = losses(method_variables(params, stats), context, hyper, components.method)
         return loss, ({"student": batch_stats, **method_state}, scalars)
 
     gradient = gradient_of_parts(loss_of, components.method) if per_part else jax.grad(loss_of, has_aux=True)
@@ -239,7 +243,8 @@ def train_step(
     scalars["accuracy"] = scalars.pop("right") / jnp.maximum(scalars.pop("labeled"), 1)
     scalars["gradient_norm"] = optax.tree.norm(of_student)
     scalars["learning_rate"] = components.optimizer.learning_rate(state.step, hyper)
-    return update(state, gradients, stats, hyper, components=components, options=options), scalars
+    with jax.named_scope("optimizer"):
+        return update(state, gradients, stats, hyper, components=components, options=options), scalars
 
 
 def gradient_of_parts(loss_of: Callable[..., tuple[Array, Any]], method: Method) -> Callable[..., tuple[Any, Any]]:

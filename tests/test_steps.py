@@ -272,6 +272,12 @@ def test_accuracy_is_that_of_the_labeled_images(parts):
     np.testing.assert_allclose(run.scalars["accuracy"], expected, rtol=1e-6)
 
 
+def test_a_profile_can_tell_the_parts_of_a_step_apart():
+    program = tiny.Run(tiny.METHODS["kd"]).lower().as_text(debug_info=True)
+    names = ["jvp(augmentation)", "jvp(teacher)", "jvp(student)", "transpose(jvp(student))", "jvp(method)", "optimizer"]
+    assert [name for name in names if f"{name}/" not in program] == []
+
+
 def test_the_moving_average_of_parameters_and_statistics_follows_its_recursion():
     run = tiny.Run(tiny.METHODS["cross_entropy"], **{"train.ema": 0.75})
     expected = doubles(run.student)
