@@ -51,9 +51,10 @@ class Experiment(NamedTuple):
           options: of `jax.jit`.
         """
         compiler: dict[str, Any] = {}
-        if jax.default_backend() == "gpu" and self.config["deterministic"]:
+        platform = sharding.platform(self.mesh)
+        if platform == "gpu" and self.config["deterministic"]:
             compiler["xla_gpu_deterministic_ops"] = True
-        if jax.default_backend() == "cpu":
+        if platform == "cpu":
             compiler |= KEEP_BARRIERS
             if fast_compile:
                 compiler["xla_backend_optimization_level"] = 0
@@ -135,11 +136,14 @@ def create(
         )
     identity = identify(config, fingerprint=dataset.fingerprint)
     functions = components.create(config, dataset, method, teacher, steps=total, steps_per_epoch=per_epoch)
+    # On a CPU, convolutions inside a loop are many times slower than the same ones outside.
+    on_cpu = sharding.platform(mesh) == "cpu"
     options = StepOptions(
         num_examples=len(dataset.train.labels),
         steps_per_epoch=per_epoch,
         ema=config["train"]["ema"],
         micro_batches=config["train"]["accumulate"],
+        unroll=on_cpu,
         batch_sharding=sharding.split(mesh),
         image_shape=dataset.train.images.shape[1:],
     )
@@ -147,8 +151,7 @@ def create(
     if training:
         tracing.trace(functions, options, hyper, dataset.train, config["train"]["batch_size"])
         tracing.check_optimizers(config["method"], functions, options, dataset.train)
-    # On a CPU, convolutions inside a loop are many times slower than the same step called from Python.
-    per_call = config["train"]["steps_per_call"] or (1 if jax.default_backend() == "cpu" else 50)
+    per_call = config["train"]["steps_per_call"] or (1 if on_cpu else 50)
     return Experiment(
         config=config,
         identity=identity,

@@ -18,6 +18,11 @@ def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def platform(mesh: Mesh) -> str:
+    """ "cpu", "gpu" or "tpu": that of the devices, which need not be the process's own."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

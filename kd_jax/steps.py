@@ -49,6 +49,7 @@ class StepOptions(NamedTuple):
     steps_per_epoch: int
     ema: float = 0.0  # decay of the student's moving average; 0 for none
     micro_batches: int = 1  # that a batch is computed in, one after another
+    unroll: bool = False  # whether they make no loop
     batch_sharding: jax.sharding.Sharding | None = None  # of a batch's first dimension
     image_shape: tuple[int, ...] = ()  # [h, w, C] of the images that lie on the devices, see `gather`
 
@@ -238,7 +239,7 @@ def train_step(
         return loss, ({"student": batch_stats, **method_state}, scalars)
 
     gradient = gradient_of_parts(loss_of, components.method) if per_part else jax.grad(loss_of, has_aux=True)
-    gradients, stats, scalars = _accumulate(gradient, params, state.stats, raw, options.micro_batches)
+    gradients, stats, scalars = _accumulate(gradient, params, state.stats, raw, options)
     of_student = optim.total(gradients)["student"] if per_part else gradients["student"]
     scalars["accuracy"] = scalars.pop("right") / jnp.maximum(scalars.pop("labeled"), 1)
     scalars["gradient_norm"] = optax.tree.norm(of_student)
@@ -334,9 +335,10 @@ def _kept(new: Any, old: Any, still: Mapping[Any, Array]) -> Any:
 
 
 def _accumulate(
-    gradient: Callable[..., Any], params: Any, stats: Any, raw: RawBatch, count: int
+    gradient: Callable[..., Any], params: Any, stats: Any, raw: RawBatch, options: StepOptions
 ) -> tuple[Any, Any, dict[str, Array]]:
-    """Gradients, statistics and scalars of a batch computed in `count` micro-batches, one after another."""
+    """Gradients, statistics and scalars of a batch computed in micro-batches, one after another."""
+    count = options.micro_batches
     if count == 1:
         gradients, (stats, scalars) = gradient(params, stats, 0, raw)
         return gradients, stats, scalars
@@ -350,10 +352,7 @@ def _accumulate(
     pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), raw)
     zeros = jax.eval_shape(gradient, params, stats, 0, jax.tree.map(lambda x: x[0], pieces))[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-    # Convolutions inside a loop are slow on a CPU, hence the unrolling there.
-    (stats, total), scalars = jax.lax.scan(
-        one, (stats, zeros), (jnp.arange(count), pieces), unroll=jax.default_backend() == "cpu"
-    )
+    (stats, total), scalars = jax.lax.scan(one, (stats, zeros), (jnp.arange(count), pieces), unroll=options.unroll)
     counts = {"right", "labeled"}
     scalars = {name: x.sum(0) if name in counts else x.mean(0) for name, x in scalars.items()}
     return jax.tree.map(lambda x: x / count, total), stats, scalars

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import evaluation, metrics, registry, runs, steps, stopping, tracing
+from kd_jax import evaluation, metrics, registry, runs, sharding, steps, stopping, tracing
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
 from kd_jax.errors import TrainingError
@@ -256,7 +256,7 @@ def _train(
             "images_per_second": progress.images_per_second(),
             "metrics_lines": writer.lines,
             "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
-            "deterministic": config["deterministic"] or jax.default_backend() == "cpu",
+            "deterministic": config["deterministic"] or sharding.platform(experiment.mesh) == "cpu",
             "versions": versions(),
         }
         # Before the writer closes, which takes as long as W&B takes.

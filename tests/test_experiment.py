@@ -275,6 +275,16 @@ def test_one_step_per_call_on_a_cpu_and_never_more_than_an_epoch():
     assert experiment.create(tiny.config(**{"train.steps_per_call": 50})).steps_per_call == 4
 
 
+def test_the_devices_say_what_a_step_is_made_for_and_not_the_process(monkeypatch):
+    monkeypatch.setattr("kd_jax.sharding.platform", lambda mesh: "tpu")
+    options = {"train.accumulate": 4, "train.steps": 120, "train.batch_size": 4}
+    made = tiny.create(tiny.METHODS["cross_entropy"], **options)
+    assert (made.steps_per_call, made.options.unroll) == (12, False)
+    monkeypatch.undo()
+    made = tiny.create(tiny.METHODS["cross_entropy"], **options)
+    assert (made.steps_per_call, made.options.unroll) == (1, True)
+
+
 def augmented(**overrides):
     """(the images of a batch as they are stored, the batch that a step makes of them)."""
     made = tiny.create(tiny.METHODS["cross_entropy"], **overrides)

@@ -119,8 +119,14 @@ def test_two_operations_follow_each_other():
     assert len(np.unique(twice, axis=0)) > 2 * len(np.unique(after, axis=0))
 
 
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_only_a_cpu_takes_one_image_after_another(platform, loops):
+    exported = jax.export.export(jax.jit(randaugment.randaugment), platforms=[platform])(jax.random.key(0), images(1))
+    assert ("stablehlo.case" in exported.mlir_module().partition("stablehlo.while")[2]) == loops
+
+
 def test_selecting_among_all_operations_gives_the_same_images(monkeypatch):
     copies, after = augmented()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(randaugment, "_one_by_one", randaugment._all_at_once)
     selected = jax.jit(functools.partial(randaugment.randaugment, operations=1))(jax.random.key(0), copies)
     np.testing.assert_allclose(selected.astype(int), after, atol=1)
