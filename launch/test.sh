@@ -7,7 +7,7 @@ EXTRAS="[test]"
 if [ "${1:-}" = --all ]; then
     shift
     VENV=.venv-all
-    EXTRAS="[test,all]"
+    EXTRAS="[test,all,aot]"
     PACKAGES="torch==2.13.0"
     set -- -m "" "$@"
 elif [ "${1:-}" = --torch ]; then
