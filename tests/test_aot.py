@@ -77,13 +77,13 @@ def test_a_copy_of_the_image_set_is_seen(found):
 @pytest.mark.parametrize(
     ("call", "operands"),
     [
-        ("Forward", "bf16[2,8,8,16]{3,2,1,0} parameter(0), bf16[32,3,3,16]{3,2,1,0} parameter(1)"),
+        ("Forward", "bf16[2,16,16,16]{3,2,1,0} parameter(0), bf16[32,3,3,16]{3,2,1,0} parameter(1)"),
         ("BackwardInput", "bf16[2,8,8,32]{3,2,1,0} parameter(0), bf16[32,3,3,16]{3,2,1,0} parameter(1)"),
-        ("BackwardFilter", "bf16[2,8,8,16]{3,2,1,0} parameter(0), bf16[2,8,8,32]{3,2,1,0} parameter(1)"),
+        ("BackwardFilter", "bf16[2,16,16,16]{3,2,1,0} parameter(0), bf16[2,8,8,32]{3,2,1,0} parameter(1)"),
     ],
 )
-def test_a_gpus_convolution_takes_its_products_in_each_direction(call, operands):
-    results = {"Forward": "bf16[2,8,8,32]", "BackwardInput": "bf16[2,8,8,16]", "BackwardFilter": "bf16[32,3,3,16]"}
+def test_a_gpus_convolution_of_stride_2_takes_its_products_in_each_direction(call, operands):
+    results = {"Forward": "bf16[2,8,8,32]", "BackwardInput": "bf16[2,16,16,16]", "BackwardFilter": "bf16[32,3,3,16]"}
     x, y = operands.split(", bf16")
     op = hlo.Op("conv", results[call], "custom-call", f'%x, %y), custom_call_target="__cudnn$conv{call}"')
     run = hlo.Run(op, 1, True, {"x": x, "y": f"bf16{y}"})
