@@ -63,6 +63,7 @@ def create_hyper(components: Components) -> Hyper:
         learning_rate={group: jnp.float32(rate) for group, rate in optimizer.learning_rates.items()},
         weight_decay={group: jnp.float32(decay) for group, decay in optimizer.weight_decays.items()},
         weights={term: jnp.float32(weight) for term, weight in method.weights.items()},
+        options=jax.tree.map(jnp.asarray, dict(method.traced)),
     )
 
 

@@ -9,7 +9,7 @@ of teachers) are strings here, and are looked up by their owners.
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from kd_jax.errors import InputError, choose, shown
@@ -101,8 +101,21 @@ NAME = Kind(
     lambda v: text(100).good(v) and bool(v.strip()) and "/" not in v and not v.startswith("."),
     "the start of a folder's name, of at most 100 characters, without '/'",
 )
+
+
+class Traced:
+    """Marks an option of a loss or method as one that a step is told, as in `Annotated[float, ABOVE_0, TRACED]`.
+
+    It may be any number, or a tuple of them, without another program being compiled. So neither Python's control flow
+    nor a shape may depend on it.
+    """
+
+
+TRACED = Traced()
 # Annotations of options that many losses have.
-Temperature = Annotated[float, ABOVE_0]
+Temperature = Annotated[float, ABOVE_0, TRACED]
+Factor = Annotated[float, TRACED]
+Weight = Annotated[float, AT_LEAST_0, TRACED]
 
 KEYS: dict[str, Key] = {
     "name": Key("base", NAME, "names the run's folder; not part of its identity"),
@@ -369,6 +382,30 @@ def kind_of(parameter: inspect.Parameter) -> Kind:
         inner = [kind for kind in map(_declared, typing.get_args(annotation)) if kind]
         return optional(inner[0]) if inner else ANYTHING
     return _declared(annotation) or BY_DEFAULT.get(type(parameter.default), ANYTHING)
+
+
+def traced(parameters: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """{option: number, or a tuple of them} of the options whose annotation has `TRACED`.
+
+    Args:
+      parameters: of a function, those that are options.
+      given: {option: value}; the others have their default. What is no number, None for one, is left out.
+    """
+    values = {p.name: given.get(p.name, p.default) for p in parameters if _is_traced(p.annotation)}
+    several = {option: tuple(value) for option, value in values.items() if isinstance(value, list | tuple)}
+    return {option: float(value) for option, value in values.items() if _is_number(value)} | {
+        option: tuple(map(float, value)) for option, value in several.items() if all(map(_is_number, value))
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_traced(annotation: Any) -> bool:
+    return any(isinstance(x, Traced) for x in getattr(annotation, "__metadata__", ())) or any(
+        map(_is_traced, typing.get_args(annotation))
+    )
 
 
 def _declared(annotation: Any) -> Kind | None:

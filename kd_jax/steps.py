@@ -1,5 +1,6 @@
 """What is compiled: initialization, a training step (or many in one call), an evaluation step. All pure."""
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -171,7 +172,7 @@ def losses(
 
     The scalars are "loss", "loss/TERM" of each weighted term, and the counts "right" and "labeled".
     """
-    terms, state = method.apply(variables, context)
+    terms, state = method.apply(variables, dataclasses.replace(context, options=hyper.options))
     weighted = {name: _of_term(hyper.weights, name, 1.0) * term for name, term in terms.items()}
     for name in weighted:
         if factor := _of_term(method.schedules, name, None):

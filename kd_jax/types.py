@@ -161,6 +161,7 @@ class Context:
     num_examples: int = 0  # images of the training set
     steps_per_epoch: int = 1
     train_labels: Array | None = None  # [num_examples] int32, -1 for none; None where the set does not lie in memory
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in the place of `Method.traced`, where given
 
     @property
     def key(self) -> Array:
@@ -222,6 +223,7 @@ class Method(NamedTuple):
 
     What holds for a term holds for its parts, TERM/PART, unless they are named themselves. A term that `weights` does
     not name has weight 1. `Hyper.weights` starts as `weights` and is traced: changing a weight does not recompile.
+    So are the options of `traced`, as `Hyper.options`.
     """
 
     init: MethodInit
@@ -238,6 +240,8 @@ class Method(NamedTuple):
     others: Callable[[MethodVariables, Context], Mapping[str, Array]] = no_others
     phases: bool = False  # whether terms count in some epochs only: what no open term reads then waits
     distills: frozenset[str] = frozenset()  # the terms that need a teacher; the others are the task's
+    # {option: number} of those options that `Context.options` may have otherwise; of several methods, {term: these}.
+    traced: Mapping[str, Any] = {}
 
 
 class TeacherApply(Protocol):
@@ -266,6 +270,8 @@ class Hyper(flax.struct.PyTreeNode):
     learning_rate: Mapping[str, Array]  # of each group, the schedule's peak
     weight_decay: Mapping[str, Array]  # of each group
     weights: Mapping[str, Array]  # of each term
+    # {term: {option: number}}, see `Method.traced`; as Python's numbers, they leave the type of what they meet as it is
+    options: Mapping[str, Any] = flax.struct.field(default_factory=dict)
 
 
 class TrainState(flax.struct.PyTreeNode):

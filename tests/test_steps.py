@@ -382,6 +382,21 @@ def test_another_weight_or_learning_rate_does_not_recompile():
     assert run.compiled._cache_size() == compiled
 
 
+def test_an_option_that_a_step_is_told_counts_as_one_that_a_config_has():
+    told, plain, built = (tiny.Run({"kd": {"temperature": temperature}}) for temperature in (4.0, 4.0, 2.0))
+    told.hyper = told.hyper.replace(options=built.hyper.options)
+    for run in (told, plain, built):
+        run.step()
+    np.testing.assert_array_equal(told.scalars["loss"], built.scalars["loss"])
+    assert told.scalars["loss"] != plain.scalars["loss"]
+
+
+def test_the_options_that_a_step_is_told_leave_types_as_they_are():
+    options = tiny.Run(tiny.METHODS["kd"]).hyper.options
+    assert options == {"kd": {"temperature": 4.0}}
+    assert (options["kd"]["temperature"] * jnp.ones(1, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
 def test_the_loss_is_the_sum_of_its_weighted_terms():
     run = tiny.Run(tiny.METHODS["adversarial"])
     run.step()

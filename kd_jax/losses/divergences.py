@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.keys import ABOVE_0, Temperature
+from kd_jax.keys import ABOVE_0, TRACED, Factor, Temperature
 from kd_jax.losses.logits import check_temperature, kd, standardize
 from kd_jax.losses.masks import Where, check_rows, fixed, keep
 from kd_jax.types import Array, Float
@@ -24,7 +24,7 @@ def ttm(
     student_logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    gamma: Annotated[float, ABOVE_0] = 0.1,
+    gamma: Annotated[float, ABOVE_0, TRACED] = 0.1,
     where: Where = None,
 ) -> Float[Array, " B"]:
     """Transformed teacher matching: KL(p_t^gamma / sum_c p_t^gamma || p_s), both of a temperature of one.
@@ -49,7 +49,7 @@ def wttm(
     student_logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    gamma: Annotated[float, ABOVE_0] = 0.2,
+    gamma: Annotated[float, ABOVE_0, TRACED] = 0.2,
     where: Where = None,
 ) -> Float[Array, " B"]:
     """Weighted transformed teacher matching: `ttm`, each image times its sum_c p_t^gamma.
@@ -134,8 +134,8 @@ def abkd(
     student_logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    alpha: float = 0.8,
-    beta: float = 0.3,
+    alpha: Factor = 0.8,
+    beta: Factor = 0.3,
     temperature: Temperature = 4.0,
     where: Where = None,
 ) -> Float[Array, " B"]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.keys import Temperature, number
+from kd_jax.keys import TRACED, Temperature, number
 from kd_jax.losses.arrays import unit
 from kd_jax.losses.logits import check_temperature
 from kd_jax.losses.masks import Where, check_shapes, fixed, keep
@@ -50,7 +50,7 @@ def srd(
     student: Float[Array, "B D"],
     teacher: Float[Array, "B D"],
     *,
-    exponent: Annotated[float, number(least=1, expected="a number of at least 1")] = 4.0,
+    exponent: Annotated[float, number(least=1, expected="a number of at least 1"), TRACED] = 4.0,
     where: Where = None,
 ) -> Float[Array, ""]:
     """A simple recipe for distillation: 2 log(sum |norm(student) - norm(teacher)|^exponent + 1e-5).

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from kd_jax.errors import InputError
-from kd_jax.keys import ABOVE_0, Temperature, listing
+from kd_jax.keys import ABOVE_0, TRACED, Factor, Temperature, listing
 from kd_jax.losses.masks import Where, check_rows, fixed, keep
 from kd_jax.types import Array, Float, Int
 
@@ -65,8 +65,8 @@ def dkd(
     teacher_logits: Float[Array, "B K"],
     labels: Int[Array, " B"],
     *,
-    alpha: float = 1.0,
-    beta: float = 8.0,
+    alpha: Factor = 1.0,
+    beta: Factor = 8.0,
     temperature: Temperature = 4.0,
     where: Where = None,
 ) -> Float[Array, " B"]:
@@ -116,7 +116,7 @@ def mlkd(
     student_logits: Float[Array, "B K"],
     teacher_logits: Float[Array, "B K"],
     *,
-    temperatures: Annotated[tuple[float, ...], listing(ABOVE_0, least=1)] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    temperatures: Annotated[tuple[float, ...], listing(ABOVE_0, least=1), TRACED] = (2.0, 3.0, 4.0, 5.0, 6.0),
     standardize_instances: bool = False,
     where: Where = None,
 ) -> Float[Array, ""]:

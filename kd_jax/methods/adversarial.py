@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError, choose
-from kd_jax.keys import AT_LEAST_0, SIZE, listing, whole
+from kd_jax.keys import SIZE, Weight, listing, whole
 from kd_jax.methods.base import check_tap, reported, tap
 from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, nobody_waits
 
@@ -88,8 +88,8 @@ def adversarial(
         64,
         64,
     ),
-    penalty: Annotated[float, AT_LEAST_0] | None = None,
-    matching: Annotated[float, AT_LEAST_0] = 0.0,
+    penalty: Weight | None = None,
+    matching: Weight = 0.0,
     turns: Annotated[
         tuple[int, int], listing(whole(1), least=2, most=2, expected="[discriminator steps, student steps]")
     ]
@@ -118,6 +118,8 @@ def adversarial(
     check_tap(on)
     penalty = penalty if penalty is not None else {"nonsaturating": 1.0, "wasserstein": 10.0}[objective]
     network = Discriminator(tuple(hidden))
+    # A part that weighs nothing is left out.
+    traced = {key: float(weight) for key, weight in (("penalty", penalty), ("matching", matching)) if weight}
 
     def inputs(outputs: Outputs, who: str) -> Array:
         x = tap(outputs, on, who)
@@ -140,6 +142,7 @@ def adversarial(
         return MethodVariables(network.init(rng, beside(real, context.teacher))["params"], {})
 
     def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
+        weights = {**traced, **context.options}
         teacher = jax.lax.stop_gradient(context.teacher)
         fake, real = inputs(context.student, "the student"), inputs(teacher, "the teacher")
         fixed_fake, fixed_params = jax.lax.stop_gradient((fake, variables.params))
@@ -153,13 +156,13 @@ def adversarial(
 
         loss = discriminator_loss(objective, own_score(real), own_score(fixed_fake))
         if penalty and objective == "nonsaturating":
-            loss += penalty * r1_penalty(own_score, real)
+            loss += weights["penalty"] * r1_penalty(own_score, real)
         elif penalty:
-            loss += penalty * interpolation_penalty(own_score, real, fixed_fake, context.key)
+            loss += weights["penalty"] * interpolation_penalty(own_score, real, fixed_fake, context.key)
         score, hidden_fake = judge(fixed_params, fake)
         fool = student_loss(objective, score)
         if matching:
-            fool += matching * jnp.square(hidden_fake - judge(fixed_params, real)[1]).sum(-1)
+            fool += weights["matching"] * jnp.square(hidden_fake - judge(fixed_params, real)[1]).sum(-1)
         return {name: fool.mean(), f"{name}/discriminator": loss.mean()}, variables.state
 
     def alternate(step: Array | int) -> Mapping[str, Any]:
@@ -175,4 +178,5 @@ def adversarial(
         weights={f"{name}/discriminator": 1.0},
         trains=nobody_waits if turns is None else alternate,
         optimizers={name: OPTIMIZER},
+        traced=traced,
     )

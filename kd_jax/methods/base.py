@@ -12,7 +12,7 @@ import numpy as np
 
 from kd_jax import losses
 from kd_jax.errors import InputError, check_callable, choose
-from kd_jax.keys import Kind, listing, whole
+from kd_jax.keys import Kind, listing, traced, whole
 from kd_jax.losses import masks
 from kd_jax.types import (
     Array,
@@ -209,7 +209,7 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
             values = taps(outputs, on, who)
             return [losses.standardize(value) for value in values] if standardize else values
 
-        def loss_of(view: View, of_teacher_view: View) -> Array:
+        def loss_of(view: View, of_teacher_view: View, told: Mapping[str, Any]) -> Array:
             batch = view.batch
             students = side(view.student, on, "the student")
             teachers: list[Any] = [None] * len(students)
@@ -221,11 +221,11 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
                     f" {of_teacher}; expected as many, named one by one in the lists `on` and `teacher_on`"
                 )
             where = batch.labels >= 0 if labeled_only else None
-            told = {"where": where} if takes_where and labeled_only else {}
+            told = {**told, **({"where": where} if takes_where and labeled_only else {})}
             total = jnp.zeros((), students[0].dtype)
             for student, teacher in zip(students, teachers, strict=True):
                 values = {"student": student, "teacher": teacher, "targets": batch.targets, "labels": batch.labels}
-                loss = function(*(values[name] for name in sides), **chosen, **told)
+                loss = function(*(values[name] for name in sides), **{**chosen, **told})
                 loss = _checked(loss, len(batch.labels))
                 total += masks.mean(masks.keep(where, loss) if loss.ndim else loss, where)
             return total
@@ -234,10 +234,17 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
             return MethodVariables({}, {})
 
         def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
-            terms = [loss_of(context.views[own], context.views[other]) for own, other in zip(*seen, strict=True)]
+            pairs = [(context.views[own], context.views[other]) for own, other in zip(*seen, strict=True)]
+            terms = [loss_of(*pair, context.options) for pair in pairs]
             return {name: sum(terms[1:], terms[0])}, variables.state
 
-        return Method(init, apply, needs_teacher="teacher" in sides, views=1 + max(map(max, seen)))
+        return Method(
+            init,
+            apply,
+            needs_teacher="teacher" in sides,
+            views=1 + max(map(max, seen)),
+            traced=traced(options, chosen),
+        )
 
     own = {name: p for name, p in inspect.signature(construct).parameters.items() if p.kind is not p.VAR_KEYWORD}
     return _with_signature(construct, [*own.values(), *options], function)
@@ -288,7 +295,7 @@ def from_module(module: type[nn.Module]) -> Constructor:
             return MethodVariables(variables.pop("params", {}), variables)
 
         def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
-            loss, state = instance.apply(
+            loss, state = instance.clone(**context.options).apply(
                 {"params": variables.params, **variables.state},
                 context,
                 mutable=list(variables.state),
@@ -315,6 +322,7 @@ def from_module(module: type[nn.Module]) -> Constructor:
             predict=predict if hasattr(module, "predict") else student_logits,
             others=others if hasattr(module, "others") else no_others,
             phases=getattr(module, "phases", False),
+            traced=traced(fields, options),
         )
 
     fields = [
@@ -403,7 +411,8 @@ def combine(methods: Mapping[str, Method]) -> Method:
         state = {}
         for i, (name, method) in enumerate(methods.items()):
             rng = None if context.rng is None else jax.random.fold_in(context.rng, i)
-            new, state[name] = _run(name, method.apply, of_term(variables, name), dataclasses.replace(context, rng=rng))
+            own = dataclasses.replace(context, rng=rng, options=context.options.get(name, {}))
+            new, state[name] = _run(name, method.apply, of_term(variables, name), own)
             terms |= {part: _run(part, _checked, loss) for part, loss in new.items()}
         return terms, state
 
@@ -440,4 +449,5 @@ def combine(methods: Mapping[str, Method]) -> Method:
         others=others if any(method.others is not no_others for method in methods.values()) else no_others,
         phases=any(method.phases for method in methods.values()),
         distills=frozenset(name for name, method in methods.items() if method.needs_teacher),
+        traced={name: method.traced for name, method in methods.items() if method.traced},
     )

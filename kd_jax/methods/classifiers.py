@@ -7,7 +7,7 @@ import jax
 
 from kd_jax import losses
 from kd_jax.errors import InputError
-from kd_jax.keys import AT_LEAST_0, SIZE
+from kd_jax.keys import SIZE, Weight
 from kd_jax.methods.adapters import Regressor
 from kd_jax.methods.base import linear_head, stage_map
 from kd_jax.types import Array, Context
@@ -25,8 +25,8 @@ class SRRL(nn.Module):
       alpha, beta: weights of the two parts.
     """
 
-    alpha: Annotated[float, AT_LEAST_0] = 1.0
-    beta: Annotated[float, AT_LEAST_0] = 1.0
+    alpha: Weight = 1.0
+    beta: Weight = 1.0
 
     @nn.compact
     def __call__(self, context: Context) -> Array:

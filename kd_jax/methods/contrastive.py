@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError
-from kd_jax.keys import FRACTION, SIZE, Temperature, whole
+from kd_jax.keys import FRACTION, SIZE, TRACED, Temperature, whole
 from kd_jax.losses.arrays import unit
 from kd_jax.methods.base import reported
 from kd_jax.methods.embeddings import embeddings
@@ -32,7 +32,7 @@ class CRD(nn.Module):
     features: Annotated[int, SIZE] = 128
     negatives: Annotated[int, whole(1, 2**20)] = 16384
     temperature: Temperature = 0.07
-    momentum: Annotated[float, FRACTION] = 0.5
+    momentum: Annotated[float, FRACTION, TRACED] = 0.5
 
     @nn.compact
     def __call__(self, context: Context) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import losses
-from kd_jax.keys import FRACTION, SIZE, Kind, number, whole
+from kd_jax.keys import FRACTION, SIZE, TRACED, Kind, number, whole
 from kd_jax.losses import masks
 from kd_jax.methods.base import reported
 from kd_jax.models.layers import BatchNorm, Linear
@@ -95,7 +95,7 @@ class SRD(nn.Module):
       exponent: of the absolute difference.
     """
 
-    exponent: Annotated[float, number(least=1, expected="a number of at least 1")] = 4.0
+    exponent: Annotated[float, number(least=1, expected="a number of at least 1"), TRACED] = 4.0
 
     @nn.compact
     def __call__(self, context: Context) -> Array:

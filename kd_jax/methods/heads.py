@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import choose
-from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, listing, whole
+from kd_jax.keys import ABOVE_0, TRACED, Factor, Temperature, Weight, listing, whole
 from kd_jax.losses import masks
 from kd_jax.losses.arrays import average_down
 from kd_jax.methods.base import linear_head, reported
@@ -32,8 +32,8 @@ class CTKD(nn.Module):
     """
 
     t_start: Temperature = 1.0
-    t_end: Annotated[float, AT_LEAST_0] = 20.0
-    curriculum_epochs: Annotated[float, ABOVE_0] = 10.0
+    t_end: Weight = 20.0
+    curriculum_epochs: Annotated[float, ABOVE_0, TRACED] = 10.0
 
     @nn.compact
     def __call__(self, context: Context) -> Array:
@@ -64,9 +64,9 @@ class SDD(nn.Module):
     scales: Annotated[tuple[int, ...], SCALES] = (1, 2, 4)
     inner: str = "kd"
     temperature: Temperature = 4.0
-    alpha: float = 1.0
-    beta: float = 8.0
-    gamma: Annotated[float, AT_LEAST_0] = 3.5
+    alpha: Factor = 1.0
+    beta: Factor = 8.0
+    gamma: Weight = 3.5
 
     @nn.compact
     def __call__(self, context: Context) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError
-from kd_jax.keys import ABOVE_0, AT_LEAST_0, Temperature, number, whole
+from kd_jax.keys import ABOVE_0, AT_LEAST_0, TRACED, Temperature, Weight, number, whole
 from kd_jax.losses import masks
 from kd_jax.methods.base import reported
 from kd_jax.types import Array, Context
@@ -31,11 +31,11 @@ class WKDLogits(nn.Module):
       regularization, iterations: of Sinkhorn.
     """
 
-    alpha: Annotated[float, AT_LEAST_0] = 1.0
+    alpha: Weight = 1.0
     gamma: Annotated[float, AT_LEAST_0] = 600.0
     temperature: Temperature = 8.0
     kappa: Annotated[float, ABOVE_0] = 1.0
-    regularization: Annotated[float, ABOVE_0] = 0.05
+    regularization: Annotated[float, ABOVE_0, TRACED] = 0.05
     iterations: Annotated[int, whole(1, 10000)] = 10
 
     @nn.compact
@@ -79,10 +79,10 @@ class CRLD(nn.Module):
     views = 2
 
     temperature: Temperature = 4.0
-    within: Annotated[float, AT_LEAST_0] = 2.0
-    across: Annotated[float, AT_LEAST_0] = 0.5
-    weak_confidence: Annotated[float, CONFIDENCE] = 0.9
-    strong_confidence: Annotated[float, CONFIDENCE] = 0.2
+    within: Weight = 2.0
+    across: Weight = 0.5
+    weak_confidence: Annotated[float, CONFIDENCE, TRACED] = 0.9
+    strong_confidence: Annotated[float, CONFIDENCE, TRACED] = 0.2
 
     @nn.compact
     def __call__(self, context: Context) -> dict[str, Array]:

@@ -96,8 +96,9 @@ def adversarial(name: str, *, temperature: Temperature = TEMPERATURE) -> Method:
         return MethodVariables(variables["params"], variables["batch_stats"])
 
     def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
-        fake = jax.nn.log_softmax(context.student.logits / temperature)
-        real = jax.nn.softmax(jax.lax.stop_gradient(context.teacher.logits) / temperature)
+        softened = context.options.get("temperature", temperature)
+        fake = jax.nn.log_softmax(context.student.logits / softened)
+        real = jax.nn.softmax(jax.lax.stop_gradient(context.teacher.logits) / softened)
 
         def score(x: Array, state: Any) -> tuple[Array, Any]:
             scores, changed = network.apply(
@@ -113,6 +114,6 @@ def adversarial(name: str, *, temperature: Temperature = TEMPERATURE) -> Method:
         students_turn = context.step % context.steps_per_epoch % CYCLE >= DISCRIMINATOR_STEPS
         loss = jnp.where(students_turn, -fixed, fake_score - real_score)
         state = jax.tree.map(lambda old, new: jnp.where(students_turn, old, new), variables.state, state)
-        return {name: temperature**2 * loss}, state
+        return {name: softened**2 * loss}, state
 
-    return Method(init, apply, needs_teacher=True)
+    return Method(init, apply, needs_teacher=True, traced={"temperature": float(temperature)})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses, models
 from kd_jax.errors import InputError, choose
-from kd_jax.keys import AT_LEAST_0, SECTION, Temperature, number, text, whole
+from kd_jax.keys import SECTION, TRACED, Temperature, Weight, number, text, whole
 from kd_jax.losses import masks
 from kd_jax.methods.adapters import Regressor
 from kd_jax.methods.base import reported, stage_map
@@ -78,11 +78,11 @@ def mutual(
     def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
         outputs, stats = run(variables, context, train=True)
         logits = {"student": context.student.logits, **{peer: x.logits for peer, x in outputs.items()}}
-        labeled = context.batch.labels >= 0
+        labeled, softened = context.batch.labels >= 0, context.options.get("temperature", temperature)
 
         def from_others(one: str) -> Array:
             each = [
-                losses.kd(logits[one], other, temperature=temperature).mean()
+                losses.kd(logits[one], other, temperature=softened).mean()
                 for who, other in logits.items()
                 if who != one
             ]
@@ -98,7 +98,8 @@ def mutual(
         outputs, _ = run(variables, context, train=False)
         return {f"{name}/{peer}": x.logits for peer, x in outputs.items()}
 
-    return Method(init, apply, weights={f"{name}/peers": 1.0}, others=others)
+    traced = {"temperature": float(temperature)}
+    return Method(init, apply, weights={f"{name}/peers": 1.0}, others=others, traced=traced)
 
 
 class BeYourOwnTeacher(nn.Module):
@@ -115,9 +116,9 @@ class BeYourOwnTeacher(nn.Module):
       alpha: share of the end's logits. temperature: T. feature: weight of the distance, a mean over the width.
     """
 
-    alpha: Annotated[float, SHARE] = 0.3
+    alpha: Annotated[float, SHARE, TRACED] = 0.3
     temperature: Temperature = 3.0
-    feature: Annotated[float, AT_LEAST_0] = 0.03
+    feature: Weight = 0.03
     needs_teacher = False
 
     def __call__(self, context: Context) -> Array:

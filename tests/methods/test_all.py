@@ -96,3 +96,44 @@ def test_students_can_be_mapped_over(name):
     mapped = jax.jit(jax.vmap(loss, (None, 0, None, None)))(params, students, teacher, labels)
     single = [run(name, student)[0] for student in (STUDENT, STUDENT[::-1])]
     np.testing.assert_allclose(mapped, single, rtol=1e-5, atol=1e-6)  # some are zero up to rounding
+
+
+TRACED = {name: methods.create({"term": ALL[name]}).traced.get("term", {}) for name in sorted(PLAIN)}
+# Options that count for nothing in an example: others leave them unread, or all classes are alike.
+UNREAD = {
+    "sdd": {"alpha", "beta", "gamma"},
+    "sdd, dkd": {"gamma"},
+    "sdd, nkd": {"alpha", "beta"},
+    "deit": {"temperature"},
+    "wkd_logits": {"regularization"},
+}
+
+
+def other(value):
+    """Another number that the same options may have."""
+    return jax.tree.map(lambda x: (x + 0.9) / 2, value)
+
+
+@pytest.mark.parametrize("name", [name for name, traced in TRACED.items() if traced])
+def test_an_option_that_a_step_is_told_counts_as_one_that_a_config_has(name):
+    first = context(outputs(wide(name, STUDENT)), outputs(wide(name, TEACHER)), [0, 1, 2, 3, 4, 0], views=2)
+    variables = jax.jit(lambda: methods.create({"term": ALL[name]}).init(jax.random.key(0), first))()
+
+    def run(method, options):
+        """The terms, the next state, and the gradient of the terms' sum by the parameters."""
+
+        def loss(params):
+            told = dataclasses.replace(first, options={"term": options})
+            terms, state = method.apply(MethodVariables(params, variables.state), told)
+            return sum(terms.values()), (terms, state)
+
+        return jax.grad(loss, has_aux=True)(variables.params)
+
+    traced = TRACED[name]
+    told = jax.jit(functools.partial(run, methods.create({"term": ALL[name]})))
+    built = jax.jit(functools.partial(run, methods.create({"term": {**ALL[name], **other(traced)}}), {}))()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), told(other(traced)), built)
+    before = told(traced)
+    for option in traced.keys() - UNREAD.get(name, set()):
+        after = told({**traced, option: other(traced[option])})
+        assert not jax.tree.all(jax.tree.map(np.array_equal, before, after)), option

@@ -1,6 +1,7 @@
 """What losses read, and how losses, modules and methods become one method."""
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -10,9 +11,12 @@ import pytest
 
 from kd_jax import losses, methods
 from kd_jax.errors import InputError
+from kd_jax.keys import ABOVE_0, TRACED, Factor, listing
 from kd_jax.methods import base, contrastive
 from kd_jax.types import Method, MethodVariables, Outputs, View
 from tests.methods.numeric import STUDENT, TEACHER, batch, context, grad, log_softmax, outputs, standardized, terms
+
+Powers = Annotated[tuple[float, ...], listing(ABOVE_0), TRACED]
 
 
 def apply(method, student=STUDENT, teacher=TEACHER, labels=(0, 1, 2, 3, 4, 0)):
@@ -304,6 +308,30 @@ def test_combined_methods_have_randomness_of_their_own():
 def test_combined_methods_keep_their_weights():
     combined = base.combine({name: counter(name, weights={name: weight}) for name, weight in [("a", 0.5), ("b", 2.0)]})
     assert combined.weights == {"a": 0.5, "b": 2.0}
+
+
+def test_combined_methods_are_each_told_their_own_options():
+    combined = methods.create({"a": {"method": "kd"}, "b": {"method": "kd", "temperature": 3}, "c": {"method": "at"}})
+    assert combined.traced == {"a": {"temperature": 4.0}, "b": {"temperature": 3.0}}
+    told = {"a": {"temperature": 2.0}, "b": {"temperature": 1.0}}
+    got = terms(methods.create({"a": {"method": "kd"}, "b": {"method": "kd"}}), STUDENT, TEACHER, options=told)
+    expected = {name: terms(methods.create({"kd": own}), STUDENT, TEACHER)["kd"] for name, own in told.items()}
+    np.testing.assert_allclose(got["a"], expected["a"], rtol=1e-6)
+    np.testing.assert_allclose(got["b"], expected["b"], rtol=1e-6)
+
+
+def scaled(
+    student, teacher, *, factor: Factor = 2, shift: Factor | None = None, powers: Powers = (1, 2), bins: int = 3
+):
+    total = factor * sum(jnp.square(student - teacher).mean(-1) ** power for power in powers)
+    return total if shift is None else total + shift
+
+
+def test_what_is_traced_of_a_loss_are_the_numbers_that_its_annotations_mark():
+    construct = methods.from_loss(scaled)
+    assert construct("term").traced == {"factor": 2.0, "powers": (1.0, 2.0)}
+    given = construct("term", shift=1, powers=[3, 0.5], bins=4).traced
+    assert given == {"factor": 2.0, "shift": 1.0, "powers": (3.0, 0.5)}
 
 
 def test_combined_methods_need_a_teacher_where_one_of_them_does():

@@ -80,6 +80,17 @@ def test_a_peer_lowers_its_cross_entropy_and_its_divergence_from_the_others():
     np.testing.assert_allclose(got, labels + sum(others), rtol=1e-5)
 
 
+def test_a_temperature_that_a_step_is_told_counts_as_one_that_a_config_has():
+    variables, _, method = mutual(peers=2, temperature=2.0)
+    assert method.traced == {"mutual": {"temperature": 2.0}}
+    told = dataclasses.replace(seen(), options={"mutual": {"temperature": 3.0}})
+    got = jax.jit(lambda: method.apply(variables, told)[0])()
+    _, terms, _ = mutual(peers=2, temperature=3.0)
+    expected = terms(variables.params, jnp.float32(STUDENT))[0]
+    np.testing.assert_allclose(got["mutual"], expected["mutual"], rtol=1e-5)
+    np.testing.assert_allclose(got["mutual/peers"], expected["mutual/peers"], rtol=1e-5)
+
+
 def test_a_network_follows_its_own_term_alone():
     variables, terms, _ = mutual(peers=2, temperature=2.0)
 
