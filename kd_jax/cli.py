@@ -143,9 +143,6 @@ def run(
     sys.unraisablehook = _unraisable_hook
     # Of Orbax, where a disk is full: the error that it raises is what people are told.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    cache = os.path.join(os.path.expanduser("~"), ".cache", "kd_jax")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
     def call() -> None:
         sys.argv[1:] = complete(sys.argv[1:])  # in place: ml_collections looks for its overrides there

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import components, data, methods, networks, runs, sharding, teachers, tracing
+from kd_jax import components, data, methods, networks, runs, sharding, steps, teachers, tracing
+from kd_jax.compilation import keep_programs
 from kd_jax.config import checks
 from kd_jax.config.checks import check, plain
 from kd_jax.data import resident
@@ -37,6 +38,8 @@ class Experiment(NamedTuple):
     steps: int
     steps_per_call: int
     pretrained: Variables | None  # what the student starts from; without a head where that is a new one
+    init_state: Callable[..., TrainState]  # `steps.init_state`, compiled
+    train_steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # `steps.train_steps`, compiled
 
     @property
     def teacher(self) -> Teacher | None:
@@ -50,20 +53,8 @@ class Experiment(NamedTuple):
           fast_compile: for a function that runs once: on a CPU it compiles in a tenth of the time, and runs slower.
           options: of `jax.jit`.
         """
-        compiler: dict[str, Any] = {}
-        platform = sharding.platform(self.mesh)
-        if platform == "gpu" and self.config["deterministic"]:
-            compiler["xla_gpu_deterministic_ops"] = True
-        if platform == "cpu":
-            compiler |= KEEP_BARRIERS
-            if fast_compile:
-                compiler["xla_backend_optimization_level"] = 0
-        return jax.jit(
-            functools.partial(function, components=self.components, options=self.options),
-            out_shardings=sharding.replicated(self.mesh),
-            compiler_options=compiler,
-            **options,
-        )
+        of_step = (self.components, self.options, self.config, self.mesh)
+        return _jit(function, *of_step, fast_compile=fast_compile, **options)
 
     def place(self, tree: Any) -> Any:
         """Puts arrays on every device."""
@@ -71,10 +62,17 @@ class Experiment(NamedTuple):
 
     def state_shapes(self) -> TrainState:
         """The shapes of the state, on every device: what a checkpoint is loaded into."""
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(self.mesh)),
-            tracing.state_shapes(self.components, self.options, self.dataset.train),
-        )
+        return tracing.state_shapes(self.init_state, self.teacher, self.dataset.train, self.mesh)
+
+    def trace(self) -> None:
+        """Traces initialization and steps, so that an error in them is seen before a teacher is trained or a file made.
+
+        What a run calls is then traced already.
+        """
+        state = self.state_shapes()
+        rows = min(self.steps_per_call, self.steps), self.config["train"]["batch_size"]
+        tracing.trace(self.train_steps, state, self.teacher, self.dataset.train, rows, self.hyper, self.mesh)
+        tracing.check_optimizers(self.config["method"], state.params)
 
     def feed(self) -> Feed:
         """The training data, on the devices."""
@@ -96,6 +94,7 @@ def create(
     runs_folder: str = "runs",
     devices: Sequence[jax.Device] | None = None,
     finished: Mapping[str, Any] | None = None,
+    traced: bool = True,
 ) -> Experiment:
     """Checks a config, loads its data, and builds its functions.
 
@@ -106,9 +105,11 @@ def create(
       devices: to run on; by default all local ones.
       finished: `data` of the config.json of a run that is only evaluated, which needs neither a teacher nor a batch
         that the devices divide.
+      traced: whether a run that is to be trained is traced, which a teacher's that has finished need not be.
     Raises:
       InputError: for anything that is wrong with the config or the data.
     """
+    keep_programs()
     config = plain(config)
     if source is not None:
         _set_source(config, "memory")
@@ -126,7 +127,7 @@ def create(
         dataset = dataset._replace(mean=mean, std=std)
     mesh = sharding.mesh(devices)
     total, per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
-    nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices)
+    nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices, traced=False)
     teacher = teachers.create(teachers.Setting(config, dataset, runs_folder, nested, training))
     method = methods.create(config["method"], steps_per_epoch=per_epoch)
     if training and method.needs_teacher and teacher is None:
@@ -148,11 +149,10 @@ def create(
         image_shape=dataset.train.images.shape[1:],
     )
     hyper = components.create_hyper(functions)
-    if training:
-        tracing.trace(functions, options, hyper, dataset.train, config["train"]["batch_size"])
-        tracing.check_optimizers(config["method"], functions, options, dataset.train)
     per_call = config["train"]["steps_per_call"] or (1 if on_cpu else 50)
-    return Experiment(
+    train_steps = functools.partial(steps.train_steps, fetch=resident.fetch(options))
+    of_step = (functions, options, config, mesh)
+    made = Experiment(
         config=config,
         identity=identity,
         digest=runs.digest(identity),
@@ -164,6 +164,38 @@ def create(
         steps=total,
         steps_per_call=min(per_call, per_epoch),
         pretrained=components.load_pretrained(config["model"], functions, dataset),
+        init_state=_jit(steps.init_state, *of_step, fast_compile=True),
+        train_steps=_jit(train_steps, *of_step, donate_argnums=0),
+    )
+    if training and traced:
+        made.trace()
+    return made
+
+
+def _jit(
+    function: Callable[..., Any],
+    components: Components,
+    options: StepOptions,
+    config: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    *,
+    fast_compile: bool = False,
+    **of_jit: Any,
+) -> Callable[..., Any]:
+    """See `Experiment.jit`."""
+    compiler: dict[str, Any] = {}
+    platform = sharding.platform(mesh)
+    if platform == "gpu" and config["deterministic"]:
+        compiler["xla_gpu_deterministic_ops"] = True
+    if platform == "cpu":
+        compiler |= KEEP_BARRIERS
+        if fast_compile:
+            compiler["xla_backend_optimization_level"] = 0
+    return jax.jit(
+        functools.partial(function, components=components, options=options),
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=compiler,
+        **of_jit,
     )
 
 

@@ -1,40 +1,64 @@
 """What tracing shows of an experiment, before a teacher is trained or a file is made."""
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, Sharding
 
-from kd_jax import steps
+from kd_jax import sharding
 from kd_jax.data import resident
 from kd_jax.errors import InputError
-from kd_jax.steps import Components, StepOptions
-from kd_jax.types import Hyper, Split, TrainState
+from kd_jax.types import Hyper, Split, Teacher, TrainState
 
 
-def trace(components: Components, options: StepOptions, hyper: Hyper, train: Split, batch_size: int) -> None:
-    """Traces initialization and a step, so that an error in them is seen before a teacher is trained or a file made."""
-    state, split = state_shapes(components, options, train), resident.shapes(train)
-    teacher_variables = components.teacher.shapes if components.teacher else {}
-    fetch = functools.partial(steps.gather, options=options)
-    rows = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
-    train_steps = functools.partial(steps.train_steps, fetch=fetch, components=components, options=options)
-    jax.eval_shape(train_steps, state, teacher_variables, split, rows, hyper, split.labels)
+def trace(
+    train_steps: Callable[..., Any],
+    state: TrainState,
+    teacher: Teacher | None,
+    train: Split,
+    rows: tuple[int, int],
+    hyper: Hyper,
+    mesh: Mesh,
+) -> None:
+    """Traces steps.
+
+    Args:
+      train_steps: compiled. Called with what has these shapes, it is not traced again.
+      state: its shapes.
+      teacher: or none.
+      train: the images.
+      rows: shape of a call's rows, (steps, images of each).
+      hyper: traced scalars.
+      mesh: the devices.
+    """
+    everywhere = sharding.replicated(mesh)
+    split, told = _shapes(resident.shapes(train), everywhere), _shapes(hyper, everywhere)
+    ids = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=everywhere)
+    jax.eval_shape(train_steps, state, _variables(teacher, everywhere), split, ids, told, split.labels)
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+def state_shapes(
+    init_state: Callable[..., TrainState], teacher: Teacher | None, train: Split, mesh: Mesh
+) -> TrainState:
+    """The shapes of the state before the first step, on every device."""
+    everywhere = sharding.replicated(mesh)
+    example, labels = _shapes(resident.example(train)), _shapes(train.labels, everywhere)
+    state = jax.eval_shape(init_state, np.uint32(0), _variables(teacher, everywhere), example, labels)
+    return _shapes(state, everywhere)
 
 
-def state_shapes(components: Components, options: StepOptions, train: Split) -> TrainState:
-    """The shapes of the state before the first step."""
-    teacher_variables = components.teacher.shapes if components.teacher else {}
-    init = functools.partial(steps.init_state, components=components, options=options)
-    example = _shapes(resident.example(train))
-    return jax.eval_shape(init, np.uint32(0), teacher_variables, example, _shapes(train.labels))
+def _variables(teacher: Teacher | None, sharding: Sharding) -> Any:
+    return _shapes(teacher.shapes, sharding) if teacher else {}
+
+
+def _shapes(tree: Any, sharding: Sharding | None = None) -> Any:
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding, weak_type=getattr(x, "weak_type", False))
+
+    return jax.tree.map(shape, tree)
 
 
 def terms_that_never_count(terms: Mapping[str, Any], *, steps: int, steps_per_epoch: int) -> list[str]:
@@ -43,12 +67,10 @@ def terms_that_never_count(terms: Mapping[str, Any], *, steps: int, steps_per_ep
     return [term for term, epoch in first.items() if epoch * steps_per_epoch >= steps]
 
 
-def check_optimizers(terms: Mapping[str, Any], components: Components, options: StepOptions, train: Split) -> None:
-    """Raises InputError for the optimizer of a term that trains nothing."""
-    if any("optimizer" in chosen for chosen in terms.values()):
-        params = state_shapes(components, options, train).params
-        for term, chosen in terms.items():
-            if chosen.get("optimizer") and not jax.tree.leaves(params[term]):
-                raise InputError(
-                    f"method.{term}.optimizer is {chosen['optimizer']}; expected none, as the term trains no parameters"
-                )
+def check_optimizers(terms: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Raises InputError for the optimizer of a term that trains nothing; `params` are those of every group."""
+    for term, chosen in terms.items():
+        if chosen.get("optimizer") and not jax.tree.leaves(params[term]):
+            raise InputError(
+                f"method.{term}.optimizer is {chosen['optimizer']}; expected none, as the term trains no parameters"
+            )

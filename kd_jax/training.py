@@ -1,7 +1,6 @@
 """The loop, in a fixed order: step, log, evaluate, save. A run that was killed goes on from its last checkpoint."""
 
 import contextlib
-import functools
 import html
 import math
 import os
@@ -178,7 +177,6 @@ def _train(
     """Trains in a locked folder; what has to be closed in the end goes onto `stack`."""
     config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
     feed, hyper = experiment.feed(), experiment.place(experiment.hyper)
-    train_steps = experiment.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
     evaluate = Evaluator(experiment, teacher_variables)
     checkpoints = stack.enter_context(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
@@ -201,7 +199,7 @@ def _train(
     with contextlib.closing(progress):
         for rows, end in feed.calls(step):
             begin, step = step, end
-            state, scalars = train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)
+            state, scalars = experiment.train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)
             window.add(step - begin, scalars)
             # Whole epochs done, where one ends here. The last step counts as an end.
             ended = -(-step // per_epoch) if step == total or step % per_epoch == 0 else 0
@@ -273,8 +271,8 @@ def _start(
     """The state that a run goes on with or starts from, its step, and what was saved beside it."""
     if checkpoints.steps() and (restored := checkpoints.restore(experiment.state_shapes())):
         return restored.state, restored.step, restored.extra
-    init = experiment.jit(steps.init_state, fast_compile=True)
-    state = init(np.uint32(experiment.config["seed"]), teacher_variables, feed.example, feed.labels)
+    seed = np.uint32(experiment.config["seed"])
+    state = experiment.init_state(seed, teacher_variables, feed.example, feed.labels)
     if experiment.pretrained:
         state = steps.start_from(state, experiment.place(experiment.pretrained))
     return state, 0, {}

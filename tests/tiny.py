@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import experiment, networks, steps, teachers, tracing
+from kd_jax import experiment, networks, steps, teachers
 from kd_jax.config import base
 from kd_jax.data import memory
 from kd_jax.teachers.network import network_teacher
@@ -123,7 +123,7 @@ def create(terms: dict, *, devices: int = 1, **overrides) -> experiment.Experime
 
 def trace(made: experiment.Experiment) -> None:
     """Traces the step, as `experiment.create` does where it is not told otherwise."""
-    tracing.trace(made.components, made.options, made.hyper, made.dataset.train, 16)
+    made.trace()
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +79,15 @@ def feed(
         steps_per_epoch=length,
         constants=on_devices,
         calls=calls,
-        fetch=functools.partial(steps.gather, options=options),
+        fetch=fetch(options),
         example=example(train),
         labels=on_devices.labels,
     )
+
+
+def fetch(mesh: jax.sharding.Mesh) -> Callable[[Split, Array], RawBatch]:
+    """`Feed.fetch` of a split that lies on every device of the mesh."""
+    return functools.partial(steps.gather, batch_sharding=sharding.split(mesh))
 
 
 def example(train: Split) -> RawBatch:

@@ -41,7 +41,9 @@ class Writer:
         runs.write_files(folder, {"metrics.jsonl": "".join(map(_text, kept)).encode()})
         self._file = open(path, "a")  # noqa: SIM115
         self._mirror = Mirror(folder, saved)
-        self._clu = _clu_writer(folder, "metrics go to metrics.jsonl and the terminal", step)
+        self._clu: Any = None
+        self._opened = False  # whether TensorBoard's file is
+        self._folder, self._step = folder, step
 
     def elapsed(self) -> float:
         """Seconds spent on this run, those before a restart included."""
@@ -54,6 +56,9 @@ class Writer:
         self._file.write(_text(line))
         self._file.flush()
         self.lines += 1
+        if not self._opened:  # TensorFlow is slow to import, and the first steps do not wait for it
+            self._opened = True
+            self._clu = _clu_writer(self._folder, "metrics go to metrics.jsonl and the terminal", self._step)
         if self._clu:
             self._clu.write_scalars(step, numbers)
         self._mirror.write(step, numbers)

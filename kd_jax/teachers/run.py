@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import methods, networks, runs, steps, tracing, weights
+from kd_jax import methods, networks, runs, steps, weights
 from kd_jax.config import checks
 from kd_jax.data import fingerprints
 from kd_jax.errors import InputError, first_few
@@ -41,9 +41,11 @@ def from_config(setting: "Setting") -> Teacher:
             )
     try:
         experiment = setting.create_experiment(section["config"])
+        folder = folder_of(experiment.digest, setting.runs_folder)
+        if not runs.has_result(folder):
+            experiment.trace()
     except InputError as error:
         raise InputError(f"in the teacher's config, {error}") from error
-    folder = folder_of(experiment.digest, setting.runs_folder)
     if epoch := section["epoch"]:
         # Where the run has finished without keeping that epoch, another one of the same config does.
         if runs.has_result(folder) and epoch not in _epochs_saved(folder):
@@ -52,7 +54,7 @@ def from_config(setting: "Setting") -> Teacher:
             _check_will_be_saved(experiment, epoch)
 
     def method_shapes() -> MethodVariables:
-        state = tracing.state_shapes(experiment.components, experiment.options, experiment.dataset.train)
+        state = experiment.state_shapes()
         return steps.method_variables(state.params, state.stats)
 
     return _teacher(setting, folder, experiment.config, method_shapes)._replace(
