@@ -23,6 +23,8 @@ from kd_jax.models.convolution import KEEP_BARRIERS
 from kd_jax.steps import Components, StepOptions
 from kd_jax.types import Feed, Hyper, Method, Teacher, TrainState, Variables
 
+TrainSteps = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
 
 class Experiment(NamedTuple):
     """All that a run needs, built from its config."""
@@ -39,7 +41,7 @@ class Experiment(NamedTuple):
     steps_per_call: int
     pretrained: Variables | None  # what the student starts from; without a head where that is a new one
     init_state: Callable[..., TrainState]  # `steps.init_state`, compiled
-    train_steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # `steps.train_steps`, compiled
+    train_steps: TrainSteps  # `steps.train_steps` of a set that lies in memory, compiled; it consumes the state
 
     @property
     def teacher(self) -> Teacher | None:
@@ -55,6 +57,12 @@ class Experiment(NamedTuple):
         """
         of_step = (self.components, self.options, self.config, self.mesh)
         return _jit(function, *of_step, fast_compile=fast_compile, **options)
+
+    def steps_of(self, feed: Feed) -> TrainSteps:
+        """`steps.train_steps` of a feed, compiled: what was traced already, where its set lies in memory."""
+        if feed.fetch is resident.fetch(self.mesh):
+            return self.train_steps
+        return self.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
 
     def place(self, tree: Any) -> Any:
         """Puts arrays on every device."""

@@ -177,6 +177,7 @@ def _train(
     """Trains in a locked folder; what has to be closed in the end goes onto `stack`."""
     config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
     feed, hyper = experiment.feed(), experiment.place(experiment.hyper)
+    train_steps = experiment.steps_of(feed)
     evaluate = Evaluator(experiment, teacher_variables)
     checkpoints = stack.enter_context(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
@@ -199,7 +200,7 @@ def _train(
     with contextlib.closing(progress):
         for rows, end in feed.calls(step):
             begin, step = step, end
-            state, scalars = experiment.train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)
+            state, scalars = train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)
             window.add(step - begin, scalars)
             # Whole epochs done, where one ends here. The last step counts as an end.
             ended = -(-step // per_epoch) if step == total or step % per_epoch == 0 else 0

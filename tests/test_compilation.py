@@ -92,7 +92,7 @@ def test_a_run_calls_what_was_traced_before_it_began(devices):
         feed, teacher = made.feed(), made.place(made.teacher.load()[0])
         state = made.init_state(np.uint32(0), teacher, feed.example, feed.labels)
         for rows, _ in [*feed.calls(0)][:2]:
-            state, _ = made.train_steps(state, teacher, feed.constants, rows, made.place(made.hyper), feed.labels)
+            state, _ = made.steps_of(feed)(state, teacher, feed.constants, rows, made.place(made.hyper), feed.labels)
     assert sorted(traced) == ["init_state", "train_step"]
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -116,9 +115,8 @@ SMALL = {
 def create(terms: dict, *, devices: int = 1, **overrides) -> experiment.Experiment:
     """A ResNet-8 with two channels taught by one with four, on 48 random images."""
     whole = config(**SMALL | overrides) | {"method": terms}
-    # Traced once more where it is compiled.
-    with mock.patch("kd_jax.tracing.trace"):
-        return experiment.create(whole, source=source(), devices=jax.devices()[:devices])
+    # Traced where it is compiled.
+    return experiment.create(whole, source=source(), devices=jax.devices()[:devices], traced=False)
 
 
 def trace(made: experiment.Experiment) -> None:

@@ -85,8 +85,9 @@ def feed(
     )
 
 
+@functools.cache
 def fetch(mesh: jax.sharding.Mesh) -> Callable[[Split, Array], RawBatch]:
-    """`Feed.fetch` of a split that lies on every device of the mesh."""
+    """`Feed.fetch` of a split that lies on every device of the mesh: one function, whoever asks."""
     return functools.partial(steps.gather, batch_sharding=sharding.split(mesh))
 
 

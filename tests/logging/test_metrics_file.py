@@ -26,7 +26,11 @@ def test_scalars_become_a_line_with_step_and_seconds(tmp_path, without_tensorflo
 
 
 def test_one_line_says_that_tensorflow_is_missing(tmp_path, without_tensorflow, capsys):
-    metrics_file.Writer(str(tmp_path), 0).close()
+    writer = metrics_file.Writer(str(tmp_path), 0)
+    assert capsys.readouterr().out == ""
+    for step in (1, 2):
+        writer.write(step, {"loss": 1.0})
+    writer.close()
     said = capsys.readouterr().out
     assert said == "tensorflow is not installed: metrics go to metrics.jsonl and the terminal, not to TensorBoard\n"
 
