@@ -83,17 +83,19 @@ def init_state(
     variables = components.student.init(stream(rng, "student"), images)
     if components.teacher and components.teacher.is_average:
         teacher_variables = variables
-    context, _ = forward(
-        variables,
-        teacher_variables,
-        raw,
-        rng=rng,
-        step=jnp.int32(0),
-        train=False,
-        train_labels=train_labels,
-        components=components,
-        options=options,
-    )
+    context = Context(())
+    if components.method.carries:  # two networks less to trace and to compile where nothing reads them
+        context, _ = forward(
+            variables,
+            teacher_variables,
+            raw,
+            rng=rng,
+            step=jnp.int32(0),
+            train=False,
+            train_labels=train_labels,
+            components=components,
+            options=options,
+        )
     method = components.method.init(stream(rng, "method"), context)
     params = {"student": variables["params"], **method.params}
     return TrainState(

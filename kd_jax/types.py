@@ -240,6 +240,7 @@ class Method(NamedTuple):
     others: Callable[[MethodVariables, Context], Mapping[str, Array]] = no_others
     phases: bool = False  # whether terms count in some epochs only: what no open term reads then waits
     distills: frozenset[str] = frozenset()  # the terms that need a teacher; the others are the task's
+    carries: bool = True  # whether it has variables; one that has none is given no views to start from
     # {option: number} of those options that `Context.options` may have otherwise; of several methods, {term: these}.
     traced: Mapping[str, Any] = {}
 

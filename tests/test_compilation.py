@@ -96,6 +96,16 @@ def test_a_run_calls_what_was_traced_before_it_began(devices):
     assert sorted(traced) == ["init_state", "train_step"]
 
 
+def test_a_start_runs_the_networks_only_where_a_term_reads_them(monkeypatch):
+    def forward(*arguments, **options):
+        raise AssertionError("the networks were run")
+
+    monkeypatch.setattr(steps, "forward", forward)
+    assert tiny.create(tiny.METHODS["kd"]).state_shapes().params.keys() == {"student", "cross_entropy", "kd"}
+    with pytest.raises(AssertionError, match="the networks were run"):
+        tiny.create({"kd": {}, "fitnet": {"stage": 1}}).state_shapes()
+
+
 def test_a_teacher_that_has_finished_is_not_traced(tmp_path, monkeypatch):
     tiny.train(tiny.taught()["teacher"]["config"] | {"name": "x"}, tmp_path / "teachers", "x")
     made = experiment.create(tiny.taught(), runs_folder=str(tmp_path))

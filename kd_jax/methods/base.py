@@ -243,6 +243,7 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
             apply,
             needs_teacher="teacher" in sides,
             views=1 + max(map(max, seen)),
+            carries=False,
             traced=traced(options, chosen),
         )
 
@@ -449,5 +450,6 @@ def combine(methods: Mapping[str, Method]) -> Method:
         others=others if any(method.others is not no_others for method in methods.values()) else no_others,
         phases=any(method.phases for method in methods.values()),
         distills=frozenset(name for name, method in methods.items() if method.needs_teacher),
+        carries=any(method.carries for method in methods.values()),
         traced={name: method.traced for name, method in methods.items() if method.traced},
     )
