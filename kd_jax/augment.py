@@ -29,6 +29,15 @@ def random_crops(rng: Array, count: int, kind: str) -> Array:
     return crops // 2 * 2 if kind == "crop" else crops
 
 
+def listed(kinds: Sequence[str]) -> tuple[int, ...] | None:
+    """All numbers that `random_crops` draws for some of KINDS; None where more than a crop is drawn."""
+    if "randaugment" in kinds:
+        return None
+    if "crop_flip" in kinds:
+        return tuple(range(CROPS))
+    return tuple(range(0, CROPS, 2)) if "crop" in kinds else (CENTER,)
+
+
 def take_crops(images: Array, crops: Array) -> Array:
     """Crops images [B, H, W, C] as `crops` [B] say, with zeros beyond the border, and flips the odd ones.
 

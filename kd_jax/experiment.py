@@ -42,6 +42,7 @@ class Experiment(NamedTuple):
     pretrained: Variables | None  # what the student starts from; without a head where that is a new one
     init_state: Callable[..., TrainState]  # `steps.init_state`, compiled
     train_steps: TrainSteps  # `steps.train_steps` of a set that lies in memory, compiled; it consumes the state
+    runs_folder: str
 
     @property
     def teacher(self) -> Teacher | None:
@@ -53,14 +54,14 @@ class Experiment(NamedTuple):
         Args:
           function: takes `components` and `options`.
           fast_compile: for a function that runs once: on a CPU it compiles in a tenth of the time, and runs slower.
-          options: of `jax.jit`.
+          options: of `jax.jit`. What is returned lies on every device unless they say otherwise.
         """
         of_step = (self.components, self.options, self.config, self.mesh)
         return _jit(function, *of_step, fast_compile=fast_compile, **options)
 
     def steps_of(self, feed: Feed) -> TrainSteps:
         """`steps.train_steps` of a feed, compiled: what was traced already, where its set lies in memory."""
-        if feed.fetch is resident.fetch(self.mesh):
+        if feed.fetch is resident.fetch(self.options):
             return self.train_steps
         return self.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
 
@@ -174,6 +175,7 @@ def create(
         pretrained=components.load_pretrained(config["model"], functions, dataset),
         init_state=_jit(steps.init_state, *of_step, fast_compile=True),
         train_steps=_jit(train_steps, *of_step, donate_argnums=0),
+        runs_folder=runs_folder,
     )
     if training and traced:
         made.trace()
@@ -201,9 +203,8 @@ def _jit(
             compiler["xla_backend_optimization_level"] = 0
     return jax.jit(
         functools.partial(function, components=components, options=options),
-        out_shardings=sharding.replicated(mesh),
         compiler_options=compiler,
-        **of_jit,
+        **{"out_shardings": sharding.replicated(mesh)} | of_jit,
     )
 
 

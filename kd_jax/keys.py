@@ -184,6 +184,17 @@ KEYS: dict[str, Key] = {
     "teacher.members": Key(
         {}, SECTION, 'for "ensemble": {name: a section like this one}, each a teacher of its own', later=True
     ),
+    "teacher.cache": Key(
+        "none",
+        text(),
+        'what the teacher says in training is kept: "recording" (at each step, for every run with this seed, data,'
+        ' augmentation and batch size), "views" (of each crop and flip, for every run with this data), "auto" (what'
+        ' costs less); "none": it runs in every step. No result depends on it',
+        later=True,
+    ),
+    "teacher.top_k": Key(
+        0, whole(0), "of the cache: of many classes only so many logits are kept, the largest; 0: all", later=True
+    ),
     "teacher.config": Key({}, SECTION, 'for "config": a whole tree like this one; its `model` is the teacher'),
     # The loss.
     "method": Key(

@@ -52,7 +52,7 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
     for name, tree in kept.items():
         if isinstance(tree, Mapping) and (later := keys.later(name)):
             kept[name] = {key: value for key, value in tree.items() if key not in later or value != later[key]}
-    outside = ("kind", "path", "config", "members")
+    outside = ("kind", "path", "config", "members", "cache")
     how = {key: value for key, value in kept["teacher"].items() if key not in outside}
     return {
         **kept,

@@ -22,6 +22,7 @@ from kd_jax.types import (
     MethodVariables,
     Network,
     Networks,
+    Outputs,
     RawBatch,
     Split,
     Teacher,
@@ -30,6 +31,8 @@ from kd_jax.types import (
     Variables,
     View,
 )
+
+Said = Mapping[str, Array]  # what is kept of a teacher's outputs for a batch
 
 
 class Components(NamedTuple):
@@ -105,8 +108,13 @@ def init_state(
         optimizer_state=components.optimizer.init(params),
         # A copy: the state is donated, and a buffer can be given away only once.
         ema=jax.tree.map(jnp.copy, dict(variables)) if options.ema else None,
-        rng=stream(rng, "steps"),
+        rng=key_of_steps(seed),
     )
+
+
+def key_of_steps(seed: Array) -> Array:
+    """The key that a run folds the number of each step into."""
+    return stream(jax.random.key(seed), "steps")
 
 
 def start_from(state: TrainState, variables: Variables) -> TrainState:
@@ -144,17 +152,15 @@ def forward(
     with jax.named_scope("augmentation"):
         batches = components.augment(stream(rng, "augment"), raw)
     for i, batch in enumerate(batches):
-        own = rng if i == 0 else jax.random.fold_in(rng, i)
-        taught = None
-        if teacher:
-            with jax.named_scope("teacher"):
-                outputs_of_teacher = teacher.apply(teacher_variables, batch, rng=stream(own, "teacher"), train=train)
-            taught = jax.lax.stop_gradient(outputs_of_teacher)
+        own = _of_view(rng, i)
+        taught = raw.taught[i] if raw.taught is not None else None
+        if teacher and taught is None:
+            taught = _ask(teacher, teacher_variables, batch, own, train)
         current = {"params": variables["params"], "batch_stats": stats}
         with jax.named_scope("student"):
             outputs, stats = components.student.apply(current, batch.images, train=train, rng=stream(own, "student"))
         views.append(View(batch, outputs, taught))
-    network = teacher.network if teacher else None
+    network = teacher.network if teacher and raw.taught is None else None
     context = Context(
         tuple(views),
         step,
@@ -165,6 +171,15 @@ def forward(
         train_labels,
     )
     return context, stats
+
+
+def _of_view(rng: Array, view: int) -> Array:
+    return rng if view == 0 else jax.random.fold_in(rng, view)
+
+
+def _ask(teacher: Teacher, variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
+    with jax.named_scope("teacher"):
+        return jax.lax.stop_gradient(teacher.apply(variables, batch, rng=stream(rng, "teacher"), train=train))
 
 
 def losses(
@@ -351,14 +366,19 @@ def _accumulate(
         gradients, (stats, scalars) = gradient(params, stats, *inputs)
         return (stats, jax.tree.map(jnp.add, total, gradients)), scalars
 
-    # Every count-th image: each micro-batch then stays split over the devices as the batch is.
-    pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), raw)
+    pieces = _split(raw, count)
     zeros = jax.eval_shape(gradient, params, stats, 0, jax.tree.map(lambda x: x[0], pieces))[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
     (stats, total), scalars = jax.lax.scan(one, (stats, zeros), (jnp.arange(count), pieces), unroll=options.unroll)
     counts = {"right", "labeled"}
     scalars = {name: x.sum(0) if name in counts else x.mean(0) for name, x in scalars.items()}
     return jax.tree.map(lambda x: x / count, total), stats, scalars
+
+
+def _split(batch: Any, count: int) -> Any:
+    """[count, B / count, ...] of arrays [B, ...]: every count-th image, so that each micro-batch stays split over the
+    devices as the batch is."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def train_steps(
@@ -392,6 +412,88 @@ def train_steps(
         return one(state, jax.tree.map(lambda x: x[0], rows))
     state, scalars = jax.lax.scan(one, state, rows)
     return state, jax.tree.map(lambda x: x.sum(0), scalars)
+
+
+def teach(
+    rng: Array,
+    step: Array,
+    teacher_variables: Variables,
+    raw: RawBatch,
+    *,
+    keep: Callable[[Outputs], Said],
+    components: Components,
+    options: StepOptions,
+) -> tuple[Said, ...]:
+    """What is kept of what the teacher would tell `train_step` at a step, of each view {name: [B, ...]}.
+
+    Args:
+      rng: `key_of_steps` of the run's seed.
+      step: [] int32.
+      teacher_variables: of `components.teacher`.
+      raw: the batch.
+      keep: what is kept of the teacher's outputs.
+      components, options: what the step is made of.
+    """
+    teacher, count = components.teacher, options.micro_batches
+    assert teacher is not None
+
+    def one(micro_batch: Array | int, raw: RawBatch) -> tuple[Said, ...]:
+        own = jax.random.fold_in(jax.random.fold_in(rng, step), micro_batch)
+        with jax.named_scope("augmentation"):
+            batches = components.augment(stream(own, "augment"), raw)
+        return tuple(
+            keep(_ask(teacher, teacher_variables, batch, _of_view(own, i), True)) for i, batch in enumerate(batches)
+        )
+
+    if count == 1:
+        return one(0, raw)
+    inputs = jnp.arange(count), _split(raw, count)
+    taught = jax.lax.scan(lambda _, x: (None, one(*x)), None, inputs, unroll=options.unroll)[1]
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), taught)
+
+
+def teach_steps(
+    seed: Array,
+    first: Array,
+    teacher_variables: Variables,
+    constants: Any,
+    rows: Any,
+    *,
+    keep: Callable[[Outputs], Said],
+    fetch: Callable[[Any, Any], RawBatch],
+    components: Components,
+    options: StepOptions,
+) -> tuple[Said, ...]:
+    """What is kept of what the teacher says at each of n steps, from `first` on: of each view {name: [n, B, ...]}.
+
+    Args:
+      seed: of the run.
+      first: [] int32, the first step.
+      constants, rows, fetch: of a `Feed`; every array of `rows` is [n, ...].
+      teacher_variables, keep, components, options: see `teach`.
+    """
+
+    def one(step: Array, row: Any) -> tuple[Array, tuple[Said, ...]]:
+        raw = fetch(constants, row)
+        rng = key_of_steps(seed)
+        taught = teach(rng, step, teacher_variables, raw, keep=keep, components=components, options=options)
+        return step + 1, taught
+
+    if len(jax.tree.leaves(rows)[0]) == 1:  # as in `train_steps`
+        return jax.tree.map(lambda x: x[None], one(first, jax.tree.map(lambda x: x[0], rows))[1])
+    return jax.lax.scan(one, first, rows)[1]
+
+
+def fetch_taught(
+    constants: Any,
+    row: tuple[Any, tuple[Said, ...]],
+    *,
+    fetch: Callable[[Any, Any], RawBatch],
+    restore: Callable[[Said], Outputs],
+) -> RawBatch:
+    """The batch of a feed's row, with what the teacher says of each view beside it, of which `keep` had kept a part."""
+    ids, said = row
+    return fetch(constants, ids)._replace(taught=tuple(map(restore, said)))
 
 
 def gather(split: Split, ids: Array, *, options: StepOptions) -> RawBatch:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import evaluation, metrics, registry, runs, sharding, steps, stopping, tracing
+from kd_jax import evaluation, metrics, registry, runs, sharding, steps, stopping, teacher_cache, tracing
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
 from kd_jax.errors import TrainingError
@@ -177,7 +177,11 @@ def _train(
     """Trains in a locked folder; what has to be closed in the end goes onto `stack`."""
     config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
     feed, hyper = experiment.feed(), experiment.place(experiment.hyper)
-    train_steps = experiment.steps_of(feed)
+    cache = teacher_cache.create(experiment, feed, teacher_variables)
+    if cache:
+        stack.callback(cache.close)
+    train_steps = cache.train_steps if cache else experiment.steps_of(feed)
+    asked = {} if cache else teacher_variables
     evaluate = Evaluator(experiment, teacher_variables)
     checkpoints = stack.enter_context(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
@@ -200,7 +204,9 @@ def _train(
     with contextlib.closing(progress):
         for rows, end in feed.calls(step):
             begin, step = step, end
-            state, scalars = train_steps(state, teacher_variables, feed.constants, rows, hyper, feed.labels)
+            if cache:
+                rows = cache.rows(rows, begin, end)
+            state, scalars = train_steps(state, asked, feed.constants, rows, hyper, feed.labels)
             window.add(step - begin, scalars)
             # Whole epochs done, where one ends here. The last step counts as an end.
             ended = -(-step // per_epoch) if step == total or step % per_epoch == 0 else 0

@@ -50,6 +50,7 @@ class RawBatch(NamedTuple):
     images: UInt8[Array, "B h w C"]
     labels: Int[Array, " B"]  # -1 where the image has no label
     ids: Int[Array, " B"]  # position in the training set
+    taught: Any = None  # what the teacher says of each view, [Outputs], where it need not be asked in the step
 
 
 class Batch(NamedTuple):

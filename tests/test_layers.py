@@ -29,7 +29,7 @@ LAYERS = (
         "components",
         "tracing",
     },
-    {"training", "evaluation", "explaining", "reporting"},
+    {"training", "evaluation", "explaining", "reporting", "teacher_cache"},
     {
         "__main__",
         "main",

@@ -86,9 +86,9 @@ def feed(
 
 
 @functools.cache
-def fetch(mesh: jax.sharding.Mesh) -> Callable[[Split, Array], RawBatch]:
-    """`Feed.fetch` of a split that lies on every device of the mesh: one function, whoever asks."""
-    return functools.partial(steps.gather, batch_sharding=sharding.split(mesh))
+def fetch(options: StepOptions) -> Callable[[Split, Array], RawBatch]:
+    """`Feed.fetch` of a split that lies on every device: one function, whoever asks."""
+    return functools.partial(steps.gather, options=options)
 
 
 def example(train: Split) -> RawBatch:

@@ -4,14 +4,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from kd_jax import keys, registry, runs, weights
+from kd_jax import augment, keys, registry, runs, weights
 from kd_jax.data import Dataset
 from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.teachers import ensemble, file, mean, run
 from kd_jax.types import Teacher
 
-__all__ = ["KINDS", "Kind", "Setting", "create", "finished", "identify", "register"]
+__all__ = ["KINDS", "Kind", "Setting", "create", "finished", "identify", "listed_views", "register"]
 
+CACHES = ("none", "recording", "views", "auto")  # of what a teacher says in training, see `kd_jax.teacher_cache`
 Identity = Mapping[str, Any]
 
 
@@ -63,6 +64,8 @@ def _members(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             choose(f"a key of {what}", key, defaults)
         members[name] = {**defaults, **member}
         keys.check_section("teacher", members[name], what)
+        if members[name]["cache"] != "none":
+            raise InputError(f"{what}.cache is {members[name]['cache']!r}; expected that of teacher")
         if members[name]["kind"] in ("none", "mean", "ensemble"):
             raise InputError(f"{what}.kind is {members[name]['kind']!r}; expected a teacher of its own")
     if not members:
@@ -114,6 +117,7 @@ def create(setting: Setting) -> Teacher | None:
     chosen = choose("teacher.kind", kind, KINDS)
     if section["epoch"] and kind not in ("config", "run"):
         raise InputError(f"teacher.epoch is {section['epoch']}, and teacher.kind {kind!r}; expected 0, or a run")
+    _check_cache(setting.config, len(setting.dataset.class_names))
     if section["members"] and kind != "ensemble":
         raise InputError(f"teacher.members is given, and teacher.kind is {kind!r}; expected none, or kind 'ensemble'")
     if kind == "ensemble" and (section["mode"] != "eval" or section["path"]):
@@ -122,6 +126,30 @@ def create(setting: Setting) -> Teacher | None:
     if not (teacher is None or isinstance(teacher, Teacher)):
         raise InputError(f"teacher.kind {kind!r} builds a {type(teacher).__name__}; expected a Teacher, or None")
     return teacher
+
+
+def _check_cache(config: Mapping[str, Any], classes: int) -> None:
+    section = config["teacher"]
+    cache = choose("teacher.cache", section["cache"], CACHES)
+    if cache in ("recording", "views") and section["kind"] in ("none", "mean"):
+        raise InputError(f"teacher.cache is {cache!r} and teacher.kind {section['kind']!r}; expected cache 'none'")
+    if cache == "views" and listed_views(config) is None:
+        raise InputError(
+            "teacher.cache is 'views', which mixup, RandAugment and teacher.mode 'train' do not allow: what the teacher"
+            " says cannot be listed; expected 'recording'"
+        )
+    if top_k := section["top_k"]:
+        if cache == "none":
+            raise InputError(f"teacher.top_k is {top_k} and teacher.cache 'none'; expected 0, or a cache")
+        if top_k >= classes:
+            raise InputError(f"teacher.top_k is {top_k}; expected fewer than the {classes} classes, or 0 for all")
+
+
+def listed_views(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The numbers of all views that a config takes of an image in training; None where they cannot be listed."""
+    if config["train"]["mixup"] or config["teacher"]["mode"] != "eval":
+        return None
+    return augment.listed((config["dataset"]["augment"], *config["dataset"]["extra_views"]))
 
 
 def identify(section: Mapping[str, Any], identify_config: Callable[[Mapping[str, Any]], Identity]) -> Identity | None:

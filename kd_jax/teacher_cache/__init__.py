@@ -1,0 +1,225 @@
+"""What the teacher says in training, kept, so that a run costs the student alone and ends as it would without.
+
+A recording holds what was said at each step of a run. Every run with its seed, data, augmentation and batch size sees
+the same views in the same order, whatever its method, and reads it. A table holds what is said of each of the at most
+162 views of an image that crops and flips make, for any seed.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kd_jax import losses, sharding, steps, teachers, tracing
+from kd_jax.errors import InputError, one_line
+from kd_jax.experiment import Experiment
+from kd_jax.teacher_cache import table
+from kd_jax.teacher_cache.recording import Recording
+from kd_jax.teacher_cache.store import Store
+from kd_jax.teachers import kept
+from kd_jax.types import Array, Batch, Feed, Variables
+
+LARGEST_TABLE = 2**33  # bytes, which lie on every device
+FIELDS = (("logits",), ("logits", "embedding"))  # what can be kept, from little to much
+
+Said = tuple[Mapping[str, Any], ...]  # of each view {name of what is kept: [steps, B, ...]}
+
+
+class TeacherCache:
+    """What the teacher says at each step of a run: read where it is kept; asked, and kept, where it is not."""
+
+    def __init__(self, experiment: Experiment, feed: Feed, fields: Sequence[str]):
+        self._experiment, self._feed = experiment, feed
+        self._keep = functools.partial(kept.keep, fields=tuple(fields), top_k=experiment.config["teacher"]["top_k"])
+        self._restore = functools.partial(kept.restore, num_classes=len(experiment.dataset.class_names))
+        self._split = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
+        self.sizes: Mapping[str, int] = {}  # of what is kept, bytes of a step by name
+        self._recording: Recording | None = None
+        self._variables: Variables = {}
+        self._teach = self._asking(experiment)
+        fetch = functools.partial(steps.fetch_taught, fetch=feed.fetch, restore=self._restore)
+        self.train_steps = experiment.jit(functools.partial(steps.train_steps, fetch=fetch), donate_argnums=0)
+
+    def _asking(self, experiment: Experiment) -> Callable[..., Said]:
+        function = functools.partial(steps.teach_steps, keep=self._keep, fetch=self._feed.fetch)
+        return experiment.jit(function, out_shardings=self._split)
+
+    def trace(self) -> bool:
+        """Whether the teacher reports the fields; `sizes` is then known.
+
+        Raises:
+          Exception: the method reads more of the teacher than the fields.
+        """
+        made, train, teacher = self._experiment, self._experiment.dataset.train, self._experiment.teacher
+        assert teacher is not None
+        rows = min(made.steps_per_call, made.steps), made.config["train"]["batch_size"]
+        said = tracing.taught_shapes(self._teach, teacher, train, rows, made.mesh)
+        if any(x is None for view in said for x in view.values()):
+            return False
+        tracing.trace(self.train_steps, made.state_shapes(), None, train, rows, made.hyper, made.mesh, said)
+        self.sizes = {name: len(said) * math.prod(x.shape[1:]) * x.dtype.itemsize for name, x in said[0].items()}
+        return True
+
+    @property
+    def what(self) -> str:
+        """What is kept, for people."""
+        top_k = self._experiment.config["teacher"]["top_k"]
+        logits = f"{top_k} largest of {len(self._experiment.dataset.class_names)} logits" if top_k else "logits"
+        return logits + " and embedding" * ("embedding" in self.sizes)
+
+    def error_of_top_k(self, teacher_variables: Variables) -> str:
+        """How far from the teacher's probabilities those are that its largest logits leave, for people."""
+        made, example = self._experiment, self._feed.example
+
+        def divergences(variables: Variables, images: Array, **_: Any) -> list[Array]:
+            assert made.teacher is not None
+            images = made.components.prepare(images)
+            batch = Batch(images, example.labels, example.labels, example.ids, example.ids)
+            said = made.teacher.apply(variables, batch, rng=jax.random.key(0), train=False)
+            logits = self._restore(self._keep(said)).logits
+            return [losses.kd(logits, said.logits, temperature=t).mean() / t**2 for t in (1.0, 4.0)]
+
+        found = made.jit(divergences)(teacher_variables, example.images)
+        return "of the first images, these are off by KL " + " and ".join(
+            f"{float(x):.2g} at temperature {t}" for x, t in zip(found, (1, 4), strict=True)
+        )
+
+    def record(self, recording: Recording, teacher_variables: Variables) -> None:
+        """From now on reads a recording, and adds to it what it lacks."""
+        self._recording, self._variables = recording, teacher_variables
+
+    def look_up(self, store: Store, crops: Sequence[int], teacher_variables: Variables) -> None:
+        """From now on looks up a table, which is built where it is missing."""
+        made = self._experiment
+        assert made.teacher is not None
+        table.build(made, teacher_variables, self._feed.constants, store, self.sizes, self._keep, crops)
+        self._variables = table.load(made, store, self.sizes)
+        teacher = table.teacher(made.teacher, crops, self._restore)
+        self._teach = self._asking(made._replace(components=made.components._replace(teacher=teacher)))
+
+    def rows(self, rows: Any, begin: int, end: int) -> tuple[Any, Said]:
+        """The rows of the feed for the steps from `begin` to before `end`, and with them what the teacher says."""
+        if self._recording and (said := self._recording.read(begin, end)):
+            return rows, jax.device_put(said, self._split)
+        seed = np.uint32(self._experiment.config["seed"])
+        asked = self._teach(seed, np.int32(begin), self._variables, self._feed.constants, rows)
+        if self._recording:
+            self._recording.keep(asked, begin, end)
+        return rows, asked
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        if self._recording:
+            self._recording.close()
+
+
+def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> TeacherCache | None:
+    """What `teacher.cache` of the config says, and a line says why; None where the teacher runs in every step.
+
+    Raises:
+      InputError: for a table that is too large.
+    """
+    config, teacher = experiment.config, experiment.teacher
+    kind = config["teacher"]["cache"]
+    if kind == "none" or teacher is None or teacher.is_average or not experiment.components.method.needs_teacher:
+        return None
+    found = _readable(experiment, feed)
+    if isinstance(found, str):
+        print(f"teacher.cache is {kind!r}, but the teacher runs in every step: {found}", flush=True)
+        return None
+    cache, size = found, sum(found.sizes.values())
+    images, crops = len(experiment.dataset.train.labels), teachers.listed_views(config)
+    a_view = size // config["train"]["batch_size"] // experiment.components.method.views
+    table_size = images * len(crops or ()) * a_view
+    store = Store(os.path.join(experiment.runs_folder, "teachers", "views"), _of_table(experiment, crops))
+    recording = Recording(
+        Store(os.path.join(experiment.runs_folder, "teachers", "recordings"), _of_recording(experiment)),
+        cache.sizes,
+        bytes_per_step=size,
+        steps_per_epoch=feed.steps_per_epoch,
+        steps=experiment.steps,
+    )
+    there, chosen = recording.count(), kind
+    if kind == "auto":
+        pays = crops is not None and (
+            experiment.steps >= len(crops) * feed.steps_per_epoch or table.is_whole(store, cache.sizes, images)
+        )
+        chosen = "views" if pays and table_size <= LARGEST_TABLE and there < experiment.steps else "recording"
+    if chosen == "views":
+        assert crops is not None, "`teachers.create` has seen to it"
+        if table_size > LARGEST_TABLE:
+            raise InputError(
+                f"teacher.cache is 'views', whose table takes {_size(table_size)}; expected at most"
+                f" {_size(LARGEST_TABLE)}, or 'recording'"
+            )
+        print(
+            f"teacher.cache is {kind!r}: a table of the teacher's {cache.what}, {_size(table_size)}; it takes the"
+            f" teacher {len(crops)} epochs to make, and every run of this data then does without: {store.folder}",
+            flush=True,
+        )
+        cache.look_up(store, crops, teacher_variables)
+    else:
+        rest = (
+            "and none is asked for"
+            if there == experiment.steps
+            else f"the others will be, {_size(size * experiment.steps)} in all"
+        )
+        print(
+            f"teacher.cache is {kind!r}: the teacher's {cache.what} at {there} of {experiment.steps} steps are recorded"
+            f" for this seed, data, augmentation and batch size, {rest}: {recording.folder}",
+            flush=True,
+        )
+        cache.record(recording, teacher_variables)
+    if config["teacher"]["top_k"]:
+        print(cache.error_of_top_k(teacher_variables), flush=True)
+    return cache
+
+
+def _readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
+    """The cache of as little as the method reads; why not, where that cannot be kept."""
+    reason = ""
+    for fields in FIELDS:
+        cache = TeacherCache(experiment, feed, fields)
+        try:
+            if cache.trace():
+                return cache
+        except Exception as error:  # also of a method of one's own, that reads what is not there
+            reason = one_line(error)
+    return f"only its logits and embedding are kept, and {reason}"
+
+
+def _of_table(experiment: Experiment, crops: Sequence[int] | None) -> dict[str, Any]:
+    """What a table depends on."""
+    dataset = {k: v for k, v in experiment.identity["dataset"].items() if k not in ("augment", "extra_views")}
+    return {
+        "teacher": experiment.identity["teacher"],
+        "dataset": dataset,
+        "precision": experiment.config["precision"],
+        "views": len(crops or ()),
+        "top_k": experiment.config["teacher"]["top_k"],
+    }
+
+
+def _of_recording(experiment: Experiment) -> dict[str, Any]:
+    """What a recording depends on."""
+    config = experiment.config
+    return {
+        "teacher": experiment.identity["teacher"],
+        "dataset": experiment.identity["dataset"],
+        "precision": config["precision"],
+        "seed": config["seed"],
+        "top_k": config["teacher"]["top_k"],
+        "train": {key: config["train"][key] for key in ("batch_size", "mixup", "accumulate")},
+    }
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 2**10:,.1f} KiB"

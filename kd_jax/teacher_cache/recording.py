@@ -1,0 +1,94 @@
+"""What a teacher said at each step of a run, for every later run that sees the same views."""
+
+import concurrent.futures
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd_jax.errors import one_line
+from kd_jax.teacher_cache.store import Store
+
+FILE = 2**26  # bytes of a step's part of a file, about
+
+
+class Recording:
+    """Steps of a run, some to a file; the files of an epoch begin with it. It is written while training goes on."""
+
+    def __init__(self, store: Store, names: Iterable[str], *, bytes_per_step: int, steps_per_epoch: int, steps: int):
+        """`steps`: of the run."""
+        self._store, self._names, self._per_epoch, self._total = store, tuple(names), steps_per_epoch, steps
+        self._length = min(steps_per_epoch, max(1, FILE // bytes_per_step))
+        self._pieces: list[tuple[int, Any]] = []  # (first step, what was said) of the file that is not full yet
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "recording")
+        self._failed = False
+
+    @property
+    def folder(self) -> str:
+        return self._store.folder
+
+    def count(self) -> int:
+        """How many of the run's steps are there."""
+        return sum(min(self._kept(first), length) for first, length in self._files(0, self._total))
+
+    def read(self, begin: int, end: int) -> tuple[dict[str, np.ndarray], ...] | None:
+        """Of each view {name: [end - begin, B, ...]} at the steps from `begin`; None unless all are there."""
+        files = self._files(begin, end)
+        if not all(self._kept(first) >= min(end - first, length) for first, length in files):
+            return None
+        joined = {}
+        for name in self._names:
+            parts = [self._array(name, first)[max(begin - first, 0) : end - first] for first, _ in files]
+            joined[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        views = joined[self._names[0]].shape[1]
+        return tuple({name: array[:, view] for name, array in joined.items()} for view in range(views))
+
+    def keep(self, taught: Sequence[Mapping[str, jax.Array]], begin: int, end: int) -> None:
+        """Adds the steps from `begin` to before `end`: of each view {name: [end - begin, B, ...]}, on the devices."""
+        if not self._failed:
+            self._thread.submit(self._keep, taught, begin, end)
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._thread.shutdown()
+
+    def _files(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """(first step, steps) of the files that hold the steps from `begin` to before `end`."""
+        files, step = [], begin
+        while step < end:
+            within = step % self._per_epoch
+            first = step - within % self._length
+            length = min(self._length, self._per_epoch - (within - within % self._length), self._total - first)
+            files.append((first, length))
+            step = first + length
+        return files
+
+    def _kept(self, first: int) -> int:
+        arrays = [self._store.read(name, first) for name in self._names]
+        return min(0 if array is None else len(array) for array in arrays)
+
+    def _array(self, name: str, first: int) -> np.ndarray:
+        array = self._store.read(name, first)
+        assert array is not None, "`read` has seen it"
+        return array
+
+    def _keep(self, taught: Sequence[Mapping[str, jax.Array]], begin: int, end: int) -> None:
+        try:
+            on_host = {name: np.stack([np.asarray(view[name]) for view in taught], 1) for name in self._names}
+            for first, length in self._files(begin, end):
+                if first >= begin:
+                    self._pieces = []
+                start, stop = max(first, begin), min(first + length, end)
+                whole = self._pieces[0][0] == first if self._pieces else start == first
+                if not whole:  # the run went on in the middle of a file
+                    continue
+                self._pieces.append((start, {k: x[start - begin : stop - begin] for k, x in on_host.items()}))
+                if stop == first + length:
+                    for name in self._names:
+                        parts = [piece[name] for _, piece in self._pieces]
+                        self._store.write(name, first, np.concatenate(parts))
+                    self._pieces = []
+        except OSError as error:
+            self._failed = True
+            print(f"what the teacher says is not recorded any more: {one_line(error)}", flush=True)

@@ -1,0 +1,106 @@
+"""A table of what a teacher says of every view of every training image, built once."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax import augment, sharding, steps
+from kd_jax.experiment import Experiment
+from kd_jax.logging.progress import counted
+from kd_jax.steps import Components, StepOptions
+from kd_jax.teacher_cache.store import Store
+from kd_jax.types import Array, Batch, Outputs, Split, Teacher, Variables
+
+IMAGES = 500  # of a file
+
+
+def is_whole(store: Store, names: Iterable[str], images: int) -> bool:
+    """Whether the table of so many images is there."""
+    return all(store.read(name, first) is not None for name in names for first in range(0, images, IMAGES))
+
+
+def build(
+    experiment: Experiment,
+    teacher_variables: Variables,
+    split: Split,
+    store: Store,
+    names: Iterable[str],
+    keep: Callable[[Outputs], steps.Said],
+    crops: Sequence[int],
+) -> None:
+    """Adds to a store what is missing of a table, [images, views, ...] a file.
+
+    Args:
+      experiment: whose teacher is asked. teacher_variables: its.
+      split: the training images on the devices.
+      store: of the table; what it holds already is kept.
+      names, keep: of what is kept of the teacher's outputs.
+      crops: numbers of the views.
+    """
+    count = len(split.labels)
+    missing = [n for n in range(0, count, IMAGES) if any(store.read(name, n) is None for name in names)]
+    if not missing:
+        return
+    mesh = experiment.mesh
+    size = IMAGES + -IMAGES % mesh.size
+    say = experiment.jit(functools.partial(_say, keep=keep), out_shardings=sharding.split(mesh))
+
+    def files() -> Iterator[None]:
+        for first in missing:
+            ids = np.minimum(np.arange(first, first + size, dtype=np.int32), count - 1)
+            on_devices = jax.device_put(ids, sharding.split(mesh))
+            each = [say(teacher_variables, split, on_devices, np.int32(crop)) for crop in crops]
+            length = min(IMAGES, count - first)
+            for name in names:
+                store.write(name, first, np.stack([np.asarray(one[name])[:length] for one in each], 1))
+            yield
+
+    print(f"the teacher sees {len(crops)} views of {count} images, once: {store.folder}", file=sys.stderr, flush=True)
+    for _ in counted(files(), IMAGES, IMAGES * (len(missing) - 1) + (count - 1) % IMAGES + 1):
+        pass
+
+
+def _say(
+    variables: Variables,
+    split: Split,
+    ids: Array,
+    crop: Array,
+    *,
+    keep: Callable[[Outputs], steps.Said],
+    components: Components,
+    options: StepOptions,
+) -> steps.Said:
+    """What is kept of one view of the images at `ids` [B]."""
+    raw, teacher = steps.gather(split, ids, options=options), components.teacher
+    assert teacher is not None
+    numbers = jnp.full_like(ids, crop)
+    images = components.prepare(augment.take_crops(raw.images, numbers))
+    batch = Batch(images, raw.labels, raw.labels, ids, numbers)
+    return keep(teacher.apply(variables, batch, rng=jax.random.key(0), train=False))
+
+
+def load(experiment: Experiment, store: Store, names: Iterable[str]) -> Variables:
+    """The table on every device, {name: [N, views, ...]}: the variables of `teacher`."""
+    count = len(experiment.dataset.train.labels)
+    table = {}
+    for name in names:
+        parts = [store.read(name, first) for first in range(0, count, IMAGES)]
+        table[name] = experiment.place(np.concatenate([part for part in parts if part is not None]))
+    return table
+
+
+def teacher(of: Teacher, crops: Sequence[int], restore: Callable[[steps.Said], Outputs]) -> Teacher:
+    """The teacher that looks up what it says in a table."""
+    column = np.zeros(augment.CROPS, np.int32)
+    column[list(crops)] = np.arange(len(crops))
+
+    def apply(variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
+        del rng, train
+        at = batch.ids, jnp.asarray(column)[batch.crop]
+        return restore({name: table[at] for name, table in variables.items()})
+
+    return of._replace(apply=apply, network=None)
