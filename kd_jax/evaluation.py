@@ -1,11 +1,13 @@
 """Evaluation of a state, and of a run that has finished."""
 
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import data as datasets
 from kd_jax import experiment, metrics, runs, sharding, steps, teachers, weights
@@ -20,22 +22,22 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, teacher_variables: Variables) -> None:
         self._experiment, self._teacher_variables = experiment, teacher_variables
-        self._step = experiment.jit(steps.eval_step)
-        self._placed: dict[int, tuple[Split, Split]] = {}  # by identity: the split, which keeps it alive, and its copy
+        self._steps = experiment.jit(steps.eval_steps)
+        # By identity: the split, which keeps it alive, its copy, and (ids, mask) of each call.
+        self._placed: dict[int, tuple[Split, Split, list[tuple[Array, Array]]]] = {}
 
     def __call__(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, Any]:
         """Metrics by name, see `metrics.summarize`."""
         return metrics.summarize(self.total(variables, method, split))
 
     def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
-        """The sums of `metrics.sums` over a split."""
+        """The sums of `metrics.sums` over a split, added up on the devices."""
         if id(split) not in self._placed:
-            self._placed[id(split)] = split, resident.put(split, self._experiment.mesh)
-        total: Any = None
-        for ids, mask in batches(self._experiment, len(split.labels)):
-            sums = self._step(variables, method, self._teacher_variables, self._placed[id(split)][1], ids, mask)
-            total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
-        return jax.device_get(total)
+            placed = resident.put(split, self._experiment.mesh)
+            self._placed[id(split)] = split, placed, calls(self._experiment, len(split.labels))
+        _, placed, rows = self._placed[id(split)]
+        each = (self._steps(variables, method, self._teacher_variables, placed, *row) for row in rows)
+        return jax.device_get(functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), each))
 
 
 def evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:
@@ -44,13 +46,32 @@ def evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:
     return variables, steps.method_variables(state.params, state.stats)
 
 
+def calls(experiment: Experiment, count: int) -> list[tuple[Array, Array]]:
+    """(ids [n, B], mask [n, B]) of every call that an evaluation of `count` images takes, see `batches`.
+
+    One call takes all of them; on a CPU, where convolutions inside a loop are many times slower, each takes one.
+    """
+    ids, mask = _ids_and_mask(experiment, count)
+    per_call = 1 if experiment.sharding.platform(mesh) == "cpu" else len(ids)
+    of_batch = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
+    return [
+        jax.device_put((ids[start : start + per_call], mask[start : start + per_call]), of_batch)
+        for start in range(0, len(ids), per_call)
+    ]
+
+
 def batches(experiment: Experiment, count: int) -> Iterator[tuple[Array, Array]]:
     """(ids [B], mask [B] that is False for padding) of `count` images in their order, split over the devices."""
+    for batch in zip(*_ids_and_mask(experiment, count), strict=True):
+        yield jax.device_put(batch, sharding.split(experiment.mesh))
+
+
+def _ids_and_mask(experiment: Experiment, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids [n, B], and mask [n, B] that is False for padding."""
     size = min(experiment.config["evaluate"]["batch_size"], count)
     size += -size % experiment.mesh.size
-    for start in range(0, count, size):
-        ids = np.arange(start, start + size, dtype=np.int32)
-        yield jax.device_put((np.minimum(ids, count - 1), ids < count), sharding.split(experiment.mesh))
+    ids = np.arange(-(-count // size) * size, dtype=np.int32).reshape(-1, size)
+    return np.minimum(ids, count - 1), ids < count
 
 
 class Restored(NamedTuple):

@@ -532,3 +532,30 @@ def eval_step(
     others = components.method.others(method, Context((View(batch, outputs, taught),), networks=own))
     logits = components.method.predict(method, outputs)
     return metrics.sums(logits, raw.labels, mask, taught and taught.logits, others)
+
+
+def eval_steps(
+    variables: Variables,
+    method: MethodVariables,
+    teacher_variables: Variables,
+    split: Split,
+    ids: Array,
+    mask: Array,
+    *,
+    components: Components,
+    options: StepOptions,
+) -> metrics.Sums:
+    """The total of `eval_step` over n batches, one after another; `ids` and `mask` are [n, B]."""
+
+    def one(row: tuple[Array, Array]) -> metrics.Sums:
+        return eval_step(variables, method, teacher_variables, split, *row, components=components, options=options)
+
+    if len(ids) == 1:  # on a CPU, convolutions inside a loop are many times slower
+        return one((ids[0], mask[0]))
+
+    def add(total: metrics.Sums, row: tuple[Array, Array]) -> tuple[metrics.Sums, None]:
+        return jax.tree.map(jnp.add, total, one(row)), None
+
+    shapes = jax.eval_shape(one, (ids[0], mask[0]))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (ids, mask))[0]

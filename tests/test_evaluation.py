@@ -1,5 +1,7 @@
 """Evaluation: which images count, in which mode both networks are, and what predicts."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -38,6 +40,17 @@ def test_every_image_counts_once_whatever_the_batches(size, devices):
     right = logits(made.components.student, variables, made.components.prepare(split.images)).argmax(-1) == split.labels
     assert got["images"] == 48
     assert got["accuracy"] == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize(("platform", "shapes"), [("cpu", [(1, 20)] * 3), ("gpu", [(3, 20)])])
+def test_all_batches_go_into_one_call_but_on_a_cpu(monkeypatch, platform, shapes):
+    made = tiny.create(tiny.METHODS["cross_entropy"], devices=2, **{"evaluate.batch_size": 20})
+    monkeypatch.setattr(evaluation.jax, "device_put", lambda arrays, sharding: arrays)
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]), size=2)
+    monkeypatch.setattr(evaluation, "NamedSharding", lambda mesh, spec: None)
+    calls = evaluation.calls(made._replace(mesh=mesh), 48)
+    assert [ids.shape for ids, _ in calls] == shapes
+    assert sum(mask.sum() for _, mask in calls) == 48
 
 
 def test_a_teacher_in_train_mode_is_compared_in_inference_mode():

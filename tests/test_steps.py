@@ -490,6 +490,20 @@ def test_evaluation_ignores_what_the_mask_leaves_out():
         np.testing.assert_allclose(kept[name] + rest[name], whole[name], rtol=1e-5)
 
 
+def test_batches_that_are_evaluated_in_one_call_add_up_as_those_of_many():
+    run = tiny.Run(tiny.METHODS["kd"])
+    method = steps.method_variables(run.state.params, run.state.stats)
+    ids = jnp.arange(48).reshape(3, 16)
+    mask = ids < 40
+    one, many = (run.experiment.jit(function) for function in (steps.eval_step, steps.eval_steps))
+    placed = (run.student, method, run.teacher, run.feed.constants)
+    first, second, third = (one(*placed, *row) for row in zip(ids, mask, strict=True))
+    whole = many(*placed, ids, mask)
+    assert whole["images"] == 40
+    for name in whole:
+        np.testing.assert_allclose(whole[name], first[name] + second[name] + third[name], rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     """The states after two calls of two bfloat16 steps each, the second from memory and from a checkpoint."""
