@@ -57,6 +57,7 @@ class Checkpoints:
         self._folder, self._keep = Path(os.path.abspath(folder)), keep
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
+        self._before: tuple[set[int], Best | None] = (set(), None)  # what was saved, and the best, before that
         self._saved = _saved(self._folder)
         self._best: Best | None = None
         self._ready = not self._saved  # whether the best of what is there is known
@@ -72,7 +73,9 @@ class Checkpoints:
     def save(
         self, state: TrainState, step: int, accuracy: float | None = None, extra: Mapping[str, Any] | None = None
     ) -> None:
-        """Starts to save a state, unless that step is saved already.
+        """Starts to save a state, unless that step is saved already; what goes wrong is raised by the next call.
+
+        Nothing here waits for the devices. In the background the state is checked and written.
 
         Args:
           state: is copied, as the next step donates its buffers.
@@ -80,20 +83,21 @@ class Checkpoints:
           accuracy: on the validation split, where that was measured.
           extra: what JSON can hold, for `restore`.
         Raises:
-          TrainingError: when a number in the state is not finite. What an earlier save raised.
+          What an earlier save raised: TrainingError when a number in its state was not finite.
         """
         if step in self._saved:
             return
         assert self._ready, "what is there is restored before more is saved"
-        check_finite(state, step)
         self.wait()
+        self._before = set(self._saved), self._best
         if accuracy is not None and (self._best is None or accuracy > self._best.accuracy):
             self._best = Best(step, accuracy)
         self._saved.add(step)
         superseded = self._saved - {*self.steps()[-self._keep :], self.best()}
         self._saved -= superseded
         record = {"step": step, "best": self._best, "extra": dict(extra or {})}
-        self._writing = self._thread.submit(self._write, jax.tree.map(jnp.copy, state), record, superseded)
+        copy, finite = _copied(state)
+        self._writing = self._thread.submit(self._write, copy, finite, record, superseded)
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Loads a step into the structure, types and shardings of `like`; raises InputError when it is not whole."""
@@ -131,9 +135,10 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Waits until all is written, and raises what went wrong."""
+        """Waits until all is written, and raises what went wrong: that save then never was."""
         writing, self._writing = self._writing, None
-        if writing:
+        if writing and writing.exception():
+            self._saved, self._best = self._before
             writing.result()
 
     def close(self) -> None:
@@ -163,7 +168,10 @@ class Checkpoints:
                 ) from None
         return best_of_then
 
-    def _write(self, state: TrainState, record: dict[str, Any], superseded: Iterable[int]) -> None:
+    def _write(
+        self, state: TrainState, finite: Mapping[str, jax.Array], record: dict[str, Any], superseded: Iterable[int]
+    ) -> None:
+        _check_finite(finite, record["step"])
         name = str(record["step"])
         partial = self._folder / f".{name}.tmp"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -199,9 +207,9 @@ def load_tree(folder: str, step: int) -> dict[str, Any]:
     return _read(path, lambda: jax.tree.map(abstract, ocp.metadata(path).metadata), record)
 
 
-def check_finite(state: TrainState, step: int) -> None:
+def _check_finite(finite: Mapping[str, jax.Array], step: int) -> None:
     """Raises TrainingError when a number of a state is not finite, so that no such state is saved."""
-    if bad := [where for where, finite in jax.device_get(_finite(state)).items() if not finite]:
+    if bad := [where for where, good in jax.device_get(finite).items() if not good]:
         raise TrainingError(
             f"{first_few(bad)} is not finite at step {step}; the last checkpoint before it is kept."
             " Try a lower optimizer.learning_rate, or train.clip"
@@ -209,8 +217,8 @@ def check_finite(state: TrainState, step: int) -> None:
 
 
 @jax.jit
-def _finite(state: TrainState) -> dict[str, jax.Array]:
-    """Whether all numbers are finite, by group of the state."""
+def _copied(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+    """A copy of a state, and whether all of its numbers are finite, by group."""
     trees = {
         **{f"the parameters of {group}": tree for group, tree in state.params.items()},
         **{f"the statistics of {group}": tree for group, tree in state.stats.items()},
@@ -222,7 +230,7 @@ def _finite(state: TrainState) -> dict[str, jax.Array]:
         numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return jnp.array([jnp.isfinite(x).all() for x in numbers], bool).all()
 
-    return {where: all_finite(tree) for where, tree in trees.items()}
+    return jax.tree.map(jnp.copy, state), {where: all_finite(tree) for where, tree in trees.items()}
 
 
 def _saved(folder: Path) -> set[int]:

@@ -288,10 +288,32 @@ def test_where_none_is_whole_the_newest_is_named_and_all_are_kept(folder):
 @pytest.mark.parametrize("number", [np.inf, np.nan])
 def test_what_is_not_finite_is_never_saved(tmp_path, part, said, number):
     with opened(tmp_path) as checkpoints:
+        checkpoints.save(part(state(3), jnp.array([1.0, number])), 3)
         with pytest.raises(TrainingError, match=f"{said} is not finite at step 3"):
-            checkpoints.save(part(state(3), jnp.array([1.0, number])), 3)
+            checkpoints.wait()
         assert checkpoints.steps() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_is_not_finite_takes_the_place_of_no_checkpoint(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state(1), 1, 0.2)
+        checkpoints.save(state(2, kernel=np.inf), 2, 0.9)
+        with pytest.raises(TrainingError, match="the parameters of student is not finite at step 2"):
+            checkpoints.save(state(3), 3, 0.1)
+        assert (checkpoints.steps(), checkpoints.best()) == ([1], 1)
+        checkpoints.save(state(4), 4, 0.1)
+        assert (checkpoints.steps(), checkpoints.best()) == ([1, 4], 1)
+    assert {int(entry.name) for entry in tmp_path.iterdir()} == {1, 4}
+
+
+def test_a_state_is_checked_in_the_background(tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr(checkpoint, "_check_finite", lambda *_: threads.append(threading.current_thread()))
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state(1), 1)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 def test_many_saves_leave_no_thread_and_no_open_file(tmp_path):
