@@ -201,12 +201,23 @@ def _train(
         contextlib.closing(metrics_file.Writer(folder, step, saved, written=before.get("lines", 0)))
     )
     progress = Progress(total, config["train"]["batch_size"])
+    unlogged: list[tuple[int, Window]] = []  # the window that ended last, and at which step
+
+    def log() -> None:
+        """Waits for the last step of the window that has ended, and writes its line."""
+        while unlogged:
+            step, window = unlogged.pop()
+            means = window.means(step)
+            writer.write(step, {"epoch": step / per_epoch} | _prefixed("train", means))
+            progress.show(step, -(-step // per_epoch), means)
+
     with contextlib.closing(progress):
         for rows, end in feed.calls(step):
             begin, step = step, end
             if cache:
                 rows = cache.rows(rows, begin, end)
             state, scalars = train_steps(state, asked, feed.constants, rows, hyper, feed.labels)
+            log()  # of the window before this call, while its steps run
             window.add(step - begin, scalars)
             # Whole epochs done, where one ends here. The last step counts as an end.
             ended = -(-step // per_epoch) if step == total or step % per_epoch == 0 else 0
@@ -217,11 +228,11 @@ def _train(
             evaluates = bool(validation) and due(config["evaluate"]["every_epochs"])
             saves = due(config["checkpoint"]["every_epochs"])
             every = config["log"]["every_steps"]
-            # Before an evaluation or a checkpoint too: the flush stops a run whose loss is not finite.
             if step // every > begin // every or evaluates or saves or step == total:
-                means = window.flush(step)
-                writer.write(step, {"epoch": step / per_epoch} | _prefixed("train", means))
-                progress.show(step, -(-step // per_epoch), means)
+                unlogged.append((step, window))
+                window = Window()
+            if evaluates or saves or step == total:
+                log()  # before these: it stops a run whose loss is not finite
             accuracy = None
             if validation and evaluates:
                 measured = _checked(evaluate(*evaluation.evaluated(state), validation), f"at step {step}")
@@ -233,6 +244,7 @@ def _train(
             if evaluates or saves:
                 progress.pause(step)
             if request and step < total:
+                log()
                 checkpoints.save(state, step, extra={"lines": writer.lines, "window": window.sums(step)})
                 checkpoints.wait()
                 request.stop(f"stopped at step {step} of {total}; the same command goes on from there")
@@ -259,6 +271,7 @@ def _train(
             "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
             "seconds": round(writer.elapsed(), 2),
             "images_per_second": progress.images_per_second(),
+            "share_in_steps": progress.share_in_steps(),
             "metrics_lines": writer.lines,
             "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
             "deterministic": config["deterministic"] or sharding.platform(experiment.mesh) == "cpu",
@@ -328,10 +341,9 @@ class Window:
             )
         return {"count": self._count, "sums": sums}
 
-    def flush(self, step: int) -> dict[str, float]:
-        """Means over the window, which begins anew; raises what `sums` raises."""
+    def means(self, step: int) -> dict[str, float]:
+        """Means over the window; raises what `sums` raises."""
         of_window = self.sums(step)
-        self._count, self._sums = 0, []
         return {name: value / of_window["count"] for name, value in of_window["sums"].items()}
 
 

@@ -42,6 +42,7 @@ def test_the_result_says_what_was_trained_and_how_well(taught):
     assert result["test"].keys() == {"accuracy", "top5", "nll", "ece", "agreement", "fidelity_kl", "images"}
     assert (result["test"]["images"], result["validation"]["images"]) == (359, 145)
     assert result["deterministic"] is True
+    assert 0 < result["share_in_steps"] <= 1
     assert result["versions"].keys() >= {"python", "jax", "flax", "optax"}
 
 
@@ -470,6 +471,42 @@ def test_a_feed_that_streams_trains_as_one_whose_images_lie_on_the_device(tmp_pa
     tiny.train(config, tmp_path, "streamed")
     first, second = (weights.read_run(tmp_path / name) for name in ("resident", "streamed"))
     assert tiny.largest_difference(first, second) < 1e-3  # another program, so another rounding
+
+
+def watch(monkeypatch, through):
+    """Makes the loop take its calls through a generator."""
+    resident = Experiment.feed
+
+    def feed(experiment):
+        own = resident(experiment)
+        return own._replace(calls=lambda step: through(own.calls(step)))
+
+    monkeypatch.setattr(Experiment, "feed", feed)
+
+
+def test_nothing_is_sent_to_the_devices_unasked_between_the_first_step_and_the_last(taught, tmp_path, monkeypatch):
+    def guarded(calls):
+        with jax.transfer_guard("disallow"):
+            yield from calls
+
+    shutil.copytree(taught[0] / "teachers", tmp_path / "teachers")
+    watch(monkeypatch, guarded)
+    _, result = tiny.train(tiny.taught(), tmp_path)
+    assert result["test"] == taught[2]["test"]
+
+
+def test_a_line_is_written_while_the_steps_after_it_run(tmp_path, monkeypatch):
+    def noted(calls):
+        for call in calls:
+            events.append("call")
+            yield call
+
+    events, write = [], metrics_file.Writer.write
+    monkeypatch.setattr(metrics_file.Writer, "write", lambda self, step, _: (events.append(step), write(self, step, _)))
+    watch(monkeypatch, noted)
+    tiny.train(tiny.config(**{"train.epochs": 2}), tmp_path)
+    # A line every two steps. That at an epoch's end, after four, comes before its evaluation and so before more steps.
+    assert events == ["call", "call", "call", 2, "call", 4, 4, "call", "call", "call", 6, "call", 8, 8]
 
 
 def test_a_term_that_never_counts_is_said_and_does_not_stop_the_run(tmp_path, capsys):

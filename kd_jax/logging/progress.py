@@ -49,7 +49,13 @@ def counted(batches: Iterable[T], size: int, total: int) -> Iterator[T]:
 
 
 class Progress:
-    """The line of a training run."""
+    """The line of a training run.
+
+    From one line to the next all time is that of the steps, but for what `pause` ends: evaluation and saving, while
+    which no step runs. Where the host takes longer to start steps than the devices to run them, that counts as theirs.
+    """
+
+    WIDTH = 120  # of a line; terms of the loss that do not fit are left out
 
     def __init__(self, total: int, batch_size: int):
         """`total`: steps of the run."""
@@ -57,28 +63,41 @@ class Progress:
         self._line = _Line()
         self._mark: tuple[int, float] | None = None  # none before the first line: that time is compilation
         self._steps, self._seconds = 0, 0.0
+        self._outside, self._pause = 0.0, 0.0  # seconds not spent in steps: of the run, and since the last line
 
     def pause(self, step: int) -> None:
-        """Work other than training ends here: the time before does not count."""
-        self._mark = (step, time.monotonic())
+        """Work other than training ends here, which began with the last line."""
+        now = time.monotonic()
+        if self._mark:
+            self._pause += now - self._mark[1]
+            self._outside += now - self._mark[1]
+        self._mark = (step, now)
 
     def images_per_second(self) -> float | None:
         """Of training alone, without compilation and evaluation; None before two lines."""
         return round(self._steps * self._batch_size / self._seconds, 1) if self._steps else None
 
+    def share_in_steps(self) -> float | None:
+        """The part of the time since the first line that was spent in steps, in [0, 1]; None before two lines."""
+        return round(self._seconds / (self._seconds + self._outside), 4) if self._steps and self._seconds else None
+
     def show(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Prints step, loss and its terms, images per second and the time left."""
+        """Prints step, loss and its terms, images per second, the share of time in steps, and the time left."""
         now = time.monotonic()
         speed = ""
         if self._mark and step > self._mark[0]:
             steps, seconds = step - self._mark[0], now - self._mark[1]
             self._steps, self._seconds = self._steps + steps, self._seconds + seconds
-            left = (self._total - step) * seconds / steps
-            speed = f"  {steps * self._batch_size / seconds:,.0f} images/s  {duration(left)} left"
+            per_step = (self._seconds + self._outside) / self._steps
+            share, self._pause = seconds / max(seconds + self._pause, 1e-9), 0.0
+            speed = f"  {steps * self._batch_size / max(seconds, 1e-9):,.0f} images/s  {share:.0%} in steps"
+            speed += f"  {duration((self._total - step) * per_step)} left"
         self._mark = (step, now)
+        begin = f"step {step}/{self._total}  epoch {epoch}  loss {scalars['loss']:.4g} ("
         terms = ", ".join(f"{n.removeprefix('loss/')} {v:.4g}" for n, v in scalars.items() if n.startswith("loss/"))
-        text = f"step {step}/{self._total}  epoch {epoch}  loss {scalars['loss']:.4g} ({terms}){speed}"
-        self._line.show(text, now, last=step >= self._total)
+        room = max(self.WIDTH - len(begin) - len(speed) - 1, 0)
+        terms = terms if len(terms) <= room else terms[: room - 3] + "..."
+        self._line.show(f"{begin}{terms}){speed}", now, last=step >= self._total)
 
     def close(self) -> None:
         self._line.close()
