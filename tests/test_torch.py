@@ -1,5 +1,8 @@
 """What needs PyTorch itself: its files, as it writes them. `launch/test.sh --torch` installs it and runs these."""
 
+import contextlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +11,12 @@ import pytest
 from kd_jax import experiment, models, weights
 from kd_jax.errors import InputError
 from kd_jax.models import torch_names
+from launch import benchmark
 from tests import tiny
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: bash launch/test.sh --torch")
 pytestmark = pytest.mark.torch
+torch_peer = pytest.importorskip("launch.torch_peer")
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +116,38 @@ def test_a_file_that_is_cut_short_is_refused(arrays, tmp_path):
     with pytest.raises(InputError, match=r"model.pth") as error:
         weights.read(tmp_path / "model.pth")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet8x4", "resnet18", "resnet50"])
+def test_the_networks_of_the_benchmark_are_those_of_kd_jax(name):
+    network = models.create(name, 10, width=1 / 8)
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    peer = torch_peer.ResNet(name, 10, width=1 / 8).eval()
+    missing, unknown = peer.load_state_dict(tensors(torch_names.to_state_dict(variables, network)), strict=False)
+    assert all(key.endswith(torch_names.COUNTER) for key in missing)
+    assert not unknown
+    logits = jax.jit(lambda v, x: network.apply(v, x, train=False)[0].logits)(variables, images)
+    with torch.no_grad():
+        np.testing.assert_allclose(peer(torch.from_numpy(images.transpose(0, 3, 1, 2))), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_benchmark_asks_pytorch_in_another_process():
+    step = benchmark.Step("resnet8", "resnet14", 32, 4, width=1 / 8)
+    config = {"train": {"batch_size": 4}, "evaluate": {"batch_size": 8}, "precision": "float32"}
+    with contextlib.closing(benchmark.Torch(sys.executable)) as peer:
+        for name in benchmark.PEERS:
+            assert peer.open(name, step, config, images=16, workers=1).keys() == {"student", "teacher"}
+            assert peer.step(name, 2) > 0
+        assert peer.ask("evaluation", peer="fair", count=1)["seconds"] > 0
+        with pytest.raises(RuntimeError, match="PyTorch's process: KeyError"):
+            peer.step("unknown", 1)
+
+
+def test_a_crop_of_the_benchmark_is_one_of_those_of_kd_jax():
+    image = np.random.default_rng(0).integers(1, 256, (1, 8, 8, 3), dtype=np.uint8)
+    padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
+    windows = [padded[y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
+    possible = {one.tobytes() for window in windows for one in (window, window[:, ::-1])}
+    crops = torch_peer.crop_and_flip(torch.from_numpy(np.repeat(image, 200, 0))).numpy()
+    assert {crop.tobytes() for crop in crops} == possible

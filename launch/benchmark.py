@@ -1,0 +1,563 @@
+"""Measures kd_jax on this machine, and PyTorch beside it in the same run; prints Markdown.
+
+usage: python -m launch.benchmark [--steps=NAME,...] [--batches=128,...] [--precision=float32] [--torch=PYTHON]
+                                  [--measures=NAME,...] [--rounds=5] [--seconds=2] [--results=FILE]
+       python -m launch.benchmark --aot=TOPOLOGY [--steps=NAME,...]
+
+The steps are those of `STEPS`, on random images of 32 pixels that the step crops, flips and resizes. In every round
+each contestant runs its training step for about --seconds, one after another, synchronized, after a warm-up; figures
+are medians over the rounds. Contestants are the `VARIANTS` of kd_jax and, with --torch, the two peers of
+launch/torch_peer.py: PyTorch as an expert would write it, and as people run it. --torch is an interpreter that has
+PyTorch, by default this one. --aot prints what the compiler says of the steps on a machine that is not there, see
+launch/aot.py.
+
+Every figure is also a line of --results, with versions, hardware and date; lines are added. What is measured:
+
+* step: images per second of the compiled step alone. MFU is what its networks have to compute (the forward passes as
+  XLA counts them, three times that of what is trained) by the device's peak. The roofline is the longer of what the
+  program's operations take at the peak and what its memory traffic, as XLA counts both, takes at the peak bandwidth;
+  its share is that by the measured time. Memory is what the compiled step needs; of PyTorch the most on a GPU.
+* teacher: the time of the teacher's forward pass alone, by that of the step.
+* evaluation, gradcam: images per second of the validation that a run makes, and of Grad-CAM maps of the student.
+* end_to_end: a run of `kd_jax.train` with an evaluation and a checkpoint after every epoch, from the end of its first
+  epoch to that of its last, and what part of it was spent in steps; beside the step alone before and after it.
+* start_up: seconds of a process from its start to the end of its first step, without and with what an earlier one
+  compiled.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+import kd_jax
+from kd_jax import evaluation, experiment, gradcam, models, steps
+from kd_jax.config import base
+from kd_jax.config.published import PUBLISHED
+from kd_jax.config.tree import ConfigDict
+from kd_jax.data import memory
+from kd_jax.logging import metrics_file
+from kd_jax.models import torch_names
+from kd_jax.types import Batch
+
+CLASSES, PIXELS = 10, 32  # of the stored images
+EPOCHS = 3  # of the run from end to end
+TOP = Path(__file__).resolve().parents[1]
+
+
+class Step(NamedTuple):
+    """A training step, of KD where there is a teacher."""
+
+    student: str
+    teacher: str | None
+    size: int  # pixels that the networks read
+    batch: int
+    width: float = 1.0
+
+
+STEPS = {
+    "resnet56-resnet20": Step("resnet20", "resnet56", 32, 128),
+    "resnet20": Step("resnet20", None, 32, 128),
+    "resnet18": Step("resnet18", None, 128, 32),
+    "resnet50-resnet18": Step("resnet18", "resnet50", 128, 32),
+    "resnet32x4-resnet8x4": Step("resnet8x4", "resnet32x4", 32, 64),
+}
+# How kd_jax is run: what differs in the config.
+VARIANTS: dict[str, dict[str, Any]] = {"kd_jax": {}}
+PEERS = {"fair": "PyTorch", "usual": "PyTorch as usual"}
+MEASURES = ("step", "teacher", "evaluation", "gradcam", "end_to_end", "start_up")
+
+# By the start of the device's kind: (FLOP/s in bfloat16, in float32 as XLA multiplies by default, bytes/s), as the
+# makers publish them, without sparsity. GPUs multiply float32 in TF32, TPUs in bfloat16.
+PEAKS = {
+    "NVIDIA H200": (989e12, 495e12, 4.8e12),
+    "NVIDIA H100": (989e12, 495e12, 3.35e12),
+    "NVIDIA A100": (312e12, 156e12, 2.0e12),
+    "TPU v6": (918e12, 918e12, 1.64e12),
+    "TPU v5p": (459e12, 459e12, 2.77e12),
+    "TPU v5": (197e12, 197e12, 0.82e12),
+    "TPU v4": (275e12, 275e12, 1.23e12),
+}
+
+
+class Peak(NamedTuple):
+    """What a device can do at most."""
+
+    flops: float  # a second
+    bytes: float  # a second
+    source: str
+
+
+def device_peak(precision: str) -> Peak | None:
+    """The published peak of the devices of this machine together; that of a CPU is measured. None: not known."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        x, y = jnp.ones((2048, 2048), precision), jnp.ones(2**26, jnp.float32)
+        product, change = jax.jit(lambda x: x @ x), jax.jit(lambda y: y + 1)
+        flops = 2 * len(x) ** 3 / min(timed(product, x) for _ in range(5))
+        return Peak(flops, 2 * y.nbytes / min(timed(change, y) for _ in range(5)), "measured by a matrix product")
+    for kind, (half, single, bandwidth) in PEAKS.items():
+        if devices[0].device_kind.startswith(kind):
+            flops = half if precision == "bfloat16" else single
+            return Peak(flops * len(devices), bandwidth * len(devices), "as published")
+    return None
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds of a call, until its result is there."""
+    begin = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - begin
+
+
+def random_source(images: int) -> memory.Source:
+    """Random images: to train on, and a tenth as many to test on."""
+    rng = np.random.default_rng(0)
+
+    def arrays(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return rng.integers(0, 256, (count, PIXELS, PIXELS, 3), np.uint8), np.arange(count) % CLASSES
+
+    return memory.from_arrays(arrays(images), arrays(max(images // 10, 3 * CLASSES)))
+
+
+def config_of(step: Step, batch: int, precision: str, folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a step. The weights of its teacher, which are random, are written into the folder."""
+    config = base.alone(base.get_config())
+    config.model.name, config.model.width = step.student, step.width
+    if step.teacher:
+        teacher = base.alone(base.get_config())
+        teacher.model.name, teacher.model.width = step.teacher, step.width
+        base.with_teacher(config, teacher)
+        config.teacher.kind, config.teacher.path = "weights", str(folder / f"{step.teacher}.safetensors")
+        config.method = ConfigDict(PUBLISHED["kd"].cifar100)
+        if not os.path.exists(config.teacher.path):
+            network = models.create(step.teacher, CLASSES, width=step.width)
+            variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((2, step.size, step.size, 3)))
+            save_file(torch_names.to_state_dict(variables, network), config.teacher.path)
+    changed = {
+        "name": "benchmark",
+        "precision": precision,
+        "dataset.source": "memory",
+        "dataset.image_size": step.size,
+        "dataset.augment": "crop_flip",
+        "train.batch_size": batch,
+        "train.epochs": EPOCHS,
+        **changes,
+    }
+    config.update_from_flattened_dict(changed)
+    return config.to_dict()
+
+
+class Ours:
+    """A variant of kd_jax: a compiled training step, and what surrounds it."""
+
+    def __init__(self, config: dict[str, Any], source: memory.Source) -> None:
+        self.config, self.source = config, source
+        self.made = made = experiment.create(config, source=source)
+        self.teacher_variables = made.place(made.teacher.load()[0]) if made.teacher else {}
+        feed = made.feed()
+        init = made.jit(steps.init_state, fast_compile=True)
+        self.state = init(np.uint32(0), self.teacher_variables, feed.example, feed.labels)
+        rows, self.per_call = next(feed.calls(0))
+        self._inputs = (self.teacher_variables, feed.constants, rows, made.place(made.hyper), feed.labels)
+        jitted = made.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
+        self._call = jitted.lower(self.state, *self._inputs).compile()
+        self.program = self._call  # of one step, as costs of a loop are not those of all its steps
+        if self.per_call > 1:
+            one = (*self._inputs[:2], rows[:1], *self._inputs[3:])
+            self.program = jitted.lower(self.state, *one).compile()
+
+    @property
+    def batch(self) -> int:
+        return self.config["train"]["batch_size"]
+
+    def step(self, count: int) -> float:
+        """Seconds of a step, of about `count`."""
+        calls = math.ceil(count / self.per_call)
+        jax.block_until_ready(self.state)
+        begin = time.perf_counter()
+        for _ in range(calls):
+            self.state, _ = self._call(self.state, *self._inputs)
+        jax.block_until_ready(self.state)
+        return (time.perf_counter() - begin) / (calls * self.per_call)
+
+    def memory(self) -> float | None:
+        """MiB that the compiled step needs."""
+        found = self._call.memory_analysis()
+        if found is None:
+            return None
+        new = found.output_size_in_bytes - found.alias_size_in_bytes
+        return (found.argument_size_in_bytes + found.temp_size_in_bytes + new) / 2**20
+
+    def costs(self) -> dict[str, float]:
+        """Of the program of one step, FLOPs and bytes of memory traffic on all devices."""
+        found = self.program.cost_analysis() or {}
+        return {name: found.get(name, 0.0) * self.made.mesh.size for name in ("flops", "bytes accessed")}
+
+    def model_flops(self) -> float:
+        """FLOPs an image that the networks cannot do without: 3 forward passes of the student, 1 of the teacher."""
+        components, images = self.made.components, self._images(self.batch)
+        variables = evaluation.evaluated(self.state)[0]
+        networks = [(3, components.student, variables)]
+        if self.made.teacher and self.made.teacher.network:
+            networks.append((1, self.made.teacher.network, self.teacher_variables))
+        total = 0.0
+        for times, network, own in networks:
+            forward = jax.jit(lambda v, x, network=network: network.apply(v, x, train=False)[0].logits)
+            total += times * (forward.lower(own, images).cost_analysis() or {}).get("flops", math.nan)
+        return total / len(images)
+
+    def teacher(self) -> Callable[[], float] | None:
+        """Seconds of the teacher's forward pass on a batch, as a function."""
+        teacher = self.made.teacher
+        if not teacher:
+            return None
+        images, ids = self._images(self.batch), jnp.arange(self.batch)
+        batch = Batch(images, ids % CLASSES, jax.nn.one_hot(ids % CLASSES, CLASSES), ids, jnp.zeros_like(ids))
+        forward = jax.jit(lambda v, batch: teacher.apply(v, batch, jax.random.key(0), True).logits)
+        return functools.partial(timed, forward, self.teacher_variables, batch)
+
+    def evaluation(self) -> Callable[[], float]:
+        """Seconds an image of an evaluation, as a function."""
+        evaluate, split = evaluation.Evaluator(self.made, self.teacher_variables), self.made.dataset.validation
+        assert split is not None, "a part of the images is held out"
+        return lambda: timed(evaluate.total, *evaluation.evaluated(self.state), split) / len(split.labels)
+
+    def gradcam(self) -> Callable[[], float]:
+        """Seconds an image of the student's Grad-CAM maps, as a function."""
+        images = self._images(self.batch)
+        maps = jax.jit(functools.partial(gradcam.gradcam, self.made.components.student))
+        arguments = (evaluation.evaluated(self.state)[0], images, jnp.arange(len(images)) % CLASSES)
+        return lambda: timed(maps, *arguments) / len(images)
+
+    def end_to_end(self) -> dict[str, float]:
+        """Images per second of whole epochs of a run, and what its result says of the time in steps."""
+        with tempfile.TemporaryDirectory() as folder:
+            done = kd_jax.train(self.config, os.path.join(folder, "run"), data=self.source, runs_folder=folder)
+            ends = [line for line in metrics_file.read(done.folder) if "validation/accuracy" in line]
+        count = (ends[-1]["step"] - ends[0]["step"]) * self.batch
+        found = {"value": count / (ends[-1]["seconds"] - ends[0]["seconds"])}
+        return found | {name: done.result[name] for name in ("images_per_second", "share_in_steps")}
+
+    def _images(self, count: int) -> jax.Array:
+        return jax.jit(self.made.components.prepare)(self.made.dataset.train.images[:count])
+
+
+class Torch:
+    """The process of launch/torch_peer.py."""
+
+    def __init__(self, python: str) -> None:
+        command = [python, str(TOP / "launch" / "torch_peer.py")]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.versions = self.ask("versions")
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """What the process answers; raises RuntimeError where it failed."""
+        assert self._process.stdin, "it is a pipe"
+        assert self._process.stdout, "it is a pipe"
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"do": do, **request}), file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline() or '{"error": "it has ended"}')
+        if "error" in answer:
+            raise RuntimeError(f"PyTorch's process: {answer['error']}")
+        return answer
+
+    def open(self, peer: str, step: Step, config: Mapping[str, Any], images: int, workers: int) -> dict[str, int]:
+        """Builds a peer of the step of a config, and returns how many parameters its networks have."""
+        terms = PUBLISHED["kd"].cifar100
+        return self.ask(
+            "open",
+            peer=peer,
+            student=step.student,
+            teacher=step.teacher,
+            width=step.width,
+            size=step.size,
+            classes=CLASSES,
+            batch=config["train"]["batch_size"],
+            evaluation_batch=config["evaluate"]["batch_size"],
+            precision=config["precision"],
+            temperature=terms["kd"]["temperature"],
+            weights=[terms["cross_entropy"]["weight"], terms["kd"]["weight"]],
+            images=images,
+            workers=workers,
+        )
+
+    def step(self, peer: str, count: int) -> float:
+        """Seconds of a step, of `count`."""
+        return self.ask("step", peer=peer, count=count)["seconds"] / count
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._process:  # closes its pipes, and waits
+            pass
+
+
+def open_torch(python: str) -> Torch | None:
+    """PyTorch's process; None, and a line says so, where the interpreter has no PyTorch."""
+    found = subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode == 0
+    if not found:
+        print(f"{python} has no PyTorch, so its columns are left out; expected --torch=PYTHON", file=sys.stderr)
+    return Torch(python) if found else None
+
+
+class Bench(NamedTuple):
+    """What all measurements share."""
+
+    arguments: argparse.Namespace
+    folder: Path  # for what is thrown away
+    peak: Peak | None
+    torch: Torch | None
+    stamp: dict[str, Any]
+
+    def measure(self, name: str, batch: int) -> Iterator[dict[str, Any]]:
+        """The lines of a step."""
+        step, wanted = STEPS[name], self.arguments.measures
+        images = max(self.arguments.images, math.ceil(2 * batch / 0.9))
+        source = random_source(images)
+        ours = {
+            variant: Ours(config_of(step, batch, self.arguments.precision, self.folder, changes), source)
+            for variant, changes in VARIANTS.items()
+        }
+        first = next(iter(ours.values()))
+        contestants = {variant: one.step for variant, one in ours.items()}
+        if self.torch:
+            for peer in PEERS:
+                self._open(peer, step, first, images)
+                contestants[peer] = functools.partial(self.torch.step, peer)
+
+        def line(contestant: str, measure: str, value: float | None, **others: Any) -> dict[str, Any]:
+            known = {"step": name, "batch": batch, "precision": self.arguments.precision}
+            return {**known, "contestant": contestant, "measure": measure, "value": value, **others, **self.stamp}
+
+        seconds = self._rounds(contestants)
+        needed = first.model_flops()
+        for contestant, own in seconds.items():
+            speed = batch / statistics.median(own)
+            others: dict[str, Any] = {"rounds": [round(batch / x, 2) for x in own], "model_flops": needed}
+            if self.peak:
+                others["mfu"] = speed * needed / self.peak.flops
+            if contestant in ours:
+                others |= {"mib": ours[contestant].memory(), **self._roofline(ours[contestant], own)}
+            elif self.torch:
+                others["mib"] = self.torch.ask("memory", peer=contestant)["mib"]
+            yield line(contestant, "step", speed, **others)
+        for variant, one in ours.items():
+            of_step = statistics.median(seconds[variant])
+            if "teacher" in wanted and (forward := one.teacher()):
+                yield line(variant, "teacher", self._median(forward) / of_step)
+            if "evaluation" in wanted:
+                yield line(variant, "evaluation", 1 / self._median(one.evaluation()))
+            if "gradcam" in wanted:
+                yield line(variant, "gradcam", 1 / self._median(one.gradcam()))
+            if "end_to_end" in wanted:
+                count = self._count(of_step)
+                before, run, after = one.step(count), one.end_to_end(), one.step(count)
+                yield line(variant, "end_to_end", run.pop("value"), **run, step_alone=2 * batch / (before + after))
+            if "start_up" in wanted:
+                cold, warm = self._start_up(one.config)
+                yield line(variant, "start_up", cold, warm=warm)
+        if self.torch and "evaluation" in wanted:
+            size = first.config["evaluate"]["batch_size"]
+            ask = functools.partial(self.torch.ask, "evaluation", peer="fair", count=1)
+            yield line("fair", "evaluation", size / self._median(lambda: ask()["seconds"]))
+
+    def _open(self, peer: str, step: Step, first: Ours, images: int) -> None:
+        assert self.torch, "it is asked for"
+        counted = self.torch.open(peer, step, first.config, images, self.arguments.workers)
+        own = {"student": first.state.params["student"], "teacher": first.teacher_variables.get("params", {})}
+        expected = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in own.items()}
+        if counted != {name: count for name, count in expected.items() if count}:
+            raise RuntimeError(f"PyTorch's networks have {counted} parameters, and kd_jax's {expected}")
+
+    def _rounds(self, contestants: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
+        """Seconds of a step in every round, by contestant: all in each, one after another, after a warm-up."""
+        for step in contestants.values():
+            step(1)
+        counts = {name: self._count(step(2)) for name, step in contestants.items()}
+        rounds = [
+            {name: step(counts[name]) for name, step in contestants.items()} for _ in range(self.arguments.rounds)
+        ]
+        return {name: [one[name] for one in rounds] for name in contestants}
+
+    def _count(self, of_step: float) -> int:
+        """How many steps take the time of a measurement."""
+        return max(1, round(self.arguments.seconds / of_step))
+
+    def _median(self, function: Callable[[], float]) -> float:
+        """The median of some calls after one that compiles."""
+        function()
+        return statistics.median(function() for _ in range(self.arguments.rounds))
+
+    def _roofline(self, ours: Ours, seconds: Sequence[float]) -> dict[str, float]:
+        if not self.peak:
+            return {}
+        costs = ours.costs()
+        least = max(costs["flops"] / self.peak.flops, costs["bytes accessed"] / self.peak.bytes)
+        return {**costs, "roofline": least / statistics.median(seconds)}
+
+    def _start_up(self, config: Mapping[str, Any]) -> tuple[float, float]:
+        """Seconds of a process until its first step is done, without and with a cache of compiled programs."""
+        (self.folder / "first_step.json").write_text(json.dumps(config))
+        command = [sys.executable, "-m", "launch.benchmark", f"--first-step={self.folder / 'first_step.json'}"]
+        with tempfile.TemporaryDirectory() as cache:
+            own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            seconds = []
+            for _ in range(2):
+                begin = time.perf_counter()
+                subprocess.run(command, cwd=TOP, env={**os.environ, **own}, check=True)
+                seconds.append(time.perf_counter() - begin)
+        return seconds[0], seconds[1]
+
+
+def markdown(lines: Sequence[Mapping[str, Any]], peak: Peak | None) -> str:
+    """The tables of the lines of one run."""
+    found = {(x["step"], x["batch"], x["contestant"], x["measure"]): x for x in lines}
+    rows = list(dict.fromkeys((x["step"], x["batch"]) for x in lines))
+    present = list(dict.fromkeys(x["contestant"] for x in lines))
+    ours = [name for name in present if name in VARIANTS]
+
+    def number(row: tuple[str, int], contestant: str, measure: str, key: str = "value", form: str = ",.0f") -> str:
+        value = found.get((*row, contestant, measure), {}).get(key)
+        return "-" if value is None else format(value, form)
+
+    def ratio(row: tuple[str, int], contestant: str, other: str) -> str:
+        both = [found.get((*row, name, "step"), {}).get("value") for name in (contestant, other)]
+        return f"{both[0] / both[1]:.2f}" if all(both) else "-"
+
+    speed: dict[str, Callable[[tuple[str, int]], str]] = {}
+    for name in present:
+        title = PEERS.get(name, name)
+        speed[f"{title}, images/s"] = functools.partial(number, contestant=name, measure="step")
+    for name in ours:
+        for peer in (peer for peer in PEERS if peer in present):
+            speed[f"{name} / {PEERS[peer]}"] = functools.partial(ratio, contestant=name, other=peer)
+    for name in (name for name in present if peak):
+        speed[f"MFU of {PEERS.get(name, name)}"] = functools.partial(
+            number, contestant=name, measure="step", key="mfu", form=".1%"
+        )
+    around: dict[str, Callable[[tuple[str, int]], str]] = {}
+    for name in ours:
+        of = f" ({name})" if len(ours) > 1 else ""
+        for title, measure, key, form in (
+            ("roofline", "step", "roofline", ".1%"),
+            ("memory, MiB", "step", "mib", ",.0f"),
+            ("teacher", "teacher", "value", ".0%"),
+            ("evaluation, images/s", "evaluation", "value", ",.0f"),
+            ("Grad-CAM, images/s", "gradcam", "value", ",.0f"),
+            ("end to end, images/s", "end_to_end", "value", ",.0f"),
+            ("in steps, images/s", "end_to_end", "images_per_second", ",.0f"),
+            ("step alone beside it", "end_to_end", "step_alone", ",.0f"),
+            ("share in steps", "end_to_end", "share_in_steps", ".1%"),
+            ("first start, s", "start_up", "value", ".1f"),
+            ("second start, s", "start_up", "warm", ".1f"),
+        ):
+            around[title + of] = functools.partial(number, contestant=name, measure=measure, key=key, form=form)
+    for peer in (peer for peer in PEERS if peer in present):
+        for title, measure, key in (("memory, MiB", "step", "mib"), ("evaluation, images/s", "evaluation", "value")):
+            around[f"{title} ({PEERS[peer]})"] = functools.partial(number, contestant=peer, measure=measure, key=key)
+
+    def table(columns: Mapping[str, Callable[[tuple[str, int]], str]]) -> str:
+        cells = [[column(row) for column in columns.values()] for row in rows]
+        kept = [i for i in range(len(columns)) if any(own[i] != "-" for own in cells)]
+        head = ["step", "batch", *(list(columns)[i] for i in kept)]
+        body = [[name, str(batch), *(own[i] for i in kept)] for (name, batch), own in zip(rows, cells, strict=True)]
+        return "\n".join(f"| {' | '.join(own)} |" for own in (head, ["---"] * len(head), *body))
+
+    stamp = lines[0]
+    versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
+    most = f"peak {peak.flops / 1e12:,.2f} TFLOP/s, {peak.bytes / 1e9:,.0f} GB/s ({peak.source})" if peak else "no peak"
+    told = f"{stamp['date']}, {stamp['hardware']}, {lines[0]['precision']}, {most}; {versions}."
+    return f"{told}\n\n{table(speed)}\n\n{table(around)}"
+
+
+def stamp(torch: Torch | None) -> dict[str, Any]:
+    """When, where and by what is measured."""
+    devices = jax.local_devices()
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+    if torch:
+        versions["torch"] = (
+            f"{torch.versions['torch']} ({torch.versions['device']}, {torch.versions['threads']} threads)"
+        )
+    return {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores",
+        "versions": versions,
+    }
+
+
+def first_step(path: str) -> None:
+    """Takes one step of the config in a file."""
+    config = json.loads(Path(path).read_text())
+    Ours(config, random_source(math.ceil(2 * config["train"]["batch_size"] / 0.9))).step(1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    on_cpu = jax.default_backend() == "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def listing(text: str) -> list[str]:
+        return [part for part in text.split(",") if part]
+
+    def chosen(known: Sequence[str], text: str) -> list[str]:
+        if bad := [name for name in listing(text) if name not in known]:
+            raise argparse.ArgumentTypeError(f"{bad[0]!r}; expected some of: {', '.join(known)}")
+        return listing(text)
+
+    parser.add_argument("--steps", type=functools.partial(chosen, tuple(STEPS)), default=list(STEPS))
+    parser.add_argument("--batches", type=listing, default=[], help="by default each step's own")
+    parser.add_argument("--measures", type=functools.partial(chosen, MEASURES), default=list(MEASURES))
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32" if on_cpu else "bfloat16")
+    parser.add_argument("--torch", default=sys.executable, help="an interpreter that has PyTorch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
+    parser.add_argument("--images", type=int, default=2_000 if on_cpu else 50_000, help="to train on")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of PyTorch's DataLoader")
+    parser.add_argument("--results", type=Path, help="a file that gets a JSON line for every figure")
+    parser.add_argument("--aot", metavar="TOPOLOGY", help="the compiler's report for a machine that is not there")
+    parser.add_argument("--first-step", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.first_step:
+        return first_step(arguments.first_step)
+    if arguments.aot:
+        from launch import aot
+
+        return print(aot.report(arguments.aot, arguments.steps))
+    lines = []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if torch := open_torch(arguments.torch):
+            stack.enter_context(contextlib.closing(torch))
+        bench = Bench(arguments, folder, device_peak(arguments.precision), torch, stamp(torch))
+        for name in arguments.steps:
+            for batch in map(int, arguments.batches or [STEPS[name].batch]):
+                for line in bench.measure(name, batch):
+                    lines.append(line)
+                    said = {key: line[key] for key in ("step", "batch", "contestant", "measure", "value")}
+                    print(json.dumps(said), file=sys.stderr, flush=True)
+                    if arguments.results:
+                        with open(arguments.results, "a") as file:
+                            file.write(json.dumps(line) + "\n")
+    print(markdown(lines, bench.peak))
+
+
+if __name__ == "__main__":
+    main()
