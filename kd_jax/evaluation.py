@@ -17,14 +17,21 @@ from kd_jax.experiment import Experiment
 from kd_jax.types import Array, MethodVariables, Split, TrainState, Variables
 
 
+class _Placed(NamedTuple):
+    """A split on the devices."""
+
+    split: Split  # on the host, kept alive as it is known by its identity
+    on_devices: Split
+    calls: list[tuple[Array, Array, Array | None]]  # ids, mask, what the teacher says
+
+
 class Evaluator:
-    """Metrics over a whole split; the splits stay on the devices."""
+    """Metrics over a whole split; the splits, and what the teacher says of them, stay on the devices."""
 
     def __init__(self, experiment: Experiment, teacher_variables: Variables) -> None:
         self._experiment, self._teacher_variables = experiment, teacher_variables
-        self._steps = experiment.jit(steps.eval_steps)
-        # By identity: the split, which keeps it alive, its copy, and (ids, mask) of each call.
-        self._placed: dict[int, tuple[Split, Split, list[tuple[Array, Array]]]] = {}
+        self._steps, self._teach = experiment.jit(steps.eval_steps), experiment.jit(steps.teach_evaluation)
+        self._placed: dict[int, _Placed] = {}
 
     def __call__(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, Any]:
         """Metrics by name, see `metrics.summarize`."""
@@ -33,11 +40,21 @@ class Evaluator:
     def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
         """The sums of `metrics.sums` over a split, added up on the devices."""
         if id(split) not in self._placed:
-            placed = resident.put(split, self._experiment.mesh)
-            self._placed[id(split)] = split, placed, calls(self._experiment, len(split.labels))
-        _, placed, rows = self._placed[id(split)]
-        each = (self._steps(variables, method, self._teacher_variables, placed, *row) for row in rows)
+            self._placed[id(split)] = self._place(split, variables)
+        placed = self._placed[id(split)]
+        each = (self._steps(variables, method, placed.on_devices, *call) for call in placed.calls)
         return jax.device_get(functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), each))
+
+    def _place(self, split: Split, variables: Variables) -> _Placed:
+        """The teacher is asked here, once: what it says of an image that is not augmented does not change."""
+        teacher, on_devices = self._experiment.teacher, resident.put(split, self._experiment.mesh)
+        rows: list[tuple[Array, Array, Array | None]] = []
+        for ids, mask in calls(self._experiment, len(split.labels)):
+            taught = None
+            if teacher and not teacher.is_average:
+                taught = self._teach(variables, self._teacher_variables, on_devices, ids)
+            rows.append((ids, mask, taught))
+        return _Placed(split, on_devices, rows)
 
 
 def evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:

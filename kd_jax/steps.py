@@ -511,51 +511,86 @@ def gather(split: Split, ids: Array, *, options: StepOptions) -> RawBatch:
 def eval_step(
     variables: Variables,
     method: MethodVariables,
-    teacher_variables: Variables,
     split: Split,
     ids: Array,
     mask: Array,
+    taught: Array | None = None,
     *,
     components: Components,
     options: StepOptions,
 ) -> metrics.Sums:
-    """Metric sums over the images at `ids` [B] that `mask` [B] keeps, with the student in inference mode."""
+    """Metric sums over the images at `ids` [B] that `mask` [B] keeps, with the student in inference mode.
+
+    `taught` [B, K] are the teacher's logits, see `teach_evaluation`.
+    """
     raw = gather(split, ids, options=options)
     images = components.prepare(raw.images)
     outputs = components.student.apply(variables, images, train=False)[0]
-    batch = Batch(images, raw.labels, jnp.zeros_like(outputs.logits), ids, jnp.zeros_like(ids))
-    teacher, taught = components.teacher, None
-    if teacher is not None and not teacher.is_average:
-        rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
-        taught = teacher.apply(teacher_variables, batch, rng, train=False)
+    batch = _evaluated(images, raw, outputs.logits)
+    view = View(batch, outputs, None if taught is None else Outputs(taught))
     own = Networks((components.student, variables), None)
-    others = components.method.others(method, Context((View(batch, outputs, taught),), networks=own))
+    others = components.method.others(method, Context((view,), networks=own))
     logits = components.method.predict(method, outputs)
-    return metrics.sums(logits, raw.labels, mask, taught and taught.logits, others)
+    return metrics.sums(logits, raw.labels, mask, taught, others)
 
 
 def eval_steps(
     variables: Variables,
     method: MethodVariables,
-    teacher_variables: Variables,
     split: Split,
     ids: Array,
     mask: Array,
+    taught: Array | None = None,
     *,
     components: Components,
     options: StepOptions,
 ) -> metrics.Sums:
-    """The total of `eval_step` over n batches, one after another; `ids` and `mask` are [n, B]."""
+    """The total of `eval_step` over n batches, one after another; all but the variables and `split` are [n, ...]."""
 
-    def one(row: tuple[Array, Array]) -> metrics.Sums:
-        return eval_step(variables, method, teacher_variables, split, *row, components=components, options=options)
+    def one(row: tuple[Array, Array, Array | None]) -> metrics.Sums:
+        return eval_step(variables, method, split, *row, components=components, options=options)
 
+    rows = (ids, mask, taught)
+    first = jax.tree.map(lambda x: x[0], rows)
     if len(ids) == 1:  # on a CPU, convolutions inside a loop are many times slower
-        return one((ids[0], mask[0]))
+        return one(first)
 
-    def add(total: metrics.Sums, row: tuple[Array, Array]) -> tuple[metrics.Sums, None]:
+    def add(total: metrics.Sums, row: Any) -> tuple[metrics.Sums, None]:
         return jax.tree.map(jnp.add, total, one(row)), None
 
-    shapes = jax.eval_shape(one, (ids[0], mask[0]))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, (ids, mask))[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+    return jax.lax.scan(add, zeros, rows)[0]
+
+
+def teach_evaluation(
+    variables: Variables,
+    teacher_variables: Variables,
+    split: Split,
+    ids: Array,
+    *,
+    components: Components,
+    options: StepOptions,
+) -> Array:
+    """The teacher's logits [n, B, K] of the images at `ids` [n, B] in inference mode.
+
+    Of the student's `variables` only the shapes count.
+    """
+    teacher = components.teacher
+    assert teacher is not None, "somebody teaches"
+
+    def one(ids: Array) -> Array:
+        raw = gather(split, ids, options=options)
+        images = components.prepare(raw.images)
+        logits = jax.eval_shape(lambda: components.student.apply(variables, images, train=False)[0].logits)
+        rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
+        return teacher.apply(teacher_variables, _evaluated(images, raw, logits), rng, train=False).logits
+
+    if len(ids) == 1:
+        return one(ids[0])[None]
+    return jax.lax.map(one, ids)
+
+
+def _evaluated(images: Array, raw: RawBatch, logits: Any) -> Batch:
+    """The batch of an evaluation: nothing is cropped, and no loss has a target."""
+    targets, crop = jnp.zeros(logits.shape, logits.dtype), jnp.zeros_like(raw.ids)
+    return Batch(images, raw.labels, targets, raw.ids, crop)

@@ -237,7 +237,8 @@ class Method(NamedTuple):
     trains: Callable[[Array | int], Mapping[str, Any]] = nobody_waits
     optimizers: Mapping[str, Mapping[str, Any]] = {}  # of a term: what differs from the student's optimizer
     predict: Callable[[MethodVariables, Outputs], Array] = student_logits
-    # {name: logits [B, K]} of what else it trains to predict, a peer or an exit; each is evaluated beside the student
+    # {name: logits [B, K]} of what else it trains to predict, a peer or an exit; each is evaluated beside the student,
+    # in a context whose teacher has logits alone
     others: Callable[[MethodVariables, Context], Mapping[str, Array]] = no_others
     phases: bool = False  # whether terms count in some epochs only: what no open term reads then waits
     distills: frozenset[str] = frozenset()  # the terms that need a teacher; the others are the task's

@@ -63,6 +63,21 @@ def test_a_teacher_in_train_mode_is_compared_in_inference_mode():
     assert got["fidelity_kl"] == pytest.approx((q * np.log(q / p)).sum(-1).mean(), rel=1e-4)
 
 
+def test_the_teacher_is_asked_once_for_every_split(monkeypatch):
+    run = tiny.Run(tiny.METHODS["kd"])
+    evaluate, dataset, asked = evaluation.Evaluator(run.experiment, run.teacher), run.experiment.dataset, []
+    teach = evaluate._teach
+    monkeypatch.setattr(evaluate, "_teach", lambda *arguments: (asked.append(1), teach(*arguments))[1])
+    variables, method = evaluation.evaluated(run.state)
+    first, again = (evaluate(variables, method, dataset.train) for _ in range(2))
+    other = evaluate(jax.tree.map(lambda x: x * 1.5, variables), method, dataset.train)
+    assert asked == [1]
+    assert first == again
+    assert first["fidelity_kl"] != other["fidelity_kl"]
+    evaluate(variables, method, dataset.test)
+    assert asked == [1, 1]
+
+
 def test_what_is_evaluated_is_the_methods_prediction(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "evaluated", methods.from_module(tiny.Always))
     got, _, made, _ = measured({"evaluated": {}}, split="test")

@@ -476,10 +476,11 @@ def test_the_seed_decides_the_initial_parameters():
 def test_evaluation_ignores_what_the_mask_leaves_out():
     run = tiny.Run(tiny.METHODS["kd"])
     method = steps.method_variables(run.state.params, run.state.stats)
-    evaluate = run.experiment.jit(steps.eval_step)
+    evaluate, teach = run.experiment.jit(steps.eval_step), run.experiment.jit(steps.teach)
 
     def step(ids, mask):
-        return evaluate(run.student, method, run.teacher, run.feed.constants, ids, mask)
+        taught = teach(run.student, run.teacher, run.feed.constants, ids[None])[0]
+        return evaluate(run.student, method, run.feed.constants, ids, mask, taught)
 
     ids = jnp.arange(16)
     kept = step(ids.at[8:].set(0), ids < 8)
@@ -495,10 +496,11 @@ def test_batches_that_are_evaluated_in_one_call_add_up_as_those_of_many():
     method = steps.method_variables(run.state.params, run.state.stats)
     ids = jnp.arange(48).reshape(3, 16)
     mask = ids < 40
-    one, many = (run.experiment.jit(function) for function in (steps.eval_step, steps.eval_steps))
-    placed = (run.student, method, run.teacher, run.feed.constants)
-    first, second, third = (one(*placed, *row) for row in zip(ids, mask, strict=True))
-    whole = many(*placed, ids, mask)
+    one, many, teach = (run.experiment.jit(f) for f in (steps.eval_step, steps.eval_steps, steps.teach))
+    placed = (run.student, method, run.feed.constants)
+    taught = teach(run.student, run.teacher, run.feed.constants, ids)
+    first, second, third = (one(*placed, *row) for row in zip(ids, mask, taught, strict=True))
+    whole = many(*placed, ids, mask, taught)
     assert whole["images"] == 40
     for name in whole:
         np.testing.assert_allclose(whole[name], first[name] + second[name] + third[name], rtol=1e-6)
