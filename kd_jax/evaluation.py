@@ -69,7 +69,7 @@ def calls(experiment: Experiment, count: int) -> list[tuple[Array, Array]]:
     One call takes all of them; on a CPU, where convolutions inside a loop are many times slower, each takes one.
     """
     ids, mask = _ids_and_mask(experiment, count)
-    per_call = 1 if sharding.platform(mesh) == "cpu" else len(ids)
+    per_call = 1 if sharding.platform(experiment.mesh) == "cpu" else len(ids)
     of_batch = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
     return [
         jax.device_put((ids[start : start + per_call], mask[start : start + per_call]), of_batch)

@@ -371,7 +371,7 @@ class Bench(NamedTuple):
                 count = self._count(of_step)
                 before, run, after = one.step(count), one.end_to_end(), one.step(count)
                 yield line(variant, "end_to_end", run.pop("value"), **run, step_alone=2 * batch / (before + after))
-            if "start_up" in wanted:
+            if "start_up" in wanted and jax.default_backend() != "tpu":  # which has one process at a time
                 cold, warm = self._start_up(one.config)
                 yield line(variant, "start_up", cold, warm=warm)
         if self.torch and "evaluation" in wanted:
@@ -511,6 +511,7 @@ def first_step(path: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")  # of a GPU, on which PyTorch and a start run too
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 

@@ -98,8 +98,8 @@ def test_a_finished_run_whose_checkpoint_is_damaged_is_refused(copy, whole):
 
 @pytest.mark.parametrize(
     ("at", "number", "kind"),
-    [(5, signal.SIGTERM, Preempted), (8, signal.SIGINT, KeyboardInterrupt)],
-    ids=["in a window of the log", "at the end of an epoch"],
+    [(5, signal.SIGTERM, Preempted), (6, signal.SIGTERM, Preempted), (8, signal.SIGINT, KeyboardInterrupt)],
+    ids=["in a window of the log", "at the end of one", "at the end of an epoch"],
 )
 def test_a_stopped_run_ends_and_logs_as_one_that_was_not(whole, copy, monkeypatch, capsys, at, number, kind):
     shutil.rmtree(copy / "run")

@@ -476,7 +476,7 @@ def test_the_seed_decides_the_initial_parameters():
 def test_evaluation_ignores_what_the_mask_leaves_out():
     run = tiny.Run(tiny.METHODS["kd"])
     method = steps.method_variables(run.state.params, run.state.stats)
-    evaluate, teach = run.experiment.jit(steps.eval_step), run.experiment.jit(steps.teach)
+    evaluate, teach = run.experiment.jit(steps.eval_step), run.experiment.jit(steps.teach_evaluation)
 
     def step(ids, mask):
         taught = teach(run.student, run.teacher, run.feed.constants, ids[None])[0]
@@ -496,7 +496,7 @@ def test_batches_that_are_evaluated_in_one_call_add_up_as_those_of_many():
     method = steps.method_variables(run.state.params, run.state.stats)
     ids = jnp.arange(48).reshape(3, 16)
     mask = ids < 40
-    one, many, teach = (run.experiment.jit(f) for f in (steps.eval_step, steps.eval_steps, steps.teach))
+    one, many, teach = (run.experiment.jit(f) for f in (steps.eval_step, steps.eval_steps, steps.teach_evaluation))
     placed = (run.student, method, run.feed.constants)
     taught = teach(run.student, run.teacher, run.feed.constants, ids)
     first, second, third = (one(*placed, *row) for row in zip(ids, mask, taught, strict=True))
