@@ -2,13 +2,13 @@
 
 usage: python -m launch.benchmark [--steps=NAME,...] [--batches=128,...] [--precision=float32] [--torch=PYTHON]
                                   [--measures=NAME,...] [--rounds=5] [--seconds=2] [--results=FILE]
-       python -m launch.benchmark --aot=TOPOLOGY [--steps=NAME,...]
+       python -m launch.benchmark --aot=v5e:4x4|h100
 
 The steps are those of `STEPS`, on random images of 32 pixels that the step crops, flips and resizes. In every round
 each contestant runs its training step for about --seconds, one after another, synchronized, after a warm-up; figures
 are medians over the rounds. Contestants are the `VARIANTS` of kd_jax and, with --torch, the two peers of
 launch/torch_peer.py: PyTorch as an expert would write it, and as people run it. --torch is an interpreter that has
-PyTorch, by default this one. --aot prints what the compiler says of the steps on a machine that is not there, see
+PyTorch, by default this one. --aot prints what the compiler says of kd's step on a machine that is not there, see
 launch/aot.py.
 
 Every figure is also a line of --results, with versions, hardware and date; lines are added. What is measured:
@@ -16,7 +16,8 @@ Every figure is also a line of --results, with versions, hardware and date; line
 * step: images per second of the compiled step alone. MFU is what its networks have to compute (the forward passes as
   XLA counts them, three times that of what is trained) by the device's peak. The roofline is the longer of what the
   program's operations take at the peak and what its memory traffic, as XLA counts both, takes at the peak bandwidth;
-  its share is that by the measured time. Memory is what the compiled step needs; of PyTorch the most on a GPU.
+  its share is that by the measured time. With a recorded teacher the step is the student's, and reads from the disk
+  what the teacher says. Memory is what the compiled step needs; of PyTorch the most on a GPU.
 * teacher: the time of the teacher's forward pass alone, by that of the step.
 * evaluation, gradcam: images per second of the validation that a run makes, and of Grad-CAM maps of the student.
 * end_to_end: a run of `kd_jax.train` with an evaluation and a checkpoint after every epoch, from the end of its first
@@ -49,7 +50,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import kd_jax
-from kd_jax import evaluation, experiment, gradcam, models, steps
+from kd_jax import evaluation, experiment, gradcam, models, teacher_cache
 from kd_jax.config import base
 from kd_jax.config.published import PUBLISHED
 from kd_jax.config.tree import ConfigDict
@@ -81,7 +82,7 @@ STEPS = {
     "resnet32x4-resnet8x4": Step("resnet8x4", "resnet32x4", 32, 64),
 }
 # How kd_jax is run: what differs in the config.
-VARIANTS: dict[str, dict[str, Any]] = {"kd_jax": {}}
+VARIANTS: dict[str, dict[str, Any]] = {"kd_jax": {}, "recorded teacher": {"teacher.cache": "recording"}}
 PEERS = {"fair": "PyTorch", "usual": "PyTorch as usual"}
 MEASURES = ("step", "teacher", "evaluation", "gradcam", "end_to_end", "start_up")
 
@@ -169,21 +170,34 @@ def config_of(step: Step, batch: int, precision: str, folder: Path, changes: Map
 class Ours:
     """A variant of kd_jax: a compiled training step, and what surrounds it."""
 
-    def __init__(self, config: dict[str, Any], source: memory.Source) -> None:
-        self.config, self.source = config, source
-        self.made = made = experiment.create(config, source=source)
+    def __init__(self, config: dict[str, Any], source: memory.Source, folder: Path) -> None:
+        self.config, self.source, self.runs_folder = config, source, str(folder / "runs")
+        self.made = made = experiment.create(config, source=source, runs_folder=self.runs_folder)
         self.teacher_variables = made.place(made.teacher.load()[0]) if made.teacher else {}
         feed = made.feed()
-        init = made.jit(steps.init_state, fast_compile=True)
-        self.state = init(np.uint32(0), self.teacher_variables, feed.example, feed.labels)
+        self.state = made.init_state(np.uint32(0), self.teacher_variables, feed.example, feed.labels)
         rows, self.per_call = next(feed.calls(0))
-        self._inputs = (self.teacher_variables, feed.constants, rows, made.place(made.hyper), feed.labels)
-        jitted = made.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
-        self._call = jitted.lower(self.state, *self._inputs).compile()
+        jitted, asked = made.steps_of(feed), self.teacher_variables
+        self._rows = lambda: rows
+        if cache := teacher_cache.create(made, feed, self.teacher_variables):
+            jitted, asked, begin = cache.train_steps, {}, 0
+            for own, end in feed.calls(0):
+                if begin < feed.steps_per_epoch:
+                    cache.rows(own, begin, end)
+                begin = end
+            cache.close()
+            self._rows = lambda: cache.rows(rows, 0, self.per_call)  # reads them each time, as a run does
+        self._others = (feed.constants, made.place(made.hyper), feed.labels)
+        self._asked = asked
+        self._call = jitted.lower(self.state, *self._inputs()).compile()
         self.program = self._call  # of one step, as costs of a loop are not those of all its steps
         if self.per_call > 1:
-            one = (*self._inputs[:2], rows[:1], *self._inputs[3:])
-            self.program = jitted.lower(self.state, *one).compile()
+            one = jax.tree.map(lambda x: x[:1], self._rows())
+            self.program = jitted.lower(self.state, *self._inputs(one)).compile()
+
+    def _inputs(self, rows: Any = None) -> tuple[Any, ...]:
+        constants, hyper, labels = self._others
+        return self._asked, constants, self._rows() if rows is None else rows, hyper, labels
 
     @property
     def batch(self) -> int:
@@ -195,7 +209,7 @@ class Ours:
         jax.block_until_ready(self.state)
         begin = time.perf_counter()
         for _ in range(calls):
-            self.state, _ = self._call(self.state, *self._inputs)
+            self.state, _ = self._call(self.state, *self._inputs())
         jax.block_until_ready(self.state)
         return (time.perf_counter() - begin) / (calls * self.per_call)
 
@@ -251,7 +265,9 @@ class Ours:
     def end_to_end(self) -> dict[str, float]:
         """Images per second of whole epochs of a run, and what its result says of the time in steps."""
         with tempfile.TemporaryDirectory() as folder:
-            done = kd_jax.train(self.config, os.path.join(folder, "run"), data=self.source, runs_folder=folder)
+            for name in ("recorded", "run") if self.config["teacher"]["cache"] == "recording" else ("run",):
+                workdir = os.path.join(folder, name)
+                done = kd_jax.train(self.config, workdir, data=self.source, runs_folder=folder)
             ends = [line for line in metrics_file.read(done.folder) if "validation/accuracy" in line]
         count = (ends[-1]["step"] - ends[0]["step"]) * self.batch
         found = {"value": count / (ends[-1]["seconds"] - ends[0]["seconds"])}
@@ -333,8 +349,9 @@ class Bench(NamedTuple):
         images = max(self.arguments.images, math.ceil(2 * batch / 0.9))
         source = random_source(images)
         ours = {
-            variant: Ours(config_of(step, batch, self.arguments.precision, self.folder, changes), source)
+            variant: Ours(config_of(step, batch, self.arguments.precision, self.folder, changes), source, self.folder)
             for variant, changes in VARIANTS.items()
+            if step.teacher or "teacher.cache" not in changes
         }
         first = next(iter(ours.values()))
         contestants = {variant: one.step for variant, one in ours.items()}
@@ -361,16 +378,18 @@ class Bench(NamedTuple):
             yield line(contestant, "step", speed, **others)
         for variant, one in ours.items():
             of_step = statistics.median(seconds[variant])
+            if "end_to_end" in wanted:
+                count = self._count(of_step)
+                before, run, after = one.step(count), one.end_to_end(), one.step(count)
+                yield line(variant, "end_to_end", run.pop("value"), **run, step_alone=2 * batch / (before + after))
+            if one is not first:
+                continue
             if "teacher" in wanted and (forward := one.teacher()):
                 yield line(variant, "teacher", self._median(forward) / of_step)
             if "evaluation" in wanted:
                 yield line(variant, "evaluation", 1 / self._median(one.evaluation()))
             if "gradcam" in wanted:
                 yield line(variant, "gradcam", 1 / self._median(one.gradcam()))
-            if "end_to_end" in wanted:
-                count = self._count(of_step)
-                before, run, after = one.step(count), one.end_to_end(), one.step(count)
-                yield line(variant, "end_to_end", run.pop("value"), **run, step_alone=2 * batch / (before + after))
             if "start_up" in wanted and jax.default_backend() != "tpu":  # which has one process at a time
                 cold, warm = self._start_up(one.config)
                 yield line(variant, "start_up", cold, warm=warm)
@@ -507,7 +526,13 @@ def stamp(torch: Torch | None) -> dict[str, Any]:
 def first_step(path: str) -> None:
     """Takes one step of the config in a file."""
     config = json.loads(Path(path).read_text())
-    Ours(config, random_source(math.ceil(2 * config["train"]["batch_size"] / 0.9))).step(1)
+    with tempfile.TemporaryDirectory() as folder:
+        Ours(config, random_source(math.ceil(2 * config["train"]["batch_size"] / 0.9)), Path(folder)).step(1)
+
+
+def compiled_elsewhere(topology: str) -> None:
+    """Prints what launch/aot.py says of configs/kd.py, in a process of its own, as its environment differs."""
+    subprocess.run([sys.executable, "-m", "launch.aot", "--config=kd", f"--topology={topology}"], cwd=TOP, check=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -539,9 +564,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.first_step:
         return first_step(arguments.first_step)
     if arguments.aot:
-        from launch import aot
-
-        return print(aot.report(arguments.aot, arguments.steps))
+        return compiled_elsewhere(arguments.aot)
     lines = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
