@@ -59,7 +59,7 @@ def rkd_angle(
         sums = jax.vmap(anchor)(anchors)
     else:
         sums = jax.lax.map(jax.checkpoint(anchor), anchors, batch_size=group)
-    return sums.sum() / (batch**3 if where is None else jnp.maximum(where.sum(), 1).astype(sums.dtype) ** 3)
+    return sums.sum() / (float(batch) ** 3 if where is None else jnp.maximum(where.sum(), 1).astype(sums.dtype) ** 3)
 
 
 def _gram(x: Array, where: Array | None) -> Array:

@@ -159,3 +159,9 @@ def test_products_are_at_the_highest_precision(loss, batch):
     products = [e.params["precision"] for e in program(loss, batch, 512) if e.primitive.name == "dot_general"]
     assert products
     assert all(p == (jax.lax.Precision.HIGHEST,) * 2 for p in products)
+
+
+@pytest.mark.parametrize("loss", [relations.rkd_distance, relations.rkd_angle])
+def test_a_batch_whose_triples_exceed_32_bits_is_traced(loss):
+    x = jax.ShapeDtypeStruct((2048, 4), jnp.float32)
+    assert jax.eval_shape(loss, x, x).shape == ()
