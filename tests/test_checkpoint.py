@@ -21,9 +21,9 @@ from tests import tiny
 
 @pytest.fixture(autouse=True)
 def collected(monkeypatch):
-    """What Orbax leaves of a load that failed warns when it is collected: here, and not in another test."""
-    yield
+    """What Orbax leaves of a load that failed warns when it is collected: here unheard, and not in another test."""
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    yield
     gc.collect()
 
 
