@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import data as datasets
-from kd_jax import experiment, metrics, runs, sharding, steps, teachers, weights
+from kd_jax import experiment, metrics, runs, sharding, steps, teacher_cache, teachers, weights
 from kd_jax.data import memory, resident
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
 from kd_jax.types import Array, MethodVariables, Split, TrainState, Variables
 
@@ -32,6 +32,7 @@ class Evaluator:
         self._experiment, self._teacher_variables = experiment, teacher_variables
         self._steps, self._teach = experiment.jit(steps.eval_steps), experiment.jit(steps.teach_evaluation)
         self._placed: dict[int, _Placed] = {}
+        self._kept = teacher_cache.of_evaluations(experiment)
 
     def __call__(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, Any]:
         """Metrics by name, see `metrics.summarize`."""
@@ -47,14 +48,24 @@ class Evaluator:
 
     def _place(self, split: Split, variables: Variables) -> _Placed:
         """The teacher is asked here, once: what it says of an image that is not augmented does not change."""
-        teacher, on_devices = self._experiment.teacher, resident.put(split, self._experiment.mesh)
-        rows: list[tuple[Array, Array, Array | None]] = []
-        for ids, mask in calls(self._experiment, len(split.labels)):
-            taught = None
-            if teacher and not teacher.is_average:
-                taught = self._teach(variables, self._teacher_variables, on_devices, ids)
-            rows.append((ids, mask, taught))
-        return _Placed(split, on_devices, rows)
+        made, on_devices = self._experiment, resident.put(split, self._experiment.mesh)
+        each = calls(made, len(split.labels))
+        if made.teacher is None or made.teacher.is_average:
+            return _Placed(split, on_devices, [(ids, mask, None) for ids, mask in each])
+        name, count = ("test" if split is made.dataset.test else "validation"), len(split.labels)
+        kept = self._kept.read(name, 0) if self._kept else None
+        if kept is None:
+            said = [self._teach(variables, self._teacher_variables, on_devices, ids) for ids, _ in each]
+            if self._kept:
+                logits = np.concatenate([np.asarray(part).reshape(-1, part.shape[-1]) for part in said])
+                try:
+                    self._kept.write(name, 0, logits[:count])
+                except OSError as error:
+                    print(f"what the teacher says of {name} images is not kept: {one_line(error)}", flush=True)
+        else:
+            ids = (np.asarray(ids) for ids, _ in each)
+            said = [made.place(kept[own]) for own in ids]
+        return _Placed(split, on_devices, [(*call, taught) for call, taught in zip(each, said, strict=True)])
 
 
 def evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:

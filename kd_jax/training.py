@@ -148,8 +148,13 @@ def _load_teacher(experiment: Experiment) -> tuple[Variables, dict[str, Any] | N
 
 def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, Any]:
     """The metrics of a teacher on the test set."""
-    teacher = experiment.teacher
+    teacher, test = experiment.teacher, experiment.dataset.test
     assert teacher is not None
+    where = f"for the teacher {teacher.name}"
+    kept = teacher_cache.of_evaluations(experiment)
+    if kept and (logits := kept.read("test", 0)) is not None:
+        of_all = jax.jit(metrics.sums)(np.asarray(logits), test.labels, np.ones(len(test.labels), bool), None, {})
+        return _checked(metrics.summarize(jax.device_get(of_all)), where)
 
     def apply(variables: Variables, images: jax.Array, **_: Any) -> tuple[Outputs, Any]:
         labels = jax.numpy.zeros(len(images), int)
@@ -162,8 +167,7 @@ def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, 
         method=experiment.components.method._replace(predict=student_logits, others=no_others),
     )
     alone = experiment._replace(components=components)
-    measured = Evaluator(alone, {})(variables, MethodVariables({}, {}), experiment.dataset.test)
-    return _checked(measured, f"for the teacher {teacher.name}")
+    return _checked(Evaluator(alone, {})(variables, MethodVariables({}, {}), test), where)
 
 
 def _train(

@@ -180,6 +180,19 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     return cache
 
 
+def of_evaluations(experiment: Experiment) -> Store | None:
+    """Where a teacher's logits of evaluated images are kept; None without a `teacher.cache`."""
+    teacher, config = experiment.teacher, experiment.config
+    if config["teacher"]["cache"] == "none" or teacher is None or teacher.is_average:
+        return None
+    about = {
+        "teacher": experiment.identity["teacher"],
+        "dataset": experiment.identity["dataset"],
+        "precision": config["precision"],
+    }
+    return Store(os.path.join(experiment.runs_folder, "teachers", "evaluations"), about)
+
+
 def _readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
     """The cache of as little as the method reads; why not, where that cannot be kept."""
     reason = ""
