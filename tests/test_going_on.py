@@ -41,21 +41,6 @@ def of_training(folder):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_file.read(str(folder / "run"))]
 
 
-def interrupt(monkeypatch, at, number=signal.SIGTERM):
-    """Sends a signal after a step of training."""
-
-    class Interrupted(training.Window):
-        steps = 0
-
-        def add(self, count, scalars):
-            super().add(count, scalars)
-            Interrupted.steps += count
-            if Interrupted.steps == at:
-                os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(training, "Window", Interrupted)
-
-
 def test_a_run_killed_before_its_result_is_finished_by_the_same_command(whole, copy):
     (copy / "run" / "result.json").unlink()
     assert same(tiny.train(tiny.taught(**BEST), copy), whole[1:])
@@ -103,7 +88,7 @@ def test_a_finished_run_whose_checkpoint_is_damaged_is_refused(copy, whole):
 )
 def test_a_stopped_run_ends_and_logs_as_one_that_was_not(whole, copy, monkeypatch, capsys, at, number, kind):
     shutil.rmtree(copy / "run")
-    interrupt(monkeypatch, at, number)
+    tiny.interrupt(monkeypatch, at, number)
     with pytest.raises(kind, match=f"stopped at step {at} of 12; the same command goes on from there"):
         tiny.train(tiny.taught(**BEST), copy)
     monkeypatch.undo()

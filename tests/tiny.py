@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 
 import flax.linen as nn
 import jax
@@ -62,6 +64,22 @@ def train(whole: dict, folder, name="run"):
 
     state = training.train(whole, folder / name, runs_folder=folder).state
     return state, runs.read_json(str(folder / name), "result.json")
+
+
+def interrupt(monkeypatch, at, number=signal.SIGTERM):
+    """Sends a signal after a step of training."""
+    from kd_jax import training  # as above
+
+    class Interrupted(training.Window):
+        steps = 0
+
+        def add(self, count, scalars):
+            super().add(count, scalars)
+            Interrupted.steps += count
+            if Interrupted.steps == at:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(training, "Window", Interrupted)
 
 
 class Always(nn.Module):

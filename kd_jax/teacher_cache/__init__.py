@@ -140,7 +140,7 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     recording = Recording(
         Store(os.path.join(experiment.runs_folder, "teachers", "recordings"), _of_recording(experiment)),
         cache.sizes,
-        bytes_per_step=size,
+        batch_size=config["train"]["batch_size"],
         steps_per_epoch=feed.steps_per_epoch,
         steps=experiment.steps,
     )
@@ -157,9 +157,14 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
                 f"teacher.cache is 'views', whose table takes {_size(table_size)}; expected at most"
                 f" {_size(LARGEST_TABLE)}, or 'recording'"
             )
+        rest = (
+            "which is there"
+            if table.is_whole(store, cache.sizes, images)
+            else f"for which it sees {len(crops)} view(s) of every image, once for all runs of this data"
+        )
         print(
-            f"teacher.cache is {kind!r}: a table of the teacher's {cache.what}, {_size(table_size)}; it takes the"
-            f" teacher {len(crops)} epochs to make, and every run of this data then does without: {store.folder}",
+            f"teacher.cache is {kind!r}: a table of the teacher's {cache.what}, {_size(table_size)}, {rest}:"
+            f" {store.folder}",
             flush=True,
         )
         cache.look_up(store, crops, teacher_variables)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,17 +9,18 @@ import numpy as np
 from kd_jax.errors import one_line
 from kd_jax.teacher_cache.store import Store
 
-FILE = 2**26  # bytes of a step's part of a file, about
+FILE = 2**14  # images of a file, about
 
 
 class Recording:
     """Steps of a run, some to a file; the files of an epoch begin with it. It is written while training goes on."""
 
-    def __init__(self, store: Store, names: Iterable[str], *, bytes_per_step: int, steps_per_epoch: int, steps: int):
+    def __init__(self, store: Store, names: Iterable[str], *, batch_size: int, steps_per_epoch: int, steps: int):
         """`steps`: of the run."""
         self._store, self._names, self._per_epoch, self._total = store, tuple(names), steps_per_epoch, steps
-        self._length = min(steps_per_epoch, max(1, FILE // bytes_per_step))
-        self._pieces: list[tuple[int, Any]] = []  # (first step, what was said) of the file that is not full yet
+        self._length = min(steps_per_epoch, max(1, FILE // batch_size))
+        self._pieces: list[dict[str, np.ndarray]] = []  # of the file that is not full yet, from its first step on
+        self._next = 0  # the step after these
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "recording")
         self._failed = False
 
@@ -39,15 +39,14 @@ class Recording:
             return None
         joined = {}
         for name in self._names:
-            parts = [self._array(name, first)[max(begin - first, 0) : end - first] for first, _ in files]
+            parts = [self._store.array(name, first)[max(begin - first, 0) : end - first] for first, _ in files]
             joined[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         views = joined[self._names[0]].shape[1]
         return tuple({name: array[:, view] for name, array in joined.items()} for view in range(views))
 
     def keep(self, taught: Sequence[Mapping[str, jax.Array]], begin: int, end: int) -> None:
         """Adds the steps from `begin` to before `end`: of each view {name: [end - begin, B, ...]}, on the devices."""
-        if not self._failed:
-            self._thread.submit(self._keep, taught, begin, end)
+        self._thread.submit(self._keep, taught, begin, end)
 
     def close(self) -> None:
         """Waits until all is written."""
@@ -68,26 +67,24 @@ class Recording:
         arrays = [self._store.read(name, first) for name in self._names]
         return min(0 if array is None else len(array) for array in arrays)
 
-    def _array(self, name: str, first: int) -> np.ndarray:
-        array = self._store.read(name, first)
-        assert array is not None, "`read` has seen it"
-        return array
-
     def _keep(self, taught: Sequence[Mapping[str, jax.Array]], begin: int, end: int) -> None:
+        if self._failed:
+            return
         try:
             on_host = {name: np.stack([np.asarray(view[name]) for view in taught], 1) for name in self._names}
             for first, length in self._files(begin, end):
-                if first >= begin:
-                    self._pieces = []
                 start, stop = max(first, begin), min(first + length, end)
-                whole = self._pieces[0][0] == first if self._pieces else start == first
-                if not whole:  # the run went on in the middle of a file
-                    continue
-                self._pieces.append((start, {k: x[start - begin : stop - begin] for k, x in on_host.items()}))
+                if start == first:
+                    self._pieces = []
+                elif start != self._next:  # the steps before it were read, or not taken
+                    if self._kept(first) < start - first:
+                        continue
+                    self._pieces = [{name: self._store.array(name, first)[: start - first] for name in self._names}]
+                self._pieces.append({name: x[start - begin : stop - begin] for name, x in on_host.items()})
+                self._next = stop
                 if stop == first + length:
                     for name in self._names:
-                        parts = [piece[name] for _, piece in self._pieces]
-                        self._store.write(name, first, np.concatenate(parts))
+                        self._store.write(name, first, np.concatenate([piece[name] for piece in self._pieces]))
                     self._pieces = []
         except OSError as error:
             self._failed = True

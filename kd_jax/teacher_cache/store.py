@@ -29,6 +29,8 @@ class Store:
                     array = np.load(path, mmap_mode="r", allow_pickle=False)
                     if self._path(field, number, _digest(array)) != path:
                         raise ValueError("its content does not match its name")
+                except FileNotFoundError:  # another process wrote in its place
+                    continue
                 except (OSError, ValueError, EOFError) as error:
                     print(f"{path} is damaged and is made again ({error})", flush=True)
                     with contextlib.suppress(OSError):
@@ -36,6 +38,12 @@ class Store:
                 else:
                     self._read[field, number] = array
         return self._read.get((field, number))
+
+    def array(self, field: str, number: int) -> np.ndarray:
+        """An array that is there."""
+        array = self.read(field, number)
+        assert array is not None, f"{field} {number} of {self.folder} was there"
+        return array
 
     def write(self, field: str, number: int, array: np.ndarray) -> None:
         """Writes an array, in the place of another one of its field and number."""
@@ -51,6 +59,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+            self._read.pop((field, number), None)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.remove(partial)
@@ -65,4 +74,6 @@ class Store:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16]
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]

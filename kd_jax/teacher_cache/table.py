@@ -88,8 +88,8 @@ def load(experiment: Experiment, store: Store, names: Iterable[str]) -> Variable
     count = len(experiment.dataset.train.labels)
     table = {}
     for name in names:
-        parts = [store.read(name, first) for first in range(0, count, IMAGES)]
-        table[name] = experiment.place(np.concatenate([part for part in parts if part is not None]))
+        parts = [store.array(name, first) for first in range(0, count, IMAGES)]
+        table[name] = experiment.place(np.concatenate(parts))
     return table
 
 

@@ -147,7 +147,9 @@ def _check_cache(config: Mapping[str, Any], classes: int) -> None:
 
 def listed_views(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The numbers of all views that a config takes of an image in training; None where they cannot be listed."""
-    if config["train"]["mixup"] or config["teacher"]["mode"] != "eval":
+    section = config["teacher"]
+    members = _members(section).values() if section["kind"] == "ensemble" else ()
+    if config["train"]["mixup"] or any(each["mode"] != "eval" for each in (section, *members)):
         return None
     return augment.listed((config["dataset"]["augment"], *config["dataset"]["extra_views"]))
 
@@ -166,7 +168,7 @@ def finished(saved: Mapping[str, Any], folder: str, runs_folder: str) -> dict[st
     Returns:
       A section whose kind is "none", and a line says so, where the teacher is gone or has become another one.
     """
-    section = dict(saved["config"]["teacher"])
+    section = saved["config"]["teacher"] | {"cache": "none", "top_k": 0}  # of training
     if section["kind"] == "mean":  # it is the student
         return {**section, "kind": "none"}
     if section["kind"] == "ensemble":

@@ -1,0 +1,300 @@
+"""What is kept, where, and what is said of it."""
+
+import os
+import re
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+
+from kd_jax import augment, experiment, teacher_cache
+from kd_jax.errors import InputError
+from kd_jax.teacher_cache import recording, store, table
+from kd_jax.teachers import kept
+from kd_jax.types import Batch, Outputs
+from tests import tiny
+
+FROM_A_RANDOM_ONE = {"teacher.kind": "random", "dataset.holdout": 0.0, "teacher.cache": "recording"}
+
+
+def create(folder="runs", method=tiny.METHODS["kd"], **overrides):
+    whole = tiny.config(**FROM_A_RANDOM_ONE | overrides) | {"method": method}
+    return experiment.create(whole, runs_folder=str(folder), traced=False)
+
+
+def about(**overrides):
+    made = create(**overrides)
+    crops = teacher_cache.teachers.listed_views(made.config)
+    return teacher_cache._of_recording(made), teacher_cache._of_table(made, crops)
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return about()
+
+
+@pytest.mark.parametrize(
+    ("changes", "recording", "table"),
+    [
+        ({"seed": 1}, True, False),
+        ({"train.batch_size": 32}, True, False),
+        ({"train.accumulate": 2}, True, False),
+        ({"train.mixup": 0.5}, True, True),
+        ({"dataset.augment": "none"}, True, True),
+        ({"dataset.train_images": 32}, True, True),
+        ({"dataset.labeled": 32}, True, True),
+        ({"dataset.image_size": 16}, True, True),
+        ({"precision": "bfloat16"}, True, True),
+        ({"teacher.mode": "train"}, True, True),
+        ({"teacher.top_k": 3}, True, True),
+        ({"teacher.cache": "auto"}, False, False),
+        ({"train.steps": 3}, False, False),
+        ({"train.steps_per_call": 2}, False, False),
+        ({"train.label_smoothing": 0.1}, False, False),
+        ({"optimizer.learning_rate": 0.3}, False, False),
+        ({"model.width": 0.25}, False, False),
+        ({"method": {"dkd": {}}}, False, False),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_kept_is_read_by_the_runs_for_which_it_is_right(usual, changes, recording, table):
+    other = about(**changes)
+    assert [a != b for a, b in zip(other, usual, strict=True)] == [recording, table]
+
+
+def test_the_choice_of_a_cache_is_no_part_of_a_runs_identity_and_what_is_left_of_logits_is():
+    changes = ({}, {"teacher.cache": "auto"}, {"teacher.top_k": 3})
+    usual, other, largest = (create(**each).digest for each in changes)
+    assert usual == other != largest
+
+
+ENSEMBLE = {"a": {"kind": "random"}, "b": {"kind": "random", "mode": "train"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teacher.cache": "all"}, "teacher.cache is 'all'; expected one of: auto, none, recording, views"),
+        ({"teacher.kind": "none", "method": {"cross_entropy": {}}}, "'recording' and teacher.kind 'none'; expected"),
+        ({"teacher.kind": "mean", "train.ema": 0.9}, "'recording' and teacher.kind 'mean'; expected cache 'none'"),
+        ({"teacher.cache": "views", "train.mixup": 0.5}, "which mixup, RandAugment and teacher.mode 'train' do not"),
+        ({"teacher.cache": "views", "dataset.augment": "randaugment"}, "which mixup, RandAugment and"),
+        ({"teacher.cache": "views", "teacher.mode": "train"}, "which mixup, RandAugment and"),
+        ({"teacher.cache": "views", "teacher.kind": "ensemble", "teacher.members": ENSEMBLE}, "which mixup, Rand"),
+        ({"teacher.cache": "none", "teacher.top_k": 3}, "teacher.top_k is 3 and teacher.cache 'none'; expected 0, or"),
+        ({"teacher.top_k": 10}, "teacher.top_k is 10; expected fewer than the 10 classes, or 0 for all"),
+        (
+            {"teacher.kind": "ensemble", "teacher.members": {"a": {"kind": "random", "cache": "recording"}}},
+            "teacher.members.a.cache is 'recording'; expected that of teacher",
+        ),
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        create(**changes)
+
+
+def start(folder, **overrides):
+    """What `create` makes of a cache."""
+    made = create(folder, **overrides)
+    cache = teacher_cache.create(made, made.feed(), made.place(made.teacher.load()[0]))
+    return made, cache
+
+
+SHORT = {"teacher.cache": "auto", "train.epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dataset.augment": "none"}, "a table of the teacher's logits, 2.5 KiB, for which it sees 1 view(s) of every"),
+        ({}, "the teacher's logits at 0 of 4 steps are recorded"),
+        ({"dataset.augment": "none", "train.mixup": 0.5}, "the teacher's logits at 0 of 4 steps are recorded"),
+        ({"method": {"pkt": {}}}, "the teacher's logits and embedding at 0 of 4 steps are recorded"),
+    ],
+)
+def test_auto_makes_a_table_where_the_runs_epochs_pay_for_it(tmp_path, capsys, changes, said):
+    start(tmp_path, **SHORT | changes)
+    assert f"teacher.cache is 'auto': {said}" in capsys.readouterr().out
+
+
+def test_auto_reads_a_table_that_is_there_unless_the_run_is_recorded(tmp_path, capsys, monkeypatch):
+    crops = {"dataset.augment": "crop_flip", "train.batch_size": 8, "dataset.train_images": 16}
+    start(tmp_path, **crops, **{"teacher.cache": "views"})
+    capsys.readouterr()
+    start(tmp_path, **SHORT | crops)
+    assert "teacher.cache is 'auto': a table of the teacher's logits, 101.2 KiB, which is there:" in (
+        capsys.readouterr().out
+    )
+    monkeypatch.setattr(recording.Recording, "count", lambda self: 2)
+    start(tmp_path, **SHORT | crops)
+    assert "logits at 2 of 2 steps are recorded for this seed" in capsys.readouterr().out
+
+
+def test_a_table_that_no_device_holds_is_refused_and_not_chosen(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "LARGEST_TABLE", 2**11)
+    start(tmp_path, **SHORT, **{"dataset.augment": "none"})
+    assert "steps are recorded" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"whose table takes 2\.5 KiB; expected at most 2\.0 KiB, or 'recording'"):
+        start(tmp_path, **{"dataset.augment": "none", "teacher.cache": "views"})
+
+
+def tables(folder):
+    (one,) = (folder / "teachers" / "views").iterdir()
+    return one
+
+
+def test_a_table_holds_what_the_teacher_says_of_every_crop_and_goes_on_where_its_making_stopped(
+    tmp_path, capsys, monkeypatch
+):
+    changes = {"teacher.cache": "views", "dataset.augment": "crop", "dataset.train_images": 19, "train.batch_size": 8}
+    monkeypatch.setattr(table, "IMAGES", 5)
+    write = store.Store.write
+
+    def stops(self, field, number, array):
+        if number == 10:
+            raise KeyboardInterrupt
+        write(self, field, number, array)
+
+    monkeypatch.setattr(store.Store, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, **changes)
+    monkeypatch.setattr(store.Store, "write", write)
+    before = {path: path.stat().st_mtime_ns for path in tables(tmp_path).glob("*.npy")}
+    assert len(before) == 2
+    made, _ = start(tmp_path, **changes)
+    after = {path: path.stat().st_mtime_ns for path in tables(tmp_path).glob("*.npy")}
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    found = np.concatenate([np.load(path) for path in sorted(after)])
+    assert found.shape == (19, 81, 10)
+    variables, images = made.teacher.load()[0], made.dataset.train.images
+    for view in (0, 40, 80):
+        crops = augment.take_crops(images, np.full(19, 2 * view, np.int32))
+        batch = batch_of(made.components.prepare(crops))
+        expected = made.teacher.apply(variables, batch, rng=jax.random.key(0), train=False).logits
+        np.testing.assert_allclose(found[:, view], expected, rtol=1e-4, atol=1e-5)
+    start(tmp_path, **changes)
+    assert {path: path.stat().st_mtime_ns for path in tables(tmp_path).glob("*.npy")} == after
+
+
+def batch_of(images):
+    zeros = np.zeros(len(images), np.int32)
+    return Batch(images, zeros, zeros, zeros, zeros)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 6])
+def test_the_largest_logits_keep_their_probabilities_and_the_others_share_the_rest(top_k):
+    logits = np.random.default_rng(0).normal(0, 4, (5, 7))
+    embedding = np.ones((5, 2), np.float32)
+    said = kept.keep(
+        Outputs(jax.numpy.asarray(logits, jax.numpy.float32), embedding=embedding),
+        fields=("logits", "embedding"),
+        top_k=top_k,
+    )
+    assert {name: x.shape for name, x in said.items()} == {
+        "largest": (5, top_k),
+        "classes": (5, top_k),
+        "rest": (5,),
+        "embedding": (5, 2),
+    }
+    found = kept.restore(said, num_classes=7)
+    probabilities = scipy.special.softmax(logits, -1)
+    expected = np.empty_like(probabilities)
+    for row, p in zip(expected, probabilities, strict=True):
+        largest = np.argsort(p)[-top_k:]
+        row[:] = (1 - p[largest].sum()) / (7 - top_k)
+        row[largest] = p[largest]
+    np.testing.assert_allclose(scipy.special.softmax(np.asarray(found.logits, np.float64), -1), expected, rtol=2e-5)
+    np.testing.assert_array_equal(found.embedding, embedding)
+
+
+def test_the_error_of_the_largest_logits_is_said(tmp_path, capsys):
+    made, cache = start(tmp_path, **{"teacher.top_k": 3})
+    assert cache.what == "3 largest of 10 logits"
+    said = capsys.readouterr().out
+    found = re.search(r"are off by KL (\S+) at temperature 1 and (\S+) at temperature 4", said).groups()
+    images = made.components.prepare(made.feed().example.images)
+    variables = made.place(made.teacher.load()[0])
+    logits = made.teacher.apply(variables, batch_of(images), rng=jax.random.key(0), train=False).logits
+    logits = np.asarray(logits, np.float64)
+    left = np.sort(logits)[:, ::-1].copy()
+    left[:, 3:] = scipy.special.logsumexp(left[:, 3:], axis=-1, keepdims=True) - np.log(7)
+    for t, error in zip((1, 4), found, strict=True):
+        p, q = (scipy.special.log_softmax(x / t, -1) for x in (np.sort(logits)[:, ::-1], left))
+        np.testing.assert_allclose(float(error), (np.exp(p) * (p - q)).sum(-1).mean(), rtol=0.06, atol=1e-7)
+
+
+def a_recording(folder, steps, batch_size=4):
+    one = store.Store(str(folder), {"of": "a test"})
+    return recording.Recording(one, ("logits", "embedding"), batch_size=batch_size, steps_per_epoch=7, steps=steps)
+
+
+def said(begin, end, views=2):
+    """What a teacher says at some steps: numbers that tell step, view and name."""
+    steps = np.arange(begin, end, dtype=np.float32)[:, None, None]
+    return tuple(
+        {"logits": steps + np.full((1, 4, 3), view / 8), "embedding": -steps + np.full((1, 4, 2), view / 8)}
+        for view in range(views)
+    )
+
+
+def say(one, total, per_call):
+    """Takes the steps of a run as training does, and returns those at which the teacher was asked."""
+    asked, begin = [], 0
+    while begin < total:
+        end = min(begin + per_call, total, (begin // 7 + 1) * 7)
+        read = one.read(begin, end)
+        if read is None:
+            one.keep(said(begin, end), begin, end)
+            asked += range(begin, end)
+        else:
+            assert tiny.identical(read, said(begin, end))
+        begin = end
+    one.close()
+    return asked
+
+
+@pytest.mark.parametrize("images", [4, 12, 2**14])
+@pytest.mark.parametrize("lengths", [(9, 23), (23, 9), (3, 5, 16, 21)])
+@pytest.mark.parametrize("calls", [(1, 5), (3, 2), (7, 1)])
+def test_runs_of_any_length_and_any_calls_read_what_is_there(tmp_path, monkeypatch, images, lengths, calls):
+    monkeypatch.setattr(recording, "FILE", images)
+    for number, length in enumerate(lengths):
+        say(a_recording(tmp_path, length), length, calls[number % 2])
+        again = a_recording(tmp_path, length)
+        assert again.count() == length
+        assert say(again, length, calls[0]) == []
+
+
+def test_two_processes_that_record_the_same_do_no_harm(tmp_path):
+    first, second = a_recording(tmp_path, 14), a_recording(tmp_path, 14)
+    for begin in range(14):
+        for one in (first, second):
+            one.keep(said(begin, begin + 1), begin, begin + 1)
+    first.close(), second.close()
+    third = a_recording(tmp_path, 14)
+    assert say(third, 14, 3) == []
+    assert len(list(tmp_path.glob("*/*.npy"))) == 4
+    assert not list(tmp_path.glob("*/*.tmp"))
+
+
+def test_a_file_is_replaced_and_read_as_it_is_then(tmp_path):
+    one = store.Store(str(tmp_path), {"of": "a test"})
+    for array in (np.arange(3.0), np.arange(6.0), np.arange(6.0).reshape(2, 3)):
+        one.write("logits", 7, array)
+        np.testing.assert_array_equal(one.read("logits", 7), array)
+    assert sorted(os.listdir(one.folder))[0] == "about.json"
+    assert len(os.listdir(one.folder)) == 2
+
+
+@pytest.mark.parametrize(("find", "put"), [(b"<f8", b"<i8"), (b"(2, 3)", b"(3, 2)"), (b"False", b"True ")])
+def test_a_header_that_was_damaged_is_noticed(tmp_path, capsys, find, put):
+    one = store.Store(str(tmp_path), {"of": "a test"})
+    one.write("logits", 0, np.arange(6.0).reshape(2, 3))
+    (path,) = tmp_path.glob("*/*.npy")
+    path.write_bytes(path.read_bytes().replace(find, put))
+    assert store.Store(str(tmp_path), {"of": "a test"}).read("logits", 0) is None
+    assert "is damaged and is made again" in capsys.readouterr().out
+    assert not path.exists()
