@@ -86,6 +86,6 @@ class Recording:
                     for name in self._names:
                         self._store.write(name, first, np.concatenate([piece[name] for piece in self._pieces]))
                     self._pieces = []
-        except OSError as error:
+        except Exception as error:  # of a full disk, say; nobody waits for it
             self._failed = True
             print(f"what the teacher says is not recorded any more: {one_line(error)}", flush=True)

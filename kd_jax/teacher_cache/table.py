@@ -1,7 +1,6 @@
 """A table of what a teacher says of every view of every training image, built once."""
 
 import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
@@ -59,7 +58,6 @@ def build(
                 store.write(name, first, np.stack([np.asarray(one[name])[:length] for one in each], 1))
             yield
 
-    print(f"the teacher sees {len(crops)} views of {count} images, once: {store.folder}", file=sys.stderr, flush=True)
     for _ in counted(files(), IMAGES, IMAGES * (len(missing) - 1) + (count - 1) % IMAGES + 1):
         pass
 

@@ -16,10 +16,11 @@ def keep(outputs: Outputs, *, fields: Sequence[str], top_k: int = 0) -> dict[str
       fields: of Outputs, the logits among them.
       top_k: of the logits only so many, the largest; 0 for all.
     Returns:
-      {field: [B, ...]}; with `top_k` in the place of the logits their "largest" [B, k], the "classes" [B, k] of these,
-      and "rest" [B], the mean logit of the others in terms of probability: log(mean(exp(logits))).
+      {field: [B, ...]}, at least float32; with `top_k` in the place of the logits their "largest" [B, k], the "classes"
+      [B, k] of these, and "rest" [B], the mean logit of the others in terms of probability: log(mean(exp(logits))).
     """
-    kept = {field: getattr(outputs, field) for field in fields}
+    given = {field: getattr(outputs, field) for field in fields}
+    kept = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), given)
     if not top_k:
         return kept
     logits = kept.pop("logits")

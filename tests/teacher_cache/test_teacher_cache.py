@@ -298,3 +298,9 @@ def test_a_header_that_was_damaged_is_noticed(tmp_path, capsys, find, put):
     assert store.Store(str(tmp_path), {"of": "a test"}).read("logits", 0) is None
     assert "is damaged and is made again" in capsys.readouterr().out
     assert not path.exists()
+
+
+def test_what_is_less_than_float32_is_kept_as_float32_and_what_is_not_reported_as_none():
+    said = kept.keep(Outputs(jax.numpy.ones((2, 3), jax.numpy.bfloat16)), fields=("logits", "embedding"))
+    assert said["logits"].dtype == np.float32
+    assert said["embedding"] is None
