@@ -20,7 +20,7 @@ from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
 from kd_jax.teacher_cache import table
 from kd_jax.teacher_cache.recording import Recording
-from kd_jax.teacher_cache.store import Store
+from kd_jax.teacher_cache.store import Store, digest
 from kd_jax.teachers import kept
 from kd_jax.types import Array, Batch, Feed, Variables
 
@@ -136,15 +136,16 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     images, crops = len(experiment.dataset.train.labels), teachers.listed_views(config)
     a_view = size // config["train"]["batch_size"] // experiment.components.method.views
     table_size = images * len(crops or ()) * a_view
-    store = Store(os.path.join(experiment.runs_folder, "teachers", "views"), _of_table(experiment, crops))
+    folder, about = os.path.join(experiment.runs_folder, "teachers"), _of_teacher(experiment, teacher_variables)
+    store = Store(os.path.join(folder, "views"), about | _of_table(experiment, crops))
     recording = Recording(
-        Store(os.path.join(experiment.runs_folder, "teachers", "recordings"), _of_recording(experiment)),
+        Store(os.path.join(folder, "recordings"), about | _of_recording(experiment)),
         cache.sizes,
         batch_size=config["train"]["batch_size"],
         steps_per_epoch=feed.steps_per_epoch,
         steps=experiment.steps,
     )
-    there, chosen = recording.count(), kind
+    there, chosen = recording.count() if kind != "views" else 0, kind
     if kind == "auto":
         pays = crops is not None and (
             experiment.steps >= len(crops) * feed.steps_per_epoch or table.is_whole(store, cache.sizes, images)
@@ -211,27 +212,30 @@ def _readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
     return f"only its logits and embedding are kept, and {reason}"
 
 
-def _of_table(experiment: Experiment, crops: Sequence[int] | None) -> dict[str, Any]:
-    """What a table depends on."""
-    dataset = {k: v for k, v in experiment.identity["dataset"].items() if k not in ("augment", "extra_views")}
+def _of_teacher(experiment: Experiment, teacher_variables: Variables) -> dict[str, Any]:
+    """What all that a teacher says depends on. One that was trained again need not be the same to the last bit."""
     return {
         "teacher": experiment.identity["teacher"],
-        "dataset": dataset,
+        "variables": digest(*map(np.asarray, jax.tree.leaves(teacher_variables))),
         "precision": experiment.config["precision"],
+    }
+
+
+def _of_table(experiment: Experiment, crops: Sequence[int] | None) -> dict[str, Any]:
+    """What a table depends on beside the teacher."""
+    dataset = experiment.identity["dataset"]
+    return {
+        "dataset": {key: value for key, value in dataset.items() if key not in ("augment", "extra_views")},
         "views": len(crops or ()),
-        "top_k": experiment.config["teacher"]["top_k"],
     }
 
 
 def _of_recording(experiment: Experiment) -> dict[str, Any]:
-    """What a recording depends on."""
+    """What a recording depends on beside the teacher."""
     config = experiment.config
     return {
-        "teacher": experiment.identity["teacher"],
         "dataset": experiment.identity["dataset"],
-        "precision": config["precision"],
         "seed": config["seed"],
-        "top_k": config["teacher"]["top_k"],
         "train": {key: config["train"][key] for key in ("batch_size", "mixup", "accumulate")},
     }
 

@@ -27,7 +27,7 @@ class Store:
             for path in glob.glob(self._path(field, number, "*")):
                 try:
                     array = np.load(path, mmap_mode="r", allow_pickle=False)
-                    if self._path(field, number, _digest(array)) != path:
+                    if self._path(field, number, digest(array)) != path:
                         raise ValueError("its content does not match its name")
                 except FileNotFoundError:  # another process wrote in its place
                     continue
@@ -51,7 +51,7 @@ class Store:
         os.makedirs(self.folder, exist_ok=True)
         if not os.path.exists(about):
             runs.write_files(self.folder, {"about.json": runs.json_text(self._about).encode()})
-        path = self._path(field, number, _digest(array))
+        path = self._path(field, number, digest(array))
         partial = f"{path}.{os.getpid()}.tmp"
         try:
             with open(partial, "wb") as file:
@@ -73,7 +73,10 @@ class Store:
         return os.path.join(self.folder, f"{field}-{number:08d}-{digest}.npy")
 
 
-def _digest(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
+def digest(*arrays: np.ndarray) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of arrays, with their types and shapes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype.str} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:16]

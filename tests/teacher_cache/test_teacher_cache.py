@@ -26,7 +26,8 @@ def create(folder="runs", method=tiny.METHODS["kd"], **overrides):
 def about(**overrides):
     made = create(**overrides)
     crops = teacher_cache.teachers.listed_views(made.config)
-    return teacher_cache._of_recording(made), teacher_cache._of_table(made, crops)
+    teacher = teacher_cache._of_teacher(made, {})
+    return teacher | teacher_cache._of_recording(made), teacher | teacher_cache._of_table(made, crops)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +96,24 @@ def test_a_cache_that_cannot_be_is_refused(changes, said):
         create(**changes)
 
 
-def start(folder, **overrides):
-    """What `create` makes of a cache."""
+def start(folder, change=lambda x: x, **overrides):
+    """What `create` makes of a cache; `change` of the teacher's arrays."""
     made = create(folder, **overrides)
-    cache = teacher_cache.create(made, made.feed(), made.place(made.teacher.load()[0]))
+    cache = teacher_cache.create(made, made.feed(), made.place(jax.tree.map(change, made.teacher.load()[0])))
     return made, cache
+
+
+@pytest.mark.parametrize("kind", ["views", "recordings"])
+def test_a_teacher_that_is_another_though_its_config_is_the_same_is_asked(tmp_path, kind):
+    changes = {"teacher.cache": kind.removesuffix("s") if kind == "recordings" else kind, "dataset.augment": "none"}
+    folders = set()
+    for factor in (1, 1, 1 + 1e-6):
+        _, cache = start(tmp_path, lambda x, factor=factor: x * factor, **changes)
+        if kind == "recordings":
+            folders.add(cache._recording.folder)
+        else:
+            folders = set((tmp_path / "teachers" / kind).iterdir())
+    assert len(folders) == 2
 
 
 SHORT = {"teacher.cache": "auto", "train.epochs": 1}
