@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, sharding, steps
+from kd_jax import augment, runs, sharding, steps
 from kd_jax.experiment import Experiment
 from kd_jax.logging.progress import counted
 from kd_jax.steps import Components, StepOptions
@@ -39,6 +39,8 @@ def build(
       store: of the table; what it holds already is kept.
       names, keep: of what is kept of the teacher's outputs.
       crops: numbers of the views.
+    Raises:
+      InputError: where the folder cannot be written. OSError: for a full disk.
     """
     count = len(split.labels)
     missing = [n for n in range(0, count, IMAGES) if any(store.read(name, n) is None for name in names)]
@@ -54,8 +56,11 @@ def build(
             on_devices = jax.device_put(ids, sharding.split(mesh))
             each = [say(teacher_variables, split, on_devices, np.int32(crop)) for crop in crops]
             length = min(IMAGES, count - first)
-            for name in names:
-                store.write(name, first, np.stack([np.asarray(one[name])[:length] for one in each], 1))
+            try:
+                for name in names:
+                    store.write(name, first, np.stack([np.asarray(one[name])[:length] for one in each], 1))
+            except OSError as error:
+                raise runs.refused(f"the table {store.folder!r} cannot be written", error) from error
             yield
 
     for _ in counted(files(), IMAGES, IMAGES * (len(missing) - 1) + (count - 1) % IMAGES + 1):

@@ -1,5 +1,6 @@
 """What is kept, where, and what is said of it."""
 
+import errno
 import os
 import re
 
@@ -191,6 +192,16 @@ def test_a_table_holds_what_the_teacher_says_of_every_crop_and_goes_on_where_its
         np.testing.assert_allclose(found[:, view], expected, rtol=1e-4, atol=1e-5)
     start(tmp_path, **changes)
     assert {path: path.stat().st_mtime_ns for path in tables(tmp_path).glob("*.npy")} == after
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, InputError), (errno.ENOSPC, OSError)])
+def test_a_table_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch, number, kind):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store.Store, "write", fails)
+    with pytest.raises(kind, match=os.strerror(number)):
+        start(tmp_path, **{"teacher.cache": "views", "dataset.augment": "none"})
 
 
 def batch_of(images):
