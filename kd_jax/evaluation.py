@@ -32,7 +32,7 @@ class Evaluator:
         self._experiment, self._teacher_variables = experiment, teacher_variables
         self._steps, self._teach = experiment.jit(steps.eval_steps), experiment.jit(steps.teach_evaluation)
         self._placed: dict[int, _Placed] = {}
-        self._kept = teacher_cache.of_evaluations(experiment)
+        self._kept = teacher_cache.of_evaluations(experiment, teacher_variables)
 
     def __call__(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, Any]:
         """Metrics by name, see `metrics.summarize`."""

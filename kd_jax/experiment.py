@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kd_jax import components, data, methods, networks, runs, sharding, steps, teachers, tracing
+from kd_jax.allocation import keep_memory
 from kd_jax.compilation import keep_programs
 from kd_jax.config import checks
 from kd_jax.config.checks import check, plain
@@ -119,6 +120,7 @@ def create(
       InputError: for anything that is wrong with the config or the data.
     """
     keep_programs()
+    keep_memory()
     config = plain(config)
     if source is not None:
         _set_source(config, "memory")

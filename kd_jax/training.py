@@ -151,7 +151,7 @@ def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, 
     teacher, test = experiment.teacher, experiment.dataset.test
     assert teacher is not None
     where = f"for the teacher {teacher.name}"
-    kept = teacher_cache.of_evaluations(experiment)
+    kept = teacher_cache.of_evaluations(experiment, variables)
     if kept and (logits := kept.read("test", 0)) is not None:
         of_all = jax.jit(metrics.sums)(np.asarray(logits), test.labels, np.ones(len(test.labels), bool), None, {})
         return _checked(metrics.summarize(jax.device_get(of_all)), where)

@@ -51,6 +51,7 @@ from safetensors.numpy import save_file
 
 import kd_jax
 from kd_jax import evaluation, experiment, gradcam, models, teacher_cache
+from kd_jax.allocation import keep_memory
 from kd_jax.config import base
 from kd_jax.config.published import PUBLISHED
 from kd_jax.config.tree import ConfigDict
@@ -83,7 +84,8 @@ STEPS = {
 }
 # How kd_jax is run: what differs in the config.
 VARIANTS: dict[str, dict[str, Any]] = {"kd_jax": {}, "recorded teacher": {"teacher.cache": "recording"}}
-PEERS = {"fair": "PyTorch", "usual": "PyTorch as usual"}
+# "kept" is "fair" with the memory that kd_jax has on a CPU, see kd_jax/allocation.py.
+PEERS = {"fair": "PyTorch", "kept": "PyTorch, memory kept", "usual": "PyTorch as usual"}
 MEASURES = ("step", "teacher", "evaluation", "gradcam", "end_to_end", "start_up")
 
 # By the start of the device's kind: (FLOP/s in bfloat16, in float32 as XLA multiplies by default, bytes/s), as the
@@ -227,11 +229,11 @@ class Ours:
         return {name: found.get(name, 0.0) * self.made.mesh.size for name in ("flops", "bytes accessed")}
 
     def model_flops(self) -> float:
-        """FLOPs an image that the networks cannot do without: 3 forward passes of the student, 1 of the teacher."""
+        """FLOPs an image that cannot be left out: 3 forward passes of the student, 1 of a teacher that is asked."""
         components, images = self.made.components, self._images(self.batch)
         variables = evaluation.evaluated(self.state)[0]
         networks = [(3, components.student, variables)]
-        if self.made.teacher and self.made.teacher.network:
+        if self._asked and self.made.teacher and self.made.teacher.network:
             networks.append((1, self.made.teacher.network, self.teacher_variables))
         total = 0.0
         for times, network, own in networks:
@@ -280,8 +282,8 @@ class Ours:
 class Torch:
     """The process of launch/torch_peer.py."""
 
-    def __init__(self, python: str) -> None:
-        command = [python, str(TOP / "launch" / "torch_peer.py")]
+    def __init__(self, python: str, *flags: str) -> None:
+        command = [python, str(TOP / "launch" / "torch_peer.py"), *flags]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self.ask("versions")
 
@@ -326,12 +328,14 @@ class Torch:
             pass
 
 
-def open_torch(python: str) -> Torch | None:
-    """PyTorch's process; None, and a line says so, where the interpreter has no PyTorch."""
-    found = subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode == 0
-    if not found:
+def open_torch(python: str) -> dict[str, Torch]:
+    """PyTorch's process of each peer; none, and a line says so, where the interpreter has no PyTorch."""
+    if subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
         print(f"{python} has no PyTorch, so its columns are left out; expected --torch=PYTHON", file=sys.stderr)
-    return Torch(python) if found else None
+        return {}
+    usual = Torch(python)
+    kept = {"kept": Torch(python, "--keep-memory")} if jax.default_backend() == "cpu" else {}
+    return {"fair": usual, **kept, "usual": usual}
 
 
 class Bench(NamedTuple):
@@ -340,7 +344,7 @@ class Bench(NamedTuple):
     arguments: argparse.Namespace
     folder: Path  # for what is thrown away
     peak: Peak | None
-    torch: Torch | None
+    torch: Mapping[str, Torch]  # by peer
     stamp: dict[str, Any]
 
     def measure(self, name: str, batch: int) -> Iterator[dict[str, Any]]:
@@ -355,26 +359,26 @@ class Bench(NamedTuple):
         }
         first = next(iter(ours.values()))
         contestants = {variant: one.step for variant, one in ours.items()}
-        if self.torch:
-            for peer in PEERS:
-                self._open(peer, step, first, images)
-                contestants[peer] = functools.partial(self.torch.step, peer)
+        for peer, torch in self.torch.items():
+            self._open(peer, step, first, images)
+            contestants[peer] = functools.partial(torch.step, peer)
 
         def line(contestant: str, measure: str, value: float | None, **others: Any) -> dict[str, Any]:
             known = {"step": name, "batch": batch, "precision": self.arguments.precision}
             return {**known, "contestant": contestant, "measure": measure, "value": value, **others, **self.stamp}
 
         seconds = self._rounds(contestants)
-        needed = first.model_flops()
+        whole = first.model_flops()
         for contestant, own in seconds.items():
+            needed = ours[contestant].model_flops() if contestant in ours else whole
             speed = batch / statistics.median(own)
             others: dict[str, Any] = {"rounds": [round(batch / x, 2) for x in own], "model_flops": needed}
             if self.peak:
                 others["mfu"] = speed * needed / self.peak.flops
             if contestant in ours:
                 others |= {"mib": ours[contestant].memory(), **self._roofline(ours[contestant], own)}
-            elif self.torch:
-                others["mib"] = self.torch.ask("memory", peer=contestant)["mib"]
+            else:
+                others["mib"] = self.torch[contestant].ask("memory", peer=contestant)["mib"]
             yield line(contestant, "step", speed, **others)
         for variant, one in ours.items():
             of_step = statistics.median(seconds[variant])
@@ -395,12 +399,11 @@ class Bench(NamedTuple):
                 yield line(variant, "start_up", cold, warm=warm)
         if self.torch and "evaluation" in wanted:
             size = first.config["evaluate"]["batch_size"]
-            ask = functools.partial(self.torch.ask, "evaluation", peer="fair", count=1)
+            ask = functools.partial(self.torch["fair"].ask, "evaluation", peer="fair", count=1)
             yield line("fair", "evaluation", size / self._median(lambda: ask()["seconds"]))
 
     def _open(self, peer: str, step: Step, first: Ours, images: int) -> None:
-        assert self.torch, "it is asked for"
-        counted = self.torch.open(peer, step, first.config, images, self.arguments.workers)
+        counted = self.torch[peer].open(peer, step, first.config, images, self.arguments.workers)
         own = {"student": first.state.params["student"], "teacher": first.teacher_variables.get("params", {})}
         expected = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in own.items()}
         if counted != {name: count for name, count in expected.items() if count}:
@@ -507,12 +510,13 @@ def markdown(lines: Sequence[Mapping[str, Any]], peak: Peak | None) -> str:
     return f"{told}\n\n{table(speed)}\n\n{table(around)}"
 
 
-def stamp(torch: Torch | None) -> dict[str, Any]:
+def stamp(torches: Mapping[str, Torch]) -> dict[str, Any]:
     """When, where and by what is measured."""
     devices = jax.local_devices()
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
-    if torch:
+    if torches:
+        torch = torches["fair"]
         versions["torch"] = (
             f"{torch.versions['torch']} ({torch.versions['device']}, {torch.versions['threads']} threads)"
         )
@@ -537,6 +541,7 @@ def compiled_elsewhere(topology: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")  # of a GPU, on which PyTorch and a start run too
+    keep_memory()
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -568,8 +573,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if torch := open_torch(arguments.torch):
-            stack.enter_context(contextlib.closing(torch))
+        torch = open_torch(arguments.torch)
+        for process in set(torch.values()):
+            stack.enter_context(contextlib.closing(process))
         bench = Bench(arguments, folder, device_peak(arguments.precision), torch, stamp(torch))
         for name in arguments.steps:
             for batch in map(int, arguments.batches or [STEPS[name].batch]):

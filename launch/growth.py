@@ -24,6 +24,7 @@ import matplotlib
 import numpy as np
 
 from kd_jax import losses
+from kd_jax.allocation import keep_memory
 from kd_jax.compilation import keep_programs
 from launch.benchmark import Ours, Step, config_of, random_source
 
@@ -118,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args(argv)
     keep_programs()
+    keep_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         panels: dict[str, dict[str, Curve]] = {

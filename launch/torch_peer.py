@@ -1,11 +1,11 @@
 """PyTorch beside kd_jax: the process that launch/benchmark.py starts and asks, so that both are measured in one run.
 
-usage: PYTHON launch/torch_peer.py, with an interpreter that has PyTorch and need not have anything else
+usage: PYTHON launch/torch_peer.py [--keep-memory], with an interpreter that has PyTorch and need not have anything else
 
 It reads a JSON object per line and answers each with one, {"error": TEXT} where that failed:
 
     {"do": "versions"}                                        what runs where
-    {"do": "open", "peer": "fair" | "usual", SETTING}         builds the networks of a step
+    {"do": "open", "peer": "fair" | "kept" | "usual", SETTING}         builds the networks of a step
     {"do": "step", "count": N}                                {"seconds": S} of N training steps, synchronized
     {"do": "evaluation", "count": N}                          the same of N batches in inference mode
     {"do": "memory"}                                          {"mib": M} at most on a GPU since `open`, else null
@@ -18,9 +18,11 @@ import contextlib
 import json
 import os
 import platform
+import runpy
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -285,7 +287,7 @@ class Usual(Peer):
         (logits.argmax(1) == labels).float().mean().item()
 
 
-PEERS = {"fair": Fair, "usual": Usual}
+PEERS = {"fair": Fair, "kept": Fair, "usual": Usual}
 
 
 def versions() -> dict[str, Any]:
@@ -299,6 +301,8 @@ def versions() -> dict[str, Any]:
 
 
 def main() -> None:
+    if "--keep-memory" in sys.argv[1:]:  # of kd_jax, whose other files need what this interpreter need not have
+        runpy.run_path(str(Path(__file__).resolve().parents[1] / "kd_jax" / "allocation.py"))["keep_memory"]()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     peers: dict[str, Peer] = {}

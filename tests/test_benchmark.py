@@ -37,8 +37,9 @@ def measured(tmp_path_factory):
 
 def test_every_measure_is_a_line(measured):
     lines, _ = measured
-    names = ["step", "teacher", "evaluation", "gradcam", "end_to_end"]
-    assert [(line["contestant"], line["measure"]) for line in lines] == [("kd_jax", name) for name in names]
+    names = ["step", "end_to_end", "teacher", "evaluation", "gradcam"]
+    found = {own: [line["measure"] for line in lines if line["contestant"] == own] for own in benchmark.VARIANTS}
+    assert found == {"kd_jax": names, "recorded teacher": names[:2]}
     for line in lines:
         assert (line["step"], line["batch"], line["precision"]) == ("tiny", 16, "float32")
         assert math.isfinite(line["value"])
@@ -54,10 +55,16 @@ def test_use_of_the_device_follows_from_speed_and_costs(measured):
     assert step["roofline"] == pytest.approx(least * step["value"] / 16)
 
 
+def test_a_teacher_that_is_not_asked_is_no_part_of_what_a_step_needs(measured):
+    asked, recorded = (line["model_flops"] for line in measured[0] if line["measure"] == "step")
+    assert 0 < recorded < asked
+
+
 def test_a_missing_pytorch_is_said_and_no_column(measured):
     said = measured[1]
     assert any("/bin/false has no PyTorch, so its columns are left out" in text for text in said)
-    assert "| step | batch | kd_jax, images/s | MFU of kd_jax |" in said[-1]
+    assert "| step | batch | kd_jax, images/s | recorded teacher, images/s | MFU of kd_jax |" in said[-1]
+    assert "PyTorch" not in said[-1]
     assert "| tiny | 16 |" in said[-1]
 
 

@@ -186,16 +186,12 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     return cache
 
 
-def of_evaluations(experiment: Experiment) -> Store | None:
-    """Where a teacher's logits of evaluated images are kept; None without a `teacher.cache`."""
+def of_evaluations(experiment: Experiment, teacher_variables: Variables) -> Store | None:
+    """Where the logits of evaluated images are kept that a teacher says; None without a `teacher.cache`."""
     teacher, config = experiment.teacher, experiment.config
     if config["teacher"]["cache"] == "none" or teacher is None or teacher.is_average:
         return None
-    about = {
-        "teacher": experiment.identity["teacher"],
-        "dataset": experiment.identity["dataset"],
-        "precision": config["precision"],
-    }
+    about = _of_teacher(experiment, teacher_variables) | {"dataset": experiment.identity["dataset"]}
     return Store(os.path.join(experiment.runs_folder, "teachers", "evaluations"), about)
 
 

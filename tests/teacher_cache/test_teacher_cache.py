@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kd_jax import augment, experiment, teacher_cache
+from kd_jax import augment, evaluation, experiment, teacher_cache
 from kd_jax.errors import InputError
 from kd_jax.teacher_cache import recording, store, table
 from kd_jax.teachers import kept
@@ -329,3 +329,28 @@ def test_what_is_less_than_float32_is_kept_as_float32_and_what_is_not_reported_a
     said = kept.keep(Outputs(jax.numpy.ones((2, 3), jax.numpy.bfloat16)), fields=("logits", "embedding"))
     assert said["logits"].dtype == np.float32
     assert said["embedding"] is None
+
+
+def test_a_later_run_reads_what_the_teacher_says_of_evaluated_images(tmp_path, monkeypatch):
+    def measured(cache):
+        made = create(tmp_path, **{"teacher.cache": cache, "evaluate.batch_size": 100})
+        teacher = made.place(made.teacher.load()[0])
+        state = made.init_state(np.uint32(0), teacher, made.feed().example, None)
+        evaluate = evaluation.Evaluator(made, teacher)
+        if cache == "auto":
+            monkeypatch.setattr(evaluate, "_teach", None)  # it cannot be asked
+        return evaluate(*evaluation.evaluated(state), made.dataset.test)
+
+    assert measured("recording") == measured("auto") == measured("none")
+
+
+def test_evaluated_images_whose_logits_cannot_be_kept_are_evaluated(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.Store, "write", full)
+    made = create(tmp_path)
+    teacher = made.place(made.teacher.load()[0])
+    state = made.init_state(np.uint32(0), teacher, made.feed().example, None)
+    assert evaluation.Evaluator(made, teacher)(*evaluation.evaluated(state), made.dataset.test)["agreement"] is not None
+    assert "what the teacher says of test images is not kept: No space left" in capsys.readouterr().out
