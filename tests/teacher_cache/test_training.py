@@ -89,7 +89,7 @@ def test_fourteen_methods_on_two_devices_end_as_without(tmp_path, asked):
         assert tiny.largest_difference(state.stats, live.stats) < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_whatever_the_views_and_the_teachers_mode_a_recording_ends_as_without(tmp_path, asked, precision):
     changes = {
         "train.mixup": 0.5,
@@ -190,9 +190,12 @@ class LastMap(nn.Module):
         return context.teacher.features[-1].mean() * context.student.logits.mean()
 
 
-methods.register("last_map", methods.from_module(LastMap))
+@pytest.fixture
+def last_map(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "last_map", methods.from_module(LastMap))
 
 
+@pytest.mark.usefixtures("last_map")
 @pytest.mark.parametrize("term", ["at", "fitnet", "simkd", "gradcam_alignment", "last_map"])
 def test_what_reads_more_asks_the_teacher_in_every_step_and_says_why(tmp_path, term, capsys):
     made = experiment.create(config({term: {}}, **{"teacher.cache": "auto"}), runs_folder=str(tmp_path), traced=False)
@@ -202,11 +205,12 @@ def test_what_reads_more_asks_the_teacher_in_every_step_and_says_why(tmp_path, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("last_map")
 def test_a_run_that_cannot_be_recorded_ends_as_without(tmp_path):
     terms = {"last_map": {}, "kd": {}}
     live = train(tmp_path, "live", terms)
     assert same(train(tmp_path, "recording", terms, **{"teacher.cache": "recording"}), live)
-    assert not (tmp_path / "teachers").exists()
+    assert not (tmp_path / "teachers" / "recordings").exists()
 
 
 @pytest.mark.parametrize("cache", ["recording", "views"])
