@@ -52,14 +52,16 @@ class Evaluator:
         each = calls(made, len(split.labels))
         if made.teacher is None or made.teacher.is_average:
             return _Placed(split, on_devices, [(ids, mask, None) for ids, mask in each])
-        name, count = ("test" if split is made.dataset.test else "validation"), len(split.labels)
-        kept = self._kept.read(name, 0) if self._kept else None
+        names = {id(made.dataset.test): "test", id(made.dataset.validation): "validation"}
+        name = names.get(id(split), "")  # of others nothing is kept
+        store = self._kept if name else None
+        kept = store.read(name, 0) if store else None
         if kept is None:
             said = [self._teach(variables, self._teacher_variables, on_devices, ids) for ids, _ in each]
-            if self._kept:
+            if store:
                 logits = np.concatenate([np.asarray(part).reshape(-1, part.shape[-1]) for part in said])
                 try:
-                    self._kept.write(name, 0, logits[:count])
+                    store.write(name, 0, logits[: len(split.labels)])
                 except OSError as error:
                     print(f"what the teacher says of {name} images is not kept: {one_line(error)}", flush=True)
         else:

@@ -391,3 +391,11 @@ def test_a_config_dict_and_a_plain_config_are_the_same_experiment():
 
     plain = tiny.config()
     assert experiment.create(ConfigDict(plain)).digest == experiment.create(plain).digest
+
+
+def test_what_an_experiment_compiles_for_a_cpu_keeps_its_barriers():
+    def doubled(x, **_):
+        return jax.lax.optimization_barrier(2 * x) + 1
+
+    text = tiny.create(tiny.METHODS["cross_entropy"]).jit(doubled).lower(jnp.ones(8)).compile().as_text()
+    assert "opt-barrier" in text

@@ -13,7 +13,7 @@ from kd_jax import augment, evaluation, experiment, teacher_cache
 from kd_jax.errors import InputError
 from kd_jax.teacher_cache import recording, store, table
 from kd_jax.teachers import kept
-from kd_jax.types import Batch, Outputs
+from kd_jax.types import Batch, Outputs, Split
 from tests import tiny
 
 FROM_A_RANDOM_ONE = {"teacher.kind": "random", "dataset.holdout": 0.0, "teacher.cache": "recording"}
@@ -342,6 +342,18 @@ def test_a_later_run_reads_what_the_teacher_says_of_evaluated_images(tmp_path, m
         return evaluate(*evaluation.evaluated(state), made.dataset.test)
 
     assert measured("recording") == measured("auto") == measured("none")
+
+
+def test_other_images_than_the_evaluated_ones_do_not_take_their_place(tmp_path):
+    made = create(tmp_path)
+    teacher = made.place(made.teacher.load()[0])
+    state = made.init_state(np.uint32(0), teacher, made.feed().example, None)
+    evaluate, own = evaluation.Evaluator(made, teacher), evaluation.evaluated(state)
+    there = evaluate(*own, made.dataset.test)
+    some = Split(made.dataset.test.images[:50], made.dataset.test.labels[:50])
+    assert evaluate(*own, some)["images"] == 50
+    assert [path.name.partition("-")[0] for path in (tmp_path / "teachers").rglob("*.npy")] == ["test"]
+    assert evaluation.Evaluator(made, teacher)(*own, made.dataset.test) == there
 
 
 def test_evaluated_images_whose_logits_cannot_be_kept_are_evaluated(tmp_path, monkeypatch, capsys):
