@@ -19,6 +19,7 @@ CASES = {  # of x [B, H, W, C] and kernel [k, k, C / groups, O]: shapes, stride,
     "1x1 of stride 2": ((2, 7, 6, 4), (1, 1, 4, 6), 2, 1),
     "depthwise": ((2, 6, 5, 4), (3, 3, 1, 4), 1, 4),
     "depthwise of stride 2": ((2, 7, 6, 4), (5, 5, 1, 4), 2, 4),
+    "depthwise of many images": ((12, 5, 4, 3), (3, 3, 1, 3), 1, 3),
     "groups": ((2, 6, 5, 4), (3, 3, 2, 6), 2, 2),
     "1x1 in groups": ((2, 6, 5, 4), (1, 1, 2, 6), 1, 2),
 }
