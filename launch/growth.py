@@ -92,8 +92,10 @@ def start_times(folder: Path, rounds: int) -> Curve:
 
 
 def slope(curve: Mapping[int, float]) -> float:
-    """The power that the curve grows with, between its last two points."""
+    """The power that the curve grows with, between its last two points; NaN for a curve of zeros."""
     (a, x), (b, y) = list(curve.items())[-2:]
+    if not x:
+        return float("nan")
     return float(np.log(y / x) / np.log(b / a))
 
 
