@@ -16,7 +16,7 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3))  # so that layers of one shape are traced once
 def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
     """A square convolution, padded by half the kernel on every side, computed in the type of x.
 
@@ -33,6 +33,11 @@ def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Ar
     Returns:
       [B, ceil(H / stride), ceil(W / stride), O], of x's type.
     """
+    return _convolution(x, kernel, stride, groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
     return _forward(x, kernel, stride, groups)[0]
 
 
@@ -51,7 +56,7 @@ def _backward(stride: int, groups: int, residuals: tuple[Array, Array], dy: Arra
     return dx, d_kernel
 
 
-convolution.defvjp(_forward, _backward)
+_convolution.defvjp(_forward, _backward)
 
 
 def _anywhere(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:

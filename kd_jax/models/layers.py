@@ -14,7 +14,8 @@ EPSILON = 1e-5
 MOMENTUM = 0.1
 FAR = 8.0  # deviations: as far may a guess of the mean be off; the variance then has a relative error of about 1e-5
 
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # kaiming_normal_(mode="fan_out")
+# kaiming_normal_(mode="fan_out"). What is compiled by itself, here and below, is traced once for all layers of a shape.
+conv_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2))
 
 
 def linear_init(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -83,6 +84,22 @@ def _normalize_batch_backward(residuals: Any, gradients: Any) -> tuple[Array, Ar
 normalize_batch.defvjp(_normalize_batch_forward, _normalize_batch_backward)
 
 
+@jax.jit
+def _train(x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> tuple[Array, Array, Array]:
+    """(y, the next running mean, the next running variance)."""
+    y, batch_mean, batch_variance = normalize_batch(x, scale, bias, mean)
+    count = x.size // x.shape[-1]
+    unbiased = batch_variance * (count / max(count - 1, 1))
+    mean, variance = ((1 - MOMENTUM) * a + MOMENTUM * b for a, b in ((mean, batch_mean), (variance, unbiased)))
+    return y, mean, variance
+
+
+@jax.jit
+def _infer(x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> Array:
+    factor = scale * jax.lax.rsqrt(variance + EPSILON)
+    return (x * factor + (bias - mean * factor)).astype(x.dtype)
+
+
 class BatchNorm(nn.Module):
     """Batch normalization as in PyTorch: its epsilon and momentum, and an unbiased running variance.
 
@@ -100,15 +117,10 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), self.param_dtype)
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,), self.param_dtype)
         if not train:
-            factor = scale * jax.lax.rsqrt(variance.value + EPSILON)
-            offset = bias - mean.value * factor
-            return (x * factor + offset).astype(x.dtype)
-        y, batch_mean, batch_variance = normalize_batch(x, scale, bias, mean.value)
+            return _infer(x, scale, bias, mean.value, variance.value)
+        y, *averages = _train(x, scale, bias, mean.value, variance.value)
         if not self.is_initializing():
-            count = x.size // channels
-            unbiased = batch_variance * (count / max(count - 1, 1))
-            mean.value = (1 - MOMENTUM) * mean.value + MOMENTUM * batch_mean
-            variance.value = (1 - MOMENTUM) * variance.value + MOMENTUM * unbiased
+            mean.value, variance.value = averages
         return y
 
     @property
