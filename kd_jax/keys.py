@@ -115,7 +115,7 @@ TRACED = Traced()
 # Annotations of options that many losses have.
 Temperature = Annotated[float, ABOVE_0, TRACED]
 Factor = Annotated[float, TRACED]
-Weight = Annotated[float, AT_LEAST_0, TRACED]
+NonNegative = Annotated[float, AT_LEAST_0, TRACED]
 
 KEYS: dict[str, Key] = {
     "name": Key("base", NAME, "names the run's folder; not part of its identity"),

@@ -5,7 +5,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from kd_jax.keys import SIZE, Weight
+from kd_jax.keys import SIZE, NonNegative
 from kd_jax.losses.arrays import average_down, unit
 from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float, at_least_float32
@@ -85,7 +85,7 @@ def ab(
     student: Float[Array, "B ..."],
     teacher: Float[Array, "B ..."],
     *,
-    margin: Weight = 1.0,
+    margin: NonNegative = 1.0,
     where: Where = None,
 ) -> Float[Array, " B"]:
     """Activation boundaries: the squared distance by which a value misses its margin on the teacher's side of zero.

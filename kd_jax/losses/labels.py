@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from kd_jax.errors import InputError
-from kd_jax.keys import ABOVE_0, AT_LEAST_0, TRACED, Factor, Temperature, Weight, number, whole
+from kd_jax.keys import ABOVE_0, AT_LEAST_0, TRACED, Factor, NonNegative, Temperature, number, whole
 from kd_jax.losses.arrays import unit
 from kd_jax.losses.logits import check_temperature, kd, log_softmax_among, two_way
 from kd_jax.losses.masks import Where, check_rows, fixed, keep
@@ -26,7 +26,7 @@ def nkd(
     teacher_logits: Float[Array, "B K"],
     labels: Int[Array, " B"],
     *,
-    gamma: Weight = 3.5,
+    gamma: NonNegative = 3.5,
     temperature: Temperature = 3.0,
     where: Where = None,
 ) -> Float[Array, " B"]:
@@ -191,7 +191,7 @@ def wkd_logits(
     labels: Int[Array, " B"],
     *,
     cost: Float[Array, "K K"],
-    alpha: Weight = 1.0,
+    alpha: NonNegative = 1.0,
     gamma: Annotated[float, AT_LEAST_0] = 600.0,
     temperature: Temperature = 8.0,
     regularization: Annotated[float, ABOVE_0, TRACED] = 0.05,

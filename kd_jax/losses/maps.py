@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import InputError
-from kd_jax.keys import Weight, whole
+from kd_jax.keys import NonNegative, whole
 from kd_jax.losses.arrays import average_down, same_size, unit, windows
 from kd_jax.losses.masks import Where, check_shapes, fixed, keep
 from kd_jax.types import Array, Float
@@ -127,7 +127,7 @@ def wkd_features(
     student: Float[Array, "B h w c"],
     teacher: Float[Array, "B i j c2"],
     *,
-    ratio: Weight = 4.0,
+    ratio: NonNegative = 4.0,
     grid: Annotated[int, whole(1, 16)] = 1,
     where: Where = None,
 ) -> Float[Array, " B"]:

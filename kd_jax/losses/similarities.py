@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 import optax
 
-from kd_jax.keys import ABOVE_0, TRACED, Temperature, Weight
+from kd_jax.keys import ABOVE_0, TRACED, NonNegative, Temperature
 from kd_jax.losses.arrays import unit
 from kd_jax.losses.logits import check_temperature
 from kd_jax.losses.masks import Where, check_rows, fixed, keep, mean
@@ -61,8 +61,8 @@ def dist(
     teacher_logits: Float[Array, "B K"],
     *,
     temperature: Temperature = 4.0,
-    beta: Weight = 1.0,
-    gamma: Weight = 1.0,
+    beta: NonNegative = 1.0,
+    gamma: NonNegative = 1.0,
     where: Where = None,
 ) -> Float[Array, ""]:
     """Distillation from a stronger teacher: T^2 (beta inter + gamma intra), both one minus a mean correlation.
@@ -99,8 +99,8 @@ def skd(
     teacher_logits: Float[Array, "B K"],
     *,
     temperature: Temperature = 4.0,
-    instance: Weight = 1.0,
-    direction: Weight = 1.0,
+    instance: NonNegative = 1.0,
+    direction: NonNegative = 1.0,
     ridge: Annotated[float, ABOVE_0, TRACED] = 0.1,
     where: Where = None,
 ) -> Float[Array, ""]:

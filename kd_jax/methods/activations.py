@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import losses
-from kd_jax.keys import WIDTH, Weight, number, whole
+from kd_jax.keys import WIDTH, NonNegative, number, whole
 from kd_jax.losses.arrays import same_size
 from kd_jax.methods.adapters import Regressor
 from kd_jax.methods.base import reported, stage_map, stage_pairs
@@ -84,7 +84,7 @@ class AB(nn.Module):
       margin: to either side of zero.
     """
 
-    margin: Weight = 1.0
+    margin: NonNegative = 1.0
 
     @nn.compact
     def __call__(self, context: Context) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError, choose
-from kd_jax.keys import SIZE, Weight, listing, whole
+from kd_jax.keys import SIZE, NonNegative, listing, whole
 from kd_jax.methods.base import check_tap, reported, tap
 from kd_jax.types import Array, Context, Method, MethodVariables, Outputs, Terms, nobody_waits
 
@@ -88,8 +88,8 @@ def adversarial(
         64,
         64,
     ),
-    penalty: Weight | None = None,
-    matching: Weight = 0.0,
+    penalty: NonNegative | None = None,
+    matching: NonNegative = 0.0,
     turns: Annotated[
         tuple[int, int], listing(whole(1), least=2, most=2, expected="[discriminator steps, student steps]")
     ]

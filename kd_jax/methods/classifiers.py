@@ -7,7 +7,7 @@ import jax
 
 from kd_jax import losses
 from kd_jax.errors import InputError
-from kd_jax.keys import SIZE, Weight
+from kd_jax.keys import SIZE, NonNegative
 from kd_jax.methods.adapters import Regressor
 from kd_jax.methods.base import linear_head, stage_map
 from kd_jax.types import Array, Context
@@ -25,8 +25,8 @@ class SRRL(nn.Module):
       alpha, beta: weights of the two parts.
     """
 
-    alpha: Weight = 1.0
-    beta: Weight = 1.0
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 1.0
 
     @nn.compact
     def __call__(self, context: Context) -> Array:

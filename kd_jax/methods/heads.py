@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import choose
-from kd_jax.keys import ABOVE_0, TRACED, Factor, Temperature, Weight, listing, whole
+from kd_jax.keys import ABOVE_0, TRACED, Factor, NonNegative, Temperature, listing, whole
 from kd_jax.losses import masks
 from kd_jax.losses.arrays import average_down
 from kd_jax.methods.base import linear_head, reported
@@ -32,7 +32,7 @@ class CTKD(nn.Module):
     """
 
     t_start: Temperature = 1.0
-    t_end: Weight = 20.0
+    t_end: NonNegative = 20.0
     curriculum_epochs: Annotated[float, ABOVE_0, TRACED] = 10.0
 
     @nn.compact
@@ -66,7 +66,7 @@ class SDD(nn.Module):
     temperature: Temperature = 4.0
     alpha: Factor = 1.0
     beta: Factor = 8.0
-    gamma: Weight = 3.5
+    gamma: NonNegative = 3.5
 
     @nn.compact
     def __call__(self, context: Context) -> Array:

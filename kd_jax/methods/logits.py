@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.errors import InputError
-from kd_jax.keys import ABOVE_0, AT_LEAST_0, TRACED, Temperature, Weight, number, whole
+from kd_jax.keys import ABOVE_0, AT_LEAST_0, TRACED, NonNegative, Temperature, number, whole
 from kd_jax.losses import masks
 from kd_jax.methods.base import reported
 from kd_jax.types import Array, Context
@@ -31,7 +31,7 @@ class WKDLogits(nn.Module):
       regularization, iterations: of Sinkhorn.
     """
 
-    alpha: Weight = 1.0
+    alpha: NonNegative = 1.0
     gamma: Annotated[float, AT_LEAST_0] = 600.0
     temperature: Temperature = 8.0
     kappa: Annotated[float, ABOVE_0] = 1.0
@@ -79,8 +79,8 @@ class CRLD(nn.Module):
     views = 2
 
     temperature: Temperature = 4.0
-    within: Weight = 2.0
-    across: Weight = 0.5
+    within: NonNegative = 2.0
+    across: NonNegative = 0.5
     weak_confidence: Annotated[float, CONFIDENCE, TRACED] = 0.9
     strong_confidence: Annotated[float, CONFIDENCE, TRACED] = 0.2
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import losses
-from kd_jax.keys import FRACTION, Weight, whole
+from kd_jax.keys import FRACTION, NonNegative, whole
 from kd_jax.losses.arrays import unit
 from kd_jax.methods.adapters import Regressor, resized
 from kd_jax.methods.base import stage_map, stage_pairs
@@ -99,7 +99,7 @@ class WKDFeatures(nn.Module):
 
     stage: Stage = -1
     teacher_stage: Stage | None = None
-    ratio: Weight = 4.0
+    ratio: NonNegative = 4.0
     grid: Annotated[int, whole(1, 16)] = 1
 
     @nn.compact

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kd_jax import losses, models
 from kd_jax.errors import InputError, choose
-from kd_jax.keys import SECTION, TRACED, Temperature, Weight, number, text, whole
+from kd_jax.keys import SECTION, TRACED, NonNegative, Temperature, number, text, whole
 from kd_jax.losses import masks
 from kd_jax.methods.adapters import Regressor
 from kd_jax.methods.base import reported, stage_map
@@ -118,7 +118,7 @@ class BeYourOwnTeacher(nn.Module):
 
     alpha: Annotated[float, SHARE, TRACED] = 0.3
     temperature: Temperature = 3.0
-    feature: Weight = 0.03
+    feature: NonNegative = 0.03
     needs_teacher = False
 
     def __call__(self, context: Context) -> Array:
