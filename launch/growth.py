@@ -26,7 +26,7 @@ import numpy as np
 from kd_jax import losses
 from kd_jax.allocation import keep_memory
 from kd_jax.compilation import keep_programs
-from launch.benchmark import Ours, Step, config_of, random_source
+from launch.contestants import Ours, Step, config_of, random_source
 
 BATCHES = (32, 64, 128, 256, 512)
 LARGE = (128, 256, 512, 1024, 2048)  # batches of the losses

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from launch import benchmark
+from launch import benchmark, contestants
 
 STAMP = {"date": "2026-01-01", "hardware": "1 x chip", "versions": {"jax": "1"}}
 
@@ -16,8 +16,8 @@ def measured(tmp_path_factory):
     path = tmp_path_factory.mktemp("benchmark") / "lines.jsonl"
     wanted = [name for name in benchmark.MEASURES if name != "start_up"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(benchmark.STEPS, "tiny", benchmark.Step("resnet8", "resnet14", 8, 16, width=1 / 16))
-        patch.setattr(benchmark, "PIXELS", 8)
+        patch.setitem(benchmark.STEPS, "tiny", contestants.Step("resnet8", "resnet14", 8, 16, width=1 / 16))
+        patch.setattr(contestants, "PIXELS", 8)
         patch.setattr(benchmark, "device_peak", lambda precision: benchmark.Peak(1e12, 1e11, "made up"))
         said = []
         patch.setattr("builtins.print", lambda text, **_: said.append(text))
@@ -39,7 +39,7 @@ def test_every_measure_is_a_line(measured):
     lines, _ = measured
     names = ["step", "end_to_end", "teacher", "evaluation", "gradcam"]
     found = {own: [line["measure"] for line in lines if line["contestant"] == own] for own in benchmark.VARIANTS}
-    assert found == {"kd_jax": names, "recorded teacher": names[:2]}
+    assert found == {"kd_jax": names, "recorded teacher": names[:2], "student alone": names[:2]}
     for line in lines:
         assert (line["step"], line["batch"], line["precision"]) == ("tiny", 16, "float32")
         assert math.isfinite(line["value"])
@@ -56,14 +56,15 @@ def test_use_of_the_device_follows_from_speed_and_costs(measured):
 
 
 def test_a_teacher_that_is_not_asked_is_no_part_of_what_a_step_needs(measured):
-    asked, recorded = (line["model_flops"] for line in measured[0] if line["measure"] == "step")
+    asked, recorded, alone = (line["model_flops"] for line in measured[0] if line["measure"] == "step")
     assert 0 < recorded < asked
+    assert recorded == alone
 
 
 def test_a_missing_pytorch_is_said_and_no_column(measured):
     said = measured[1]
     assert any("/bin/false has no PyTorch, so its columns are left out" in text for text in said)
-    assert "| step | batch | kd_jax, images/s | recorded teacher, images/s | MFU of kd_jax |" in said[-1]
+    assert "| recorded teacher, images/s | student alone, images/s | recorded teacher / student alone | MFU" in said[-1]
     assert "PyTorch" not in said[-1]
     assert "| tiny | 16 |" in said[-1]
 

@@ -11,7 +11,7 @@ import pytest
 from kd_jax import experiment, models, weights
 from kd_jax.errors import InputError
 from kd_jax.models import torch_names
-from launch import benchmark
+from launch import contestants
 from tests import tiny
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: bash launch/test.sh --torch")
@@ -133,10 +133,10 @@ def test_the_networks_of_the_benchmark_are_those_of_kd_jax(name):
 
 
 def test_the_benchmark_asks_pytorch_in_another_process():
-    step = benchmark.Step("resnet8", "resnet14", 32, 4, width=1 / 8)
+    step = contestants.Step("resnet8", "resnet14", 32, 4, width=1 / 8)
     config = {"train": {"batch_size": 4}, "evaluate": {"batch_size": 8}, "precision": "float32"}
-    with contextlib.closing(benchmark.Torch(sys.executable)) as peer:
-        for name in benchmark.PEERS:
+    with contextlib.closing(contestants.Torch(sys.executable)) as peer:
+        for name in contestants.PEERS:
             assert peer.open(name, step, config, images=16, workers=1).keys() == {"student", "teacher"}
             assert peer.step(name, 2) > 0
         assert peer.ask("evaluation", peer="fair", count=1)["seconds"] > 0
