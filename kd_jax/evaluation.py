@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import data as datasets
-from kd_jax import experiment, metrics, runs, sharding, steps, teacher_cache, teachers, weights
+from kd_jax import eval_steps, experiment, metrics, runs, sharding, steps, teacher_cache, teachers, weights
 from kd_jax.data import memory, resident
 from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
@@ -30,7 +30,8 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, teacher_variables: Variables) -> None:
         self._experiment, self._teacher_variables = experiment, teacher_variables
-        self._steps, self._teach = experiment.jit(steps.eval_steps), experiment.jit(steps.teach_evaluation)
+        teach = functools.partial(eval_steps.teach_evaluation, num_classes=len(experiment.dataset.class_names))
+        self._steps, self._teach = experiment.jit(eval_steps.eval_steps), experiment.jit(teach)
         self._placed: dict[int, _Placed] = {}
         self._kept = teacher_cache.of_evaluations(experiment, teacher_variables)
 
@@ -41,12 +42,12 @@ class Evaluator:
     def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
         """The sums of `metrics.sums` over a split, added up on the devices."""
         if id(split) not in self._placed:
-            self._placed[id(split)] = self._place(split, variables)
+            self._placed[id(split)] = self._place(split)
         placed = self._placed[id(split)]
         each = (self._steps(variables, method, placed.on_devices, *call) for call in placed.calls)
         return jax.device_get(functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), each))
 
-    def _place(self, split: Split, variables: Variables) -> _Placed:
+    def _place(self, split: Split) -> _Placed:
         """The teacher is asked here, once: what it says of an image that is not augmented does not change."""
         made, on_devices = self._experiment, resident.put(split, self._experiment.mesh)
         each = calls(made, len(split.labels))
@@ -57,7 +58,7 @@ class Evaluator:
         store = self._kept if name else None
         kept = store.read(name, 0) if store else None
         if kept is None:
-            said = [self._teach(variables, self._teacher_variables, on_devices, ids) for ids, _ in each]
+            said = [self._teach(self._teacher_variables, on_devices, ids) for ids, _ in each]
             if store:
                 logits = np.concatenate([np.asarray(part).reshape(-1, part.shape[-1]) for part in said])
                 try:

@@ -1,7 +1,6 @@
-"""What is compiled: initialization, a training step (or many in one call), an evaluation step. All pure."""
+"""What is compiled to train: initialization, a step, many steps in one call. All pure."""
 
 import dataclasses
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-from kd_jax import metrics, optim
+from kd_jax import optim
 from kd_jax.optim import Optimizer, merge
 from kd_jax.types import (
     Array,
@@ -24,15 +23,12 @@ from kd_jax.types import (
     Networks,
     Outputs,
     RawBatch,
-    Split,
     Teacher,
     Terms,
     TrainState,
     Variables,
     View,
 )
-
-Said = Mapping[str, Array]  # what is kept of a teacher's outputs for a batch
 
 
 class Components(NamedTuple):
@@ -152,10 +148,10 @@ def forward(
     with jax.named_scope("augmentation"):
         batches = components.augment(stream(rng, "augment"), raw)
     for i, batch in enumerate(batches):
-        own = _of_view(rng, i)
+        own = of_view(rng, i)
         taught = raw.taught[i] if raw.taught is not None else None
         if teacher and taught is None:
-            taught = _ask(teacher, teacher_variables, batch, own, train)
+            taught = ask(teacher, teacher_variables, batch, own, train)
         current = {"params": variables["params"], "batch_stats": stats}
         with jax.named_scope("student"):
             outputs, stats = components.student.apply(current, batch.images, train=train, rng=stream(own, "student"))
@@ -173,11 +169,13 @@ def forward(
     return context, stats
 
 
-def _of_view(rng: Array, view: int) -> Array:
+def of_view(rng: Array, view: int) -> Array:
+    """The key of a view, of a step's."""
     return rng if view == 0 else jax.random.fold_in(rng, view)
 
 
-def _ask(teacher: Teacher, variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
+def ask(teacher: Teacher, variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
+    """What a teacher says of one view, without gradient; `rng` is the view's key."""
     with jax.named_scope("teacher"):
         return jax.lax.stop_gradient(teacher.apply(variables, batch, rng=stream(rng, "teacher"), train=train))
 
@@ -366,7 +364,7 @@ def _accumulate(
         gradients, (stats, scalars) = gradient(params, stats, *inputs)
         return (stats, jax.tree.map(jnp.add, total, gradients)), scalars
 
-    pieces = _split(raw, count)
+    pieces = split_batch(raw, count)
     zeros = jax.eval_shape(gradient, params, stats, 0, jax.tree.map(lambda x: x[0], pieces))[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
     (stats, total), scalars = jax.lax.scan(one, (stats, zeros), (jnp.arange(count), pieces), unroll=options.unroll)
@@ -375,7 +373,7 @@ def _accumulate(
     return jax.tree.map(lambda x: x / count, total), stats, scalars
 
 
-def _split(batch: Any, count: int) -> Any:
+def split_batch(batch: Any, count: int) -> Any:
     """[count, B / count, ...] of arrays [B, ...]: every count-th image, so that each micro-batch stays split over the
     devices as the batch is."""
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -412,185 +410,3 @@ def train_steps(
         return one(state, jax.tree.map(lambda x: x[0], rows))
     state, scalars = jax.lax.scan(one, state, rows)
     return state, jax.tree.map(lambda x: x.sum(0), scalars)
-
-
-def teach(
-    rng: Array,
-    step: Array,
-    teacher_variables: Variables,
-    raw: RawBatch,
-    *,
-    keep: Callable[[Outputs], Said],
-    components: Components,
-    options: StepOptions,
-) -> tuple[Said, ...]:
-    """What is kept of what the teacher would tell `train_step` at a step, of each view {name: [B, ...]}.
-
-    Args:
-      rng: `key_of_steps` of the run's seed.
-      step: [] int32.
-      teacher_variables: of `components.teacher`.
-      raw: the batch.
-      keep: what is kept of the teacher's outputs.
-      components, options: what the step is made of.
-    """
-    teacher, count = components.teacher, options.micro_batches
-    assert teacher is not None
-
-    def one(micro_batch: Array | int, raw: RawBatch) -> tuple[Said, ...]:
-        own = jax.random.fold_in(jax.random.fold_in(rng, step), micro_batch)
-        with jax.named_scope("augmentation"):
-            batches = components.augment(stream(own, "augment"), raw)
-        return tuple(
-            keep(_ask(teacher, teacher_variables, batch, _of_view(own, i), True)) for i, batch in enumerate(batches)
-        )
-
-    if count == 1:
-        return one(0, raw)
-    inputs = jnp.arange(count), _split(raw, count)
-    taught = jax.lax.scan(lambda _, x: (None, one(*x)), None, inputs, unroll=options.unroll)[1]
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), taught)
-
-
-def teach_steps(
-    seed: Array,
-    first: Array,
-    teacher_variables: Variables,
-    constants: Any,
-    rows: Any,
-    *,
-    keep: Callable[[Outputs], Said],
-    fetch: Callable[[Any, Any], RawBatch],
-    components: Components,
-    options: StepOptions,
-) -> tuple[Said, ...]:
-    """What is kept of what the teacher says at each of n steps, from `first` on: of each view {name: [n, B, ...]}.
-
-    Args:
-      seed: of the run.
-      first: [] int32, the first step.
-      constants, rows, fetch: of a `Feed`; every array of `rows` is [n, ...].
-      teacher_variables, keep, components, options: see `teach`.
-    """
-
-    def one(step: Array, row: Any) -> tuple[Array, tuple[Said, ...]]:
-        raw = fetch(constants, row)
-        rng = key_of_steps(seed)
-        taught = teach(rng, step, teacher_variables, raw, keep=keep, components=components, options=options)
-        return step + 1, taught
-
-    if len(jax.tree.leaves(rows)[0]) == 1:  # as in `train_steps`
-        return jax.tree.map(lambda x: x[None], one(first, jax.tree.map(lambda x: x[0], rows))[1])
-    return jax.lax.scan(one, first, rows)[1]
-
-
-def fetch_taught(
-    constants: Any,
-    row: tuple[Any, tuple[Said, ...]],
-    *,
-    fetch: Callable[[Any, Any], RawBatch],
-    restore: Callable[[Said], Outputs],
-) -> RawBatch:
-    """The batch of a feed's row, with what the teacher says of each view beside it, of which `keep` had kept a part."""
-    ids, said = row
-    return fetch(constants, ids)._replace(taught=tuple(map(restore, said)))
-
-
-def gather(split: Split, ids: Array, *, options: StepOptions) -> RawBatch:
-    """The images at `ids` [B] of a split on the devices, see `data.resident.put`, divided among them.
-
-    The constraint keeps them divided, whatever the compiler would choose: no result would show that every device
-    computes the whole batch.
-    """
-    flat = split.images[ids].reshape(len(ids), -1)[:, : math.prod(options.image_shape)]
-    batch = RawBatch(flat.reshape(len(ids), *options.image_shape), split.labels[ids], ids)
-    sharding = options.batch_sharding
-    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
-
-
-def eval_step(
-    variables: Variables,
-    method: MethodVariables,
-    split: Split,
-    ids: Array,
-    mask: Array,
-    taught: Array | None = None,
-    *,
-    components: Components,
-    options: StepOptions,
-) -> metrics.Sums:
-    """Metric sums over the images at `ids` [B] that `mask` [B] keeps, with the student in inference mode.
-
-    `taught` [B, K] are the teacher's logits, see `teach_evaluation`.
-    """
-    raw = gather(split, ids, options=options)
-    images = components.prepare(raw.images)
-    outputs = components.student.apply(variables, images, train=False)[0]
-    batch = _evaluated(images, raw, outputs.logits)
-    view = View(batch, outputs, None if taught is None else Outputs(taught))
-    own = Networks((components.student, variables), None)
-    others = components.method.others(method, Context((view,), networks=own))
-    logits = components.method.predict(method, outputs)
-    return metrics.sums(logits, raw.labels, mask, taught, others)
-
-
-def eval_steps(
-    variables: Variables,
-    method: MethodVariables,
-    split: Split,
-    ids: Array,
-    mask: Array,
-    taught: Array | None = None,
-    *,
-    components: Components,
-    options: StepOptions,
-) -> metrics.Sums:
-    """The total of `eval_step` over n batches, one after another; all but the variables and `split` are [n, ...]."""
-
-    def one(row: tuple[Array, Array, Array | None]) -> metrics.Sums:
-        return eval_step(variables, method, split, *row, components=components, options=options)
-
-    rows = (ids, mask, taught)
-    first = jax.tree.map(lambda x: x[0], rows)
-    if len(ids) == 1:  # on a CPU, convolutions inside a loop are many times slower
-        return one(first)
-
-    def add(total: metrics.Sums, row: Any) -> tuple[metrics.Sums, None]:
-        return jax.tree.map(jnp.add, total, one(row)), None
-
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
-    return jax.lax.scan(add, zeros, rows)[0]
-
-
-def teach_evaluation(
-    variables: Variables,
-    teacher_variables: Variables,
-    split: Split,
-    ids: Array,
-    *,
-    components: Components,
-    options: StepOptions,
-) -> Array:
-    """The teacher's logits [n, B, K] of the images at `ids` [n, B] in inference mode.
-
-    Of the student's `variables` only the shapes count.
-    """
-    teacher = components.teacher
-    assert teacher is not None, "somebody teaches"
-
-    def one(ids: Array) -> Array:
-        raw = gather(split, ids, options=options)
-        images = components.prepare(raw.images)
-        logits = jax.eval_shape(lambda: components.student.apply(variables, images, train=False)[0].logits)
-        rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
-        return teacher.apply(teacher_variables, _evaluated(images, raw, logits), rng, train=False).logits
-
-    if len(ids) == 1:
-        return one(ids[0])[None]
-    return jax.lax.map(one, ids)
-
-
-def _evaluated(images: Array, raw: RawBatch, logits: Any) -> Batch:
-    """The batch of an evaluation: nothing is cropped, and no loss has a target."""
-    targets, crop = jnp.zeros(logits.shape, logits.dtype), jnp.zeros_like(raw.ids)
-    return Batch(images, raw.labels, targets, raw.ids, crop)

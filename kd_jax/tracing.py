@@ -34,7 +34,8 @@ def trace(
       rows: shape of a call's rows, (steps, images of each).
       hyper: traced scalars.
       mesh: the devices.
-      taught: shapes of what the teacher says at those steps, where it is not asked in them: see `steps.fetch_taught`.
+      taught: shapes of what the teacher says at those steps, where it is not asked in them: see
+        `teacher_cache.asking.fetch_taught`.
     """
     everywhere = sharding.replicated(mesh)
     split, told = _shapes(resident.shapes(train), everywhere), _shapes(hyper, everywhere)
@@ -44,7 +45,7 @@ def trace(
 
 
 def taught_shapes(teach: Callable[..., Any], teacher: Teacher, train: Split, rows: tuple[int, int], mesh: Mesh) -> Any:
-    """The shapes of what a teacher says, by `steps.teach_steps`; for the other arguments see `trace`."""
+    """The shapes of what a teacher says, by `teacher_cache.asking.teach_steps`; for the other arguments see `trace`."""
     everywhere = sharding.replicated(mesh)
     split, ids = _shapes(resident.shapes(train), everywhere), jax.ShapeDtypeStruct(rows, jnp.int32, sharding=everywhere)
     return jax.eval_shape(teach, np.uint32(0), np.int32(0), _variables(teacher, everywhere), split, ids)

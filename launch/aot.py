@@ -15,7 +15,6 @@ others stand apart.
 
 import argparse
 import collections
-import functools
 import importlib.util
 import json
 import math
@@ -166,7 +165,6 @@ def lower(experiment: Any, steps: int) -> Any:
 
     from kd_jax import sharding
     from kd_jax.data import resident
-    from kd_jax.steps import gather, train_steps
 
     everywhere = sharding.replicated(experiment.mesh)
 
@@ -177,9 +175,9 @@ def lower(experiment: Any, steps: int) -> Any:
     order = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
     rows = jax.ShapeDtypeStruct((steps, experiment.config["train"]["batch_size"]), jnp.int32, sharding=order)
     teacher = placed(experiment.teacher.shapes) if experiment.teacher else {}
-    fetch = functools.partial(gather, options=experiment.options)
-    function = experiment.jit(functools.partial(train_steps, fetch=fetch), donate_argnums=0)
-    return function.lower(experiment.state_shapes(), teacher, split, rows, placed(experiment.hyper), split.labels)
+    return experiment.train_steps.lower(
+        experiment.state_shapes(), teacher, split, rows, placed(experiment.hyper), split.labels
+    )
 
 
 def analyze(text: str, chip: Chip, *, chips: int, steps: int, images: int, flops: float = 0.0) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import methods, steps
+from kd_jax import eval_steps, methods, steps
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.types import Method, MethodVariables, RawBatch
 from tests import tiny
 from tests.methods.numeric import convolve, doubles, log_softmax
+
+TEACH = functools.partial(eval_steps.teach_evaluation, num_classes=tiny.CLASSES)
 
 GAME = {"cross_entropy": {}, "fitnet": {"stage": 1}, "adversarial": {"hidden": [8], "turns": [3, 4]}}
 
@@ -476,10 +478,10 @@ def test_the_seed_decides_the_initial_parameters():
 def test_evaluation_ignores_what_the_mask_leaves_out():
     run = tiny.Run(tiny.METHODS["kd"])
     method = steps.method_variables(run.state.params, run.state.stats)
-    evaluate, teach = run.experiment.jit(steps.eval_step), run.experiment.jit(steps.teach_evaluation)
+    evaluate, teach = run.experiment.jit(eval_steps.eval_step), run.experiment.jit(TEACH)
 
     def step(ids, mask):
-        taught = teach(run.student, run.teacher, run.feed.constants, ids[None])[0]
+        taught = teach(run.teacher, run.feed.constants, ids[None])[0]
         return evaluate(run.student, method, run.feed.constants, ids, mask, taught)
 
     ids = jnp.arange(16)
@@ -496,9 +498,9 @@ def test_batches_that_are_evaluated_in_one_call_add_up_as_those_of_many():
     method = steps.method_variables(run.state.params, run.state.stats)
     ids = jnp.arange(48).reshape(3, 16)
     mask = ids < 40
-    one, many, teach = (run.experiment.jit(f) for f in (steps.eval_step, steps.eval_steps, steps.teach_evaluation))
+    one, many, teach = (run.experiment.jit(f) for f in (eval_steps.eval_step, eval_steps.eval_steps, TEACH))
     placed = (run.student, method, run.feed.constants)
-    taught = teach(run.student, run.teacher, run.feed.constants, ids)
+    taught = teach(run.teacher, run.feed.constants, ids)
     first, second, third = (one(*placed, *row) for row in zip(ids, mask, taught, strict=True))
     whole = many(*placed, ids, mask, taught)
     assert whole["images"] == 40

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import sharding, steps
+from kd_jax import sharding
 from kd_jax.steps import StepOptions
 from kd_jax.types import Array, Feed, RawBatch, Split
 
@@ -85,10 +85,22 @@ def feed(
     )
 
 
+def gather(split: Split, ids: Array, *, options: StepOptions) -> RawBatch:
+    """The images at `ids` [B] of a split on the devices, see `put`, divided among them.
+
+    The constraint keeps them divided, whatever the compiler would choose: no result would show that every device
+    computes the whole batch.
+    """
+    flat = split.images[ids].reshape(len(ids), -1)[:, : math.prod(options.image_shape)]
+    batch = RawBatch(flat.reshape(len(ids), *options.image_shape), split.labels[ids], ids)
+    sharding = options.batch_sharding
+    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
+
+
 @functools.cache
 def fetch(options: StepOptions) -> Callable[[Split, Array], RawBatch]:
     """`Feed.fetch` of a split that lies on every device: one function, whoever asks."""
-    return functools.partial(steps.gather, options=options)
+    return functools.partial(gather, options=options)
 
 
 def example(train: Split) -> RawBatch:

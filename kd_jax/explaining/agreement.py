@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import data as datasets
-from kd_jax import evaluation, gradcam, loaded, networks, runs, sharding, steps
+from kd_jax import evaluation, gradcam, loaded, networks, runs, sharding
 from kd_jax.data import memory, resident
 from kd_jax.data.names import printable
 from kd_jax.errors import InputError
@@ -213,7 +213,7 @@ def measure(experiment: Experiment, models: Sequence[TrainedModel], *, stage: in
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(experiment.mesh))
     def measure_batch(variables: Sequence[Variables], split: Split, index: jax.Array) -> dict[str, jax.Array]:
-        images, labels, *_ = steps.gather(split, index, options=experiment.options)
+        images, labels, *_ = resident.gather(split, index, options=experiment.options)
         maps, outputs = _maps_and_outputs(models, variables, images, labels, stage=stage, variant=variant)
         teacher, *students = maps = gradcam.at_one_size(maps)
         units = {"center_distance": size / teacher.shape[1]}  # pixels of the image per pixel of a map

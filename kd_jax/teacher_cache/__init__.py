@@ -18,7 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax import losses, sharding, steps, teachers, tracing
 from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
-from kd_jax.teacher_cache import table
+from kd_jax.teacher_cache import asking, table
+from kd_jax.teacher_cache.asking import Said
 from kd_jax.teacher_cache.recording import Recording
 from kd_jax.teacher_cache.store import Store, digest
 from kd_jax.teachers import kept
@@ -26,8 +27,6 @@ from kd_jax.types import Array, Batch, Feed, Variables
 
 LARGEST_TABLE = 2**33  # bytes, which lie on every device
 FIELDS = (("logits",), ("logits", "embedding"))  # what can be kept, from little to much
-
-Said = tuple[Mapping[str, Any], ...]  # of each view {name of what is kept: [steps, B, ...]}
 
 
 class TeacherCache:
@@ -42,11 +41,11 @@ class TeacherCache:
         self._recording: Recording | None = None
         self._variables: Variables = {}
         self._teach = self._asking(experiment)
-        fetch = functools.partial(steps.fetch_taught, fetch=feed.fetch, restore=self._restore)
+        fetch = functools.partial(asking.fetch_taught, fetch=feed.fetch, restore=self._restore)
         self.train_steps = experiment.jit(functools.partial(steps.train_steps, fetch=fetch), donate_argnums=0)
 
-    def _asking(self, experiment: Experiment) -> Callable[..., Said]:
-        function = functools.partial(steps.teach_steps, keep=self._keep, fetch=self._feed.fetch)
+    def _asking(self, experiment: Experiment) -> Callable[..., tuple[Said, ...]]:
+        function = functools.partial(asking.teach_steps, keep=self._keep, fetch=self._feed.fetch)
         return experiment.jit(function, out_shardings=self._split)
 
     def trace(self) -> bool:
@@ -102,7 +101,7 @@ class TeacherCache:
         teacher = table.teacher(made.teacher, crops, self._restore)
         self._teach = self._asking(made._replace(components=made.components._replace(teacher=teacher)))
 
-    def rows(self, rows: Any, begin: int, end: int) -> tuple[Any, Said]:
+    def rows(self, rows: Any, begin: int, end: int) -> tuple[Any, tuple[Said, ...]]:
         """The rows of the feed for the steps from `begin` to before `end`, and with them what the teacher says."""
         if self._recording and (said := self._recording.read(begin, end)):
             return rows, jax.device_put(said, self._split)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, runs, sharding, steps
+from kd_jax import augment, runs, sharding
+from kd_jax.data import resident
 from kd_jax.experiment import Experiment
 from kd_jax.logging.progress import counted
 from kd_jax.steps import Components, StepOptions
+from kd_jax.teacher_cache.asking import Said
 from kd_jax.teacher_cache.store import Store
 from kd_jax.types import Array, Batch, Outputs, Split, Teacher, Variables
 
@@ -28,7 +30,7 @@ def build(
     split: Split,
     store: Store,
     names: Iterable[str],
-    keep: Callable[[Outputs], steps.Said],
+    keep: Callable[[Outputs], Said],
     crops: Sequence[int],
 ) -> None:
     """Adds to a store what is missing of a table, [images, views, ...] a file.
@@ -73,12 +75,12 @@ def _say(
     ids: Array,
     crop: Array,
     *,
-    keep: Callable[[Outputs], steps.Said],
+    keep: Callable[[Outputs], Said],
     components: Components,
     options: StepOptions,
-) -> steps.Said:
+) -> Said:
     """What is kept of one view of the images at `ids` [B]."""
-    raw, teacher = steps.gather(split, ids, options=options), components.teacher
+    raw, teacher = resident.gather(split, ids, options=options), components.teacher
     assert teacher is not None
     numbers = jnp.full_like(ids, crop)
     images = components.prepare(augment.take_crops(raw.images, numbers))
@@ -96,7 +98,7 @@ def load(experiment: Experiment, store: Store, names: Iterable[str]) -> Variable
     return table
 
 
-def teacher(of: Teacher, crops: Sequence[int], restore: Callable[[steps.Said], Outputs]) -> Teacher:
+def teacher(of: Teacher, crops: Sequence[int], restore: Callable[[Said], Outputs]) -> Teacher:
     """The teacher that looks up what it says in a table."""
     column = np.zeros(augment.CROPS, np.int32)
     column[list(crops)] = np.arange(len(crops))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import data, sharding, steps
+from kd_jax import data, sharding
 from kd_jax.data import folder, memory, resident
 from kd_jax.errors import InputError
 from kd_jax.steps import StepOptions
@@ -193,7 +193,9 @@ def test_images_on_the_devices_are_gathered_as_they_were(shape):
     assert [(x.shape, x.dtype) for x in placed] == [(x.shape, x.dtype) for x in resident.shapes(split)]
     assert placed.images.shape[2] == 128
     ids = np.array([5, 0, 3, 3])
-    batch = jax.jit(steps.gather, static_argnames="options")(placed, ids, options=StepOptions(6, 1, image_shape=shape))
+    batch = jax.jit(resident.gather, static_argnames="options")(
+        placed, ids, options=StepOptions(6, 1, image_shape=shape)
+    )
     np.testing.assert_array_equal(batch.images, images[ids])
     np.testing.assert_array_equal(batch.labels, ids)
 
