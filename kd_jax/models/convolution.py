@@ -1,7 +1,6 @@
 """Convolution in the form that each platform computes fastest, with the same gradients on all of them."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -25,14 +24,17 @@ def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Ar
 
     Args:
       x: [B, H, W, C].
-      kernel: [k, k, C / groups, O], k odd. Its gradient is computed in its own type: that of a float32 kernel is not
-        rounded to a bfloat16 x's type before it is summed over the devices. On a GPU it is, whose convolutions would
-        otherwise be float32 altogether.
+      kernel: [k, k, C / groups, O], k odd. Its gradient is computed in the wider of both types: that of a float32
+        kernel is not rounded to a bfloat16 x's type before it is summed over the devices. On a GPU it is, whose
+        convolutions would otherwise be float32 altogether.
       stride: of both axes.
       groups: of channels, each convolved for itself.
     Returns:
-      [B, ceil(H / stride), ceil(W / stride), O], of x's type.
+      [B, ceil(H / stride), ceil(W / stride), O], of x's type. It can be differentiated backwards, any number of times;
+      not forwards, as by `jax.jvp`.
     """
+    assert kernel.shape[0] == kernel.shape[1], "the kernel is square"
+    assert kernel.shape[0] % 2, "its size is odd"
     return _convolution(x, kernel, stride, groups)
 
 
@@ -52,8 +54,9 @@ def _backward(stride: int, groups: int, residuals: tuple[Array, Array], dy: Arra
         functools.partial(f, stride=stride, groups=groups)
         for f in (_gradients_on_cpu, _gradients, _gradients_of_rounded_kernel)
     )
-    dx, d_kernel = lax.platform_dependent(x, kernel, dy, cpu=on_cpu, tpu=on_tpu, default=anywhere)
-    return dx, d_kernel
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, x.dtype))
+    dx, d_kernel = lax.platform_dependent(x, wide, dy, cpu=on_cpu, tpu=on_tpu, default=anywhere)
+    return dx, d_kernel.astype(kernel.dtype)
 
 
 _convolution.defvjp(_forward, _backward)
@@ -100,10 +103,11 @@ def _is_depthwise(x: Array, kernel: Array, groups: int) -> bool:
 def _on_cpu(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
     if _is_depthwise(x, kernel, groups):
         taps = list(kernel.reshape(-1, kernel.shape[-1]))
-        products = [part * tap for part, tap in zip(_shifted(x, kernel, stride), taps, strict=True)]
-        return functools.reduce(jnp.add, products)
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # of the sum: in bfloat16 each tap would round it
+        products = [part.astype(wide) * tap for part, tap in zip(_shifted(x, kernel, stride), taps, strict=True)]
+        return functools.reduce(jnp.add, products).astype(x.dtype)
     if kernel.shape[:2] == (1, 1) and groups == 1:
-        return jnp.einsum("bhwc,co->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
+        return jnp.einsum("bhwc,co->bhwo", _strided(x, stride), kernel[0, 0])
     return _anywhere(lax.optimization_barrier(x), kernel, stride=stride, groups=groups)
 
 
@@ -113,7 +117,7 @@ def _gradients_on_cpu(x: Array, kernel: Array, dy: Array, *, stride: int, groups
         flipped = kernel.astype(x.dtype)[::-1, ::-1]
         return _on_cpu(spread, flipped, stride=1, groups=groups), _depthwise_of_kernel(x, kernel, dy, stride)
     if kernel.shape[:2] == (1, 1) and groups == 1:
-        d_kernel = jnp.einsum("bhwc,bhwo->co", x[:, ::stride, ::stride], dy, preferred_element_type=kernel.dtype)
+        d_kernel = jnp.einsum("bhwc,bhwo->co", _strided(x, stride), dy, preferred_element_type=kernel.dtype)
         dx = jnp.einsum("bhwo,co->bhwc", dy, kernel[0, 0].astype(x.dtype))
         return _spread(dx, x, stride), d_kernel[None, None]
     x, dy = lax.optimization_barrier((x, dy))
@@ -121,11 +125,15 @@ def _gradients_on_cpu(x: Array, kernel: Array, dy: Array, *, stride: int, groups
 
 
 def _depthwise_of_kernel(x: Array, kernel: Array, dy: Array, stride: int) -> Array:
-    """The gradient of the kernel, some images after another: XLA adds up over all of them four times slower."""
-    group = math.gcd(len(x), 4)
+    """The gradient of the kernel, four images after another: XLA adds up over all of them four times slower.
+
+    The four are far from one another, so that each group is split over the devices as the batch is.
+    """
+    batch = x.shape[0]  # it may be symbolic
+    groups = batch // 4 if isinstance(batch, int) and batch % 4 == 0 else 1
 
     def grouped(a: Array) -> Array:
-        return a.astype(kernel.dtype).reshape(-1, group, *a.shape[1:])
+        return a.astype(kernel.dtype).reshape(-1, groups, *a.shape[1:]).swapaxes(0, 1)
 
     def add(total: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
         own, d_own = images
@@ -140,8 +148,14 @@ def _shifted(x: Array, kernel: Array, stride: int) -> list[Array]:
     size = kernel.shape[0]
     edges = (size // 2,) * 2
     padded = jnp.pad(x, ((0, 0), edges, edges, (0, 0)))
-    height, width = x.shape[1:3]
-    return [padded[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
+    height, width = (length - size + 1 for length in padded.shape[1:3])
+    return [_strided(padded[:, i : i + height, j : j + width], stride) for i in range(size) for j in range(size)]
+
+
+def _strided(x: Array, stride: int) -> Array:
+    """The rows and columns that a 1x1 convolution of a stride reads, also where their number is symbolic."""
+    height, width = (stride * ((length - 1) // stride) + 1 for length in x.shape[1:3])
+    return x[:, :height:stride, :width:stride]
 
 
 def _spread(x: Array, like: Array, stride: int) -> Array:

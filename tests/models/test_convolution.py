@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax import sharding
 from kd_jax.models import convolution as module
 from kd_jax.models.convolution import KEEP_BARRIERS, convolution
 
@@ -108,3 +109,44 @@ def test_what_made_the_input_is_computed_once_on_a_cpu(of):
 
     jitted = jax.jit(of(loss), compiler_options=KEEP_BARRIERS)
     assert "opt-barrier" in jitted.lower(jnp.ones((4, 8, 8, 4)), jnp.ones((3, 3, 4, 4))).compile().as_text()
+
+
+def test_the_gradient_of_a_kernel_may_be_narrower_than_its_images(case):
+    x, kernel, dy, stride, groups = case
+    x, dy = jnp.float32(x), jnp.float32(dy)
+    function = functools.partial(convolution, stride=stride, groups=groups)
+    narrow = jnp.asarray(kernel, jnp.bfloat16)
+    found = jax.jit(functools.partial(all_of, function))(x, narrow, dy)[2]
+    assert found.dtype == jnp.bfloat16
+    expected = defined(*map(np.float64, (x, np.asarray(narrow, np.float32), dy)), stride, groups)[2]
+    np.testing.assert_allclose(np.float64(found), expected, atol=2e-2 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["3x3", "1x1", "depthwise of many images"])
+def test_on_two_devices_no_gradient_gathers_the_batch(name):
+    x_shape, kernel_shape, stride, groups = CASES[name]
+    mesh = sharding.mesh()
+    split, whole = sharding.split(mesh), sharding.replicated(mesh)
+    assert mesh.size == 2
+    images = jax.ShapeDtypeStruct((16, *x_shape[1:]), jnp.float32, sharding=split)
+    kernel = jax.ShapeDtypeStruct(kernel_shape, jnp.float32, sharding=whole)
+    gradients = jax.grad(lambda x, kernel: jnp.square(convolution(x, kernel, stride, groups)).sum(), (0, 1))
+    text = jax.jit(gradients, out_shardings=(split, whole)).lower(images, kernel).compile().as_text()
+    assert "all-gather" not in text
+    assert "all-reduce" in text
+
+
+@pytest.mark.parametrize("name", ["3x3 of stride 2, odd", "1x1 of stride 2", "depthwise of stride 2"])
+def test_is_exported_for_any_number_and_size_of_images_and_its_gradient_for_any_number(name):
+    x_shape, kernel_shape, stride, groups = CASES[name]
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=x_shape).astype(np.float32), rng.normal(size=kernel_shape).astype(np.float32)
+    function = functools.partial(convolution, stride=stride, groups=groups)
+    gradients = jax.grad(lambda x, kernel: jnp.square(function(x, kernel)).sum(), (0, 1))
+    _, height, width, channels = x_shape
+    for one, size in ((function, "h, w"), (gradients, f"{height}, {width}")):
+        any_shape = jax.export.symbolic_shape(f"b, {size}, {channels}")
+        arguments = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (any_shape, kernel_shape))
+        found = jax.export.export(jax.jit(one))(*arguments).call(*given)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one(*given)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
