@@ -19,5 +19,6 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     libc = ctypes.CDLL(None)
-    for option, value in ((MMAP_THRESHOLD, GIB), (TRIM_THRESHOLD, GIB), (ARENA_MAX, 1)):
-        libc.mallopt(option, value)
+    if libc.mallopt(MMAP_THRESHOLD, GIB):  # an old glibc refuses, and does better with its own, which then grows
+        libc.mallopt(TRIM_THRESHOLD, GIB)
+        libc.mallopt(ARENA_MAX, 1)

@@ -41,10 +41,11 @@ def eval_step(
     raw = resident.gather(split, ids, options=options)
     images = components.prepare(raw.images)
     outputs = components.student.apply(variables, images, train=False)[0]
-    batch = _evaluated(images, raw, outputs.logits.shape[-1])
+    batch = batch_of(images, raw, outputs.logits.shape[-1])
     view = View(batch, outputs, None if taught is None else Outputs(taught))
     own = Networks((components.student, variables), None)
-    others = components.method.others(method, Context((view,), networks=own))
+    compares = taught is not None or not components.method.needs_teacher
+    others = components.method.others(method, Context((view,), networks=own)) if compares else {}
     logits = components.method.predict(method, outputs)
     return metrics.sums(logits, raw.labels, mask, taught, others)
 
@@ -94,14 +95,14 @@ def teach_evaluation(
         raw = resident.gather(split, ids, options=options)
         images = components.prepare(raw.images)
         rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
-        return teacher.apply(teacher_variables, _evaluated(images, raw, num_classes), rng, train=False).logits
+        return teacher.apply(teacher_variables, batch_of(images, raw, num_classes), rng, train=False).logits
 
     if len(ids) == 1:
         return one(ids[0])[None]
     return jax.lax.map(one, ids)
 
 
-def _evaluated(images: Array, raw: RawBatch, num_classes: int) -> Batch:
+def batch_of(images: Array, raw: RawBatch, num_classes: int) -> Batch:
     """The batch of an evaluation: nothing is cropped, and no loss has a target."""
     targets = jnp.zeros((len(images), num_classes), at_least_float32(images).dtype)
     return Batch(images, raw.labels, targets, raw.ids, jnp.zeros_like(raw.ids))

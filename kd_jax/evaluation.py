@@ -41,11 +41,21 @@ class Evaluator:
 
     def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
         """The sums of `metrics.sums` over a split, added up on the devices."""
-        if id(split) not in self._placed:
-            self._placed[id(split)] = self._place(split)
-        placed = self._placed[id(split)]
+        placed = self._placed_of(split)
         each = (self._steps(variables, method, placed.on_devices, *call) for call in placed.calls)
         return jax.device_get(functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), each))
+
+    def of_teacher(self, split: Split) -> dict[str, Any]:
+        """Metrics of the teacher by name."""
+        logits = [np.asarray(taught) for *_, taught in self._placed_of(split).calls]
+        whole = np.concatenate([part.reshape(-1, part.shape[-1]) for part in logits])[: len(split.labels)]
+        of_all = jax.jit(metrics.sums)(whole, split.labels, np.ones(len(split.labels), bool), None, {})
+        return metrics.summarize(jax.device_get(of_all))
+
+    def _placed_of(self, split: Split) -> _Placed:
+        if id(split) not in self._placed:
+            self._placed[id(split)] = self._place(split)
+        return self._placed[id(split)]
 
     def _place(self, split: Split) -> _Placed:
         """The teacher is asked here, once: what it says of an image that is not augmented does not change."""

@@ -57,7 +57,7 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
     return {
         **kept,
         "dataset": {**config["dataset"], "path": fingerprint},
-        "teacher": {**how, "run": teacher} if teacher else None,
+        "teacher": {**how, "run": teacher} if teacher is not None else None,
     }
 
 

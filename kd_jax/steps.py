@@ -21,6 +21,7 @@ from kd_jax.types import (
     MethodVariables,
     Network,
     Networks,
+    NotKept,
     Outputs,
     RawBatch,
     Teacher,
@@ -156,12 +157,14 @@ def forward(
         with jax.named_scope("student"):
             outputs, stats = components.student.apply(current, batch.images, train=train, rng=stream(own, "student"))
         views.append(View(batch, outputs, taught))
-    network = teacher.network if teacher and raw.taught is None else None
+    network: Any = (teacher.network, teacher_variables) if teacher and teacher.network else None
+    if raw.taught is not None:
+        network = NotKept("network")
     context = Context(
         tuple(views),
         step,
         stream(rng, "method"),
-        Networks((components.student, variables), (network, teacher_variables) if network else None),
+        Networks((components.student, variables), network),
         options.num_examples,
         options.steps_per_epoch,
         train_labels,

@@ -20,15 +20,9 @@ from kd_jax.identity import config_json, versions
 from kd_jax.logging import metrics_file
 from kd_jax.logging.progress import Progress
 from kd_jax.types import (
-    Batch,
     Feed,
-    MethodVariables,
-    Network,
-    Outputs,
     TrainState,
     Variables,
-    no_others,
-    student_logits,
 )
 
 MOST_INITIAL = 0.1  # of an average of weights may be what a run starts from, before a line says so
@@ -133,47 +127,26 @@ def _missing_teachers(experiment: Experiment) -> list[tuple[Experiment, str]]:
     return [(untrained, source) for source, untrained in missing.items()]
 
 
-def _load_teacher(experiment: Experiment) -> tuple[Variables, dict[str, Any] | None]:
-    """The teacher's variables, and its result, which is printed; without a run it is measured here."""
+def _load_teacher(experiment: Experiment) -> tuple[Variables, Evaluator, dict[str, Any] | None]:
+    """The teacher's variables, the evaluator, and its result, which is printed; without a run it is measured here."""
     teacher = experiment.teacher
     if not teacher or teacher.is_average:
-        return {}, None
+        return {}, Evaluator(experiment, {}), None
     loaded, result = teacher.load()
     variables = experiment.place(loaded)
+    evaluate = Evaluator(experiment, variables)
     if result is None:
-        result = {"name": teacher.name, "test": _measure_teacher(experiment, variables)}
+        found = _checked(evaluate.of_teacher(experiment.dataset.test), f"for the teacher {teacher.name}")
+        result = {"name": teacher.name, "test": found}
     print(f"teacher {result['name']}: {_describe(result)}  {teacher.source}", flush=True)
-    return variables, result
-
-
-def _measure_teacher(experiment: Experiment, variables: Variables) -> dict[str, Any]:
-    """The metrics of a teacher on the test set."""
-    teacher, test = experiment.teacher, experiment.dataset.test
-    assert teacher is not None
-    where = f"for the teacher {teacher.name}"
-    kept = teacher_cache.of_evaluations(experiment, variables)
-    if kept and (logits := kept.read("test", 0)) is not None:
-        of_all = jax.jit(metrics.sums)(np.asarray(logits), test.labels, np.ones(len(test.labels), bool), None, {})
-        return _checked(metrics.summarize(jax.device_get(of_all)), where)
-
-    def apply(variables: Variables, images: jax.Array, **_: Any) -> tuple[Outputs, Any]:
-        labels = jax.numpy.zeros(len(images), int)
-        batch = Batch(images, labels, labels, labels, labels)
-        return teacher.apply(variables, batch, rng=jax.random.key(0), train=False), {}
-
-    components = experiment.components._replace(
-        student=Network(experiment.components.student.init, apply),
-        teacher=None,
-        method=experiment.components.method._replace(predict=student_logits, others=no_others),
-    )
-    alone = experiment._replace(components=components)
-    return _checked(Evaluator(alone, {})(variables, MethodVariables({}, {}), test), where)
+    return variables, evaluate, result
 
 
 def _train(
     experiment: Experiment,
     folder: str,
     teacher_variables: Variables,
+    evaluate: Evaluator,
     teacher_result: dict[str, Any] | None,
     request: stopping.Request,
     stack: contextlib.ExitStack,
@@ -182,11 +155,8 @@ def _train(
     config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
     feed, hyper = experiment.feed(), experiment.place(experiment.hyper)
     cache = teacher_cache.create(experiment, feed, teacher_variables)
-    if cache:
-        stack.callback(cache.close)
     train_steps = cache.train_steps if cache else experiment.steps_of(feed)
     asked = {} if cache else teacher_variables
-    evaluate = Evaluator(experiment, teacher_variables)
     checkpoints = stack.enter_context(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
     )
@@ -200,6 +170,8 @@ def _train(
     begins = "going on with" if step else "training"
     print(f"{begins} {config['model']['name']} from step {step} to {total}: {folder}", flush=True)
     stack.enter_context(request.deferred())  # also while what stands below is closed
+    if cache:
+        stack.callback(cache.close)
     saved = {"config": config, "hash": experiment.digest}
     writer = stack.enter_context(
         contextlib.closing(metrics_file.Writer(folder, step, saved, written=before.get("lines", 0)))

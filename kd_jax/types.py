@@ -11,6 +11,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from kd_jax.errors import InputError
+
 
 class _Unchecked:
     """Stands for jaxtyping's types where that is not installed: shapes are documentation, which the tests check."""
@@ -75,6 +77,24 @@ class Norm(NamedTuple):
 
     scale: Float[Array, " c"]
     bias: Float[Array, " c"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class NotKept:
+    """In the place of what is not kept of what a teacher says: whoever reads it gets an InputError."""
+
+    what: str
+
+    def _refuse(self, *_: Any) -> Any:
+        raise InputError(f"it reads the teacher's {self.what}")
+
+    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._refuse()
 
 
 class Outputs(NamedTuple):

@@ -36,6 +36,7 @@ ENVIRONMENT = {  # so that libtpu neither looks for a TPU nor asks a metadata se
 }
 SCOPES = ("augmentation", "teacher", "student", "method", "optimizer")  # of kd_jax/steps.py
 RARE = "in a branch that is not the cheapest"
+KINDS = ("v4", "v5e", "v5p", "v6e", "h100")
 LAUNCH = 1e-6  # seconds, of a kernel
 HANDSHAKE = 2e-6  # seconds, of a collective
 
@@ -85,9 +86,11 @@ def report(
 
     from kd_jax import experiment
     from kd_jax.config.checks import plain, teacher_sections
-    from kd_jax.errors import InputError
+    from kd_jax.errors import InputError, choose
 
-    gpu = topology.startswith("h100")
+    kind = topology.partition(":")[0]
+    choose("the topology", kind, KINDS)
+    gpu = kind == "h100"
     library, extra = ("jax_cuda13_plugin", "cuda") if gpu else ("libtpu", "aot")
     if not importlib.util.find_spec(library):
         raise InputError(f"topology {topology!r} needs {library}; expected it installed: pip install 'kd_jax[{extra}]'")
@@ -282,8 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
     from kd_jax.errors import InputError
 
     name, _, argument = given.config.partition(":")
-    shape = tuple(int(x) for x in given.shape.split("x"))
     try:
+        shape = tuple(int(x) for x in given.shape.split("x"))
         tree = config.experiment(name).get_config(argument)
         changes = {key: cli.parsed(value) for key, _, value in (change.partition("=") for change in given.changes)}
         both = ("", "teacher.config.") if tree.teacher.kind == "config" else ("",)  # the devices divide both batches
@@ -298,8 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
             steps=given.steps,
             program=given.hlo,
         )
-    except (InputError, KeyError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
         sys.exit(2)
     if given.json:
         Path(given.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -1,15 +1,16 @@
 """Measures kd_jax on this machine, and PyTorch beside it in the same run; prints Markdown.
 
 usage: python -m launch.benchmark [--steps=NAME,...] [--batches=128,...] [--precision=float32] [--torch=PYTHON]
-                                  [--measures=NAME,...] [--rounds=5] [--seconds=2] [--results=FILE]
+                                  [--measures=NAME,...] [--rounds=5] [--seconds=2] [--images=N] [--workers=N]
+                                  [--results=FILE]
        python -m launch.benchmark --aot=v5e:4x4|h100
 
 The steps are those of `STEPS`, on random images of 32 pixels that the step crops, flips and resizes. In every round
 each contestant runs its training step for about --seconds, one after another, synchronized, after a warm-up; figures
-are medians over the rounds. Contestants are the `VARIANTS` of kd_jax and, with --torch, the two peers of
-launch/torch_peer.py: PyTorch as an expert would write it, and as people run it. --torch is an interpreter that has
-PyTorch, by default this one. --aot prints what the compiler says of kd's step on a machine that is not there, see
-launch/aot.py.
+are medians over the rounds. Contestants are the `VARIANTS` of kd_jax and the peers of launch/torch_peer.py: PyTorch as
+an expert would write it, on a CPU also with the memory that kd_jax has, and as people run it, in float32. --torch is
+an interpreter that has PyTorch, by default this one; without PyTorch they are left out. --aot prints what the compiler
+says of kd's step on a machine that is not there, see launch/aot.py.
 
 Every figure is also a line of --results, with versions, hardware and date; lines are added. What is measured:
 
@@ -19,7 +20,8 @@ Every figure is also a line of --results, with versions, hardware and date; line
   its share is that by the measured time. With a recorded teacher the step is the student's, and reads from the disk
   what the teacher says. Memory is what the compiled step needs; of PyTorch the most on a GPU.
 * teacher: the time of the teacher's forward pass alone, by that of the step.
-* evaluation, gradcam: images per second of the validation that a run makes, and of Grad-CAM maps of the student.
+* evaluation, gradcam: images per second of the validation that a run makes, the teacher asked before, and of Grad-CAM
+  maps of the student.
 * end_to_end: a run of `kd_jax.train` with an evaluation and a checkpoint after every epoch, from the end of its first
   epoch to that of its last, and what part of it was spent in steps; beside the step alone before and after it.
 * start_up: seconds of a process from its start to the end of its first step, without and with what an earlier one
@@ -72,8 +74,9 @@ PEAKS = {
     "NVIDIA H100": (989e12, 495e12, 3.35e12),
     "NVIDIA A100": (312e12, 156e12, 2.0e12),
     "TPU v6": (918e12, 918e12, 1.64e12),
-    "TPU v5p": (459e12, 459e12, 2.77e12),
-    "TPU v5": (197e12, 197e12, 0.82e12),
+    "TPU v5 lite": (197e12, 197e12, 0.82e12),
+    "TPU v5e": (197e12, 197e12, 0.82e12),
+    "TPU v5": (459e12, 459e12, 2.77e12),
     "TPU v4": (275e12, 275e12, 1.23e12),
 }
 
@@ -124,10 +127,11 @@ class Bench(NamedTuple):
         contestants = {variant: one.step for variant, one in ours.items()}
         for peer, torch in self.torch.items():
             self._open(peer, step, first, images)
-            contestants[peer] = functools.partial(torch.step, peer)
+            contestants[peer] = torch.step
 
         def line(contestant: str, measure: str, value: float | None, **others: Any) -> dict[str, Any]:
-            known = {"step": name, "batch": batch, "precision": self.arguments.precision}
+            precision = "float32" if contestant == "usual" else self.arguments.precision
+            known = {"step": name, "batch": batch, "precision": precision}
             return {**known, "contestant": contestant, "measure": measure, "value": value, **others, **self.stamp}
 
         seconds = self._rounds(contestants)
@@ -136,16 +140,16 @@ class Bench(NamedTuple):
             needed = ours[contestant].model_flops() if contestant in ours else whole
             speed = batch / statistics.median(own)
             others: dict[str, Any] = {"rounds": [round(batch / x, 2) for x in own], "model_flops": needed}
-            if self.peak:
+            if self.peak and (contestant != "usual" or self.arguments.precision == "float32"):
                 others["mfu"] = speed * needed / self.peak.flops
             if contestant in ours:
                 others |= {"mib": ours[contestant].memory(), **self._roofline(ours[contestant], own)}
             else:
-                others["mib"] = self.torch[contestant].ask("memory", peer=contestant)["mib"]
+                others["mib"] = self.torch[contestant].ask("memory")["mib"]
             yield line(contestant, "step", speed, **others)
         for variant, one in ours.items():
             of_step = statistics.median(seconds[variant])
-            if "end_to_end" in wanted:
+            if "end_to_end" in wanted and variant != "student alone":
                 count = self._count(of_step)
                 before, run, after = one.step(count), one.end_to_end(), one.step(count)
                 yield line(variant, "end_to_end", run.pop("value"), **run, step_alone=2 * batch / (before + after))
@@ -162,25 +166,27 @@ class Bench(NamedTuple):
                 yield line(variant, "start_up", cold, warm=warm)
         if self.torch and "evaluation" in wanted:
             size = first.config["evaluate"]["batch_size"]
-            ask = functools.partial(self.torch["fair"].ask, "evaluation", peer="fair", count=1)
+            ask = functools.partial(self.torch["fair"].ask, "evaluation", count=1)
             yield line("fair", "evaluation", size / self._median(lambda: ask()["seconds"]))
 
     def _open(self, peer: str, step: Step, first: Ours, images: int) -> None:
-        counted = self.torch[peer].open(peer, step, first.config, images, self.arguments.workers)
+        counted = self.torch[peer].open(step, first.config, images, self.arguments.workers)
         own = {"student": first.state.params["student"], "teacher": first.teacher_variables.get("params", {})}
         expected = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in own.items()}
         if counted != {name: count for name, count in expected.items() if count}:
             raise RuntimeError(f"PyTorch's networks have {counted} parameters, and kd_jax's {expected}")
 
     def _rounds(self, contestants: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
-        """Seconds of a step in every round, by contestant: all in each, one after another, after a warm-up."""
+        """Seconds of a step in every round, by contestant: all in each, in turns, after a warm-up."""
         for step in contestants.values():
             step(1)
         counts = {name: self._count(step(2)) for name, step in contestants.items()}
-        rounds = [
-            {name: step(counts[name]) for name, step in contestants.items()} for _ in range(self.arguments.rounds)
-        ]
-        return {name: [one[name] for one in rounds] for name in contestants}
+        found: dict[str, list[float]] = {name: [] for name in contestants}
+        for i in range(self.arguments.rounds):
+            first = i % len(contestants)  # nobody always follows the same one
+            for name, step in [*contestants.items()][first:] + [*contestants.items()][:first]:
+                found[name].append(step(counts[name]))
+        return found
 
     def _count(self, of_step: float) -> int:
         """How many steps take the time of a measurement."""
@@ -303,7 +309,8 @@ def first_step(path: str) -> None:
 
 def compiled_elsewhere(topology: str) -> None:
     """Prints what launch/aot.py says of configs/kd.py, in a process of its own, as its environment differs."""
-    subprocess.run([sys.executable, "-m", "launch.aot", "--config=kd", f"--topology={topology}"], cwd=TOP, check=True)
+    done = subprocess.run([sys.executable, "-m", "launch.aot", "--config=kd", f"--topology={topology}"], cwd=TOP)
+    sys.exit(done.returncode)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -318,14 +325,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     def chosen(known: Sequence[str], text: str) -> list[str]:
         if bad := [name for name in listing(text) if name not in known]:
             raise argparse.ArgumentTypeError(f"{bad[0]!r}; expected some of: {', '.join(known)}")
+        if not listing(text):
+            raise argparse.ArgumentTypeError(f"nothing; expected some of: {', '.join(known)}")
         return listing(text)
 
+    def count(text: str) -> int:
+        if not text.isdecimal() or not int(text):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 1 on")
+        return int(text)
+
+    def counts(text: str) -> list[int]:
+        return [count(part) for part in listing(text)]
+
     parser.add_argument("--steps", type=functools.partial(chosen, tuple(STEPS)), default=list(STEPS))
-    parser.add_argument("--batches", type=listing, default=[], help="by default each step's own")
+    parser.add_argument("--batches", type=counts, default=[], help="by default each step's own")
     parser.add_argument("--measures", type=functools.partial(chosen, MEASURES), default=list(MEASURES))
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32" if on_cpu else "bfloat16")
     parser.add_argument("--torch", default=sys.executable, help="an interpreter that has PyTorch")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
     parser.add_argument("--images", type=int, default=2_000 if on_cpu else 50_000, help="to train on")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of PyTorch's DataLoader")
@@ -341,11 +358,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         torch = open_torch(arguments.torch)
-        for process in set(torch.values()):
+        for process in torch.values():
             stack.enter_context(contextlib.closing(process))
         bench = Bench(arguments, folder, device_peak(arguments.precision), torch, stamp(torch))
         for name in arguments.steps:
-            for batch in map(int, arguments.batches or [STEPS[name].batch]):
+            for batch in arguments.batches or [STEPS[name].batch]:
                 for line in bench.measure(name, batch):
                     lines.append(line)
                     said = {key: line[key] for key in ("step", "batch", "contestant", "measure", "value")}

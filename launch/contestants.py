@@ -112,11 +112,7 @@ class Ours:
             self._rows = lambda: cache.rows(rows, 0, self.per_call)  # reads them each time, as a run does
         self._others = (feed.constants, made.place(made.hyper), feed.labels)
         self._asked = asked
-        self._call = jitted.lower(self.state, *self._inputs()).compile()
-        self.program = self._call  # of one step, as costs of a loop are not those of all its steps
-        if self.per_call > 1:
-            one = jax.tree.map(lambda x: x[:1], self._rows())
-            self.program = jitted.lower(self.state, *self._inputs(one)).compile()
+        self._jitted, self._call = jitted, jitted.lower(self.state, *self._inputs()).compile()
 
     def _inputs(self, rows: Any = None) -> tuple[Any, ...]:
         constants, hyper, labels = self._others
@@ -146,7 +142,11 @@ class Ours:
 
     def costs(self) -> dict[str, float]:
         """Of the program of one step, FLOPs and bytes of memory traffic on all devices."""
-        found = self.program.cost_analysis() or {}
+        program = self._call
+        if self.per_call > 1:  # costs of a loop are not those of all its steps
+            one = jax.tree.map(lambda x: x[:1], self._rows())
+            program = self._jitted.lower(self.state, *self._inputs(one)).compile()
+        found = program.cost_analysis() or {}
         return {name: found.get(name, 0.0) * self.made.mesh.size for name in ("flops", "bytes accessed")}
 
     def model_flops(self) -> float:
@@ -201,10 +201,10 @@ class Ours:
 
 
 class Torch:
-    """The process of launch/torch_peer.py."""
+    """A process of launch/torch_peer.py."""
 
-    def __init__(self, python: str, *flags: str) -> None:
-        command = [python, str(TOP / "launch" / "torch_peer.py"), *flags]
+    def __init__(self, python: str, peer: str) -> None:
+        command = [python, str(TOP / "launch" / "torch_peer.py"), peer]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self.ask("versions")
 
@@ -219,12 +219,11 @@ class Torch:
             raise RuntimeError(f"PyTorch's process: {answer['error']}")
         return answer
 
-    def open(self, peer: str, step: Step, config: Mapping[str, Any], images: int, workers: int) -> dict[str, int]:
-        """Builds a peer of the step of a config, and returns how many parameters its networks have."""
+    def open(self, step: Step, config: Mapping[str, Any], images: int, workers: int) -> dict[str, int]:
+        """Builds the step of a config, and returns how many parameters its networks have."""
         terms = PUBLISHED["kd"].cifar100
         return self.ask(
             "open",
-            peer=peer,
             student=step.student,
             teacher=step.teacher,
             width=step.width,
@@ -239,9 +238,9 @@ class Torch:
             workers=workers,
         )
 
-    def step(self, peer: str, count: int) -> float:
+    def step(self, count: int) -> float:
         """Seconds of a step, of `count`."""
-        return self.ask("step", peer=peer, count=count)["seconds"] / count
+        return self.ask("step", count=count)["seconds"] / count
 
     def close(self) -> None:
         """Ends the process."""
@@ -254,6 +253,4 @@ def open_torch(python: str) -> dict[str, Torch]:
     if subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
         print(f"{python} has no PyTorch, so its columns are left out; expected --torch=PYTHON", file=sys.stderr)
         return {}
-    usual = Torch(python)
-    kept = {"kept": Torch(python, "--keep-memory")} if jax.default_backend() == "cpu" else {}
-    return {"fair": usual, **kept, "usual": usual}
+    return {peer: Torch(python, peer) for peer in PEERS if peer != "kept" or jax.default_backend() == "cpu"}

@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from kd_jax import losses
+from kd_jax import experiment, losses, teacher_cache
 from kd_jax.allocation import keep_memory
 from kd_jax.compilation import keep_programs
 from launch.contestants import Ours, Step, config_of, random_source
 
-BATCHES = (32, 64, 128, 256, 512)
-LARGE = (128, 256, 512, 1024, 2048)  # batches of the losses
+BATCHES = (32, 64, 128, 256, 512, 1024)
+LARGE = (256, 512, 1024, 2048, 4096)  # batches of the losses
 IMAGES = (500, 1000, 2000)
 SETS = (2000, 10_000, 50_000)
 MAPS = ("sp",)  # losses that read maps; the others read embeddings or logits
@@ -63,16 +63,20 @@ def loss_memory(name: str) -> Curve:
 
 def table_times(folder: Path) -> Curve:
     """Seconds by images."""
-    found = {}
-    for images in (IMAGES[0], *IMAGES):  # the first compiles
-        changes = {"teacher.cache": "views", "dataset.holdout": 0.0}
-        config = config_of(DISTILLED, DISTILLED.batch, "float32", folder, changes)
-        begin = time.perf_counter()
-        with tempfile.TemporaryDirectory() as own:
-            os.link(folder / "resnet8.safetensors", Path(own) / "resnet8.safetensors")
-            Ours(config, random_source(images), Path(own))
-        found[images] = time.perf_counter() - begin
-    return found
+    changes = {"teacher.cache": "views", "dataset.holdout": 0.0}
+    config = config_of(DISTILLED, DISTILLED.batch, "float32", folder, changes)
+
+    def build(images: int) -> float:
+        with tempfile.TemporaryDirectory() as runs_folder:
+            made = experiment.create(config, source=random_source(images), runs_folder=runs_folder, traced=False)
+            variables, feed = made.place(made.teacher.load()[0]), made.feed()
+            begin = time.perf_counter()
+            teacher_cache.create(made, feed, variables)
+            return time.perf_counter() - begin
+
+    for images in IMAGES:  # compiles
+        build(images)
+    return {images: build(images) for images in IMAGES}
 
 
 def start_times(folder: Path, rounds: int) -> Curve:

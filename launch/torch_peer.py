@@ -1,14 +1,17 @@
 """PyTorch beside kd_jax: the process that launch/benchmark.py starts and asks, so that both are measured in one run.
 
-usage: PYTHON launch/torch_peer.py [--keep-memory], with an interpreter that has PyTorch and need not have anything else
+usage: PYTHON launch/torch_peer.py fair|kept|usual, with an interpreter that has PyTorch and need not have anything else
 
 It reads a JSON object per line and answers each with one, {"error": TEXT} where that failed:
 
     {"do": "versions"}                                        what runs where
-    {"do": "open", "peer": "fair" | "kept" | "usual", SETTING}         builds the networks of a step
+    {"do": "open", SETTING}                                   builds the networks of a step
     {"do": "step", "count": N}                                {"seconds": S} of N training steps, synchronized
     {"do": "evaluation", "count": N}                          the same of N batches in inference mode
     {"do": "memory"}                                          {"mib": M} at most on a GPU since `open`, else null
+
+A process is one peer, so that neither its memory nor PyTorch's settings are another's. "kept" is "fair" with the memory
+that kd_jax has on a CPU.
 
 The architectures are those of kd_jax, by He et al., with PyTorch's own initialization; names of parameters are those of
 torchvision, and of the CIFAR networks of Tian et al.
@@ -166,7 +169,7 @@ class Peer:
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
         compiles = self.compiles and self.device.type == "cuda"
         self.loss = torch.compile(self._loss) if compiles else self._loss
-        self.inference = torch.compile(self._inference) if compiles else self._inference
+        self.predict = torch.compile(self._predict) if compiles else self._predict
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
@@ -191,19 +194,24 @@ class Peer:
 
     @torch.no_grad()
     def evaluation(self, count: int) -> float:
-        """Seconds of `count` batches in inference mode: accuracy, and agreement with the teacher."""
+        """Seconds of `count` batches in inference mode: accuracy, and agreement with the teacher, asked before."""
         self.student.eval()
-        size, (images, labels) = self.setting["evaluation_batch"], (self.images, self.labels)
+        size = self.setting["evaluation_batch"]
+        each = [torch.arange(i * size, (i + 1) * size) % len(self.labels) for i in range(count)]
+        labels = [self.labels[ids].to(self.device) for ids in each]
+        told = [self._predict(self.teacher, self._batch(ids)) for ids in each] if self.teacher else labels
         total = torch.zeros(2, device=self.device)
         self._wait()
         begin = time.perf_counter()
-        for i in range(count):
-            ids = torch.arange(i * size, (i + 1) * size) % len(labels)
-            batch = prepared(images[ids].to(self.device), self.setting["size"]).to(memory_format=self.layout)
+        for ids, *right in zip(each, labels, told, strict=True):
             with self._precision():
-                total += self.inference(batch, labels[ids].to(self.device))
+                found = self.predict(self.student, self._batch(ids))
+            total += torch.stack([(found == other).sum() for other in right])
         total.tolist()
         return time.perf_counter() - begin
+
+    def _batch(self, ids: torch.Tensor) -> torch.Tensor:
+        return prepared(self.images[ids].to(self.device), self.setting["size"]).to(memory_format=self.layout)
 
     def memory(self) -> float | None:
         return torch.cuda.max_memory_allocated() / 2**20 if self.device.type == "cuda" else None
@@ -224,10 +232,8 @@ class Peer:
             loss = of_labels * loss + of_teacher * temperature**2 * F.kl_div(log_p, q, reduction="batchmean")
         return logits, loss
 
-    def _inference(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        predicted = self.student(images).argmax(1)
-        of_teacher = self.teacher(images).argmax(1) if self.teacher else labels
-        return torch.stack([(predicted == labels).sum(), (predicted == of_teacher).sum()])
+    def _predict(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return network(images).argmax(1)
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.half else contextlib.nullcontext()
@@ -301,25 +307,26 @@ def versions() -> dict[str, Any]:
 
 
 def main() -> None:
-    if "--keep-memory" in sys.argv[1:]:  # of kd_jax, whose other files need what this interpreter need not have
+    (which,) = sys.argv[1:]
+    if which == "kept":  # of kd_jax, whose other files need what this interpreter need not have
         runpy.run_path(str(Path(__file__).resolve().parents[1] / "kd_jax" / "allocation.py"))["keep_memory"]()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    peers: dict[str, Peer] = {}
+    peer: Any = None
     for line in sys.stdin:
         request = json.loads(line)
-        do, which = request["do"], request.get("peer", "")
+        do = request["do"]
         try:
             if do == "versions":
                 answer: Any = versions()
             elif do == "open":
-                peers.pop(which, None)
-                peers[which] = PEERS[which](request)
-                answer = peers[which].parameters()
+                peer = None  # the memory of the one before is free
+                peer = PEERS[which](request)
+                answer = peer.parameters()
             elif do == "memory":
-                answer = {"mib": peers[which].memory()}
+                answer = {"mib": peer.memory()}
             else:
-                answer = {"seconds": getattr(peers[which], do)(request["count"])}
+                answer = {"seconds": getattr(peer, do)(request["count"])}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)

@@ -39,7 +39,7 @@ def test_every_measure_is_a_line(measured):
     lines, _ = measured
     names = ["step", "end_to_end", "teacher", "evaluation", "gradcam"]
     found = {own: [line["measure"] for line in lines if line["contestant"] == own] for own in benchmark.VARIANTS}
-    assert found == {"kd_jax": names, "recorded teacher": names[:2], "student alone": names[:2]}
+    assert found == {"kd_jax": names, "recorded teacher": names[:2], "student alone": names[:1]}
     for line in lines:
         assert (line["step"], line["batch"], line["precision"]) == ("tiny", 16, "float32")
         assert math.isfinite(line["value"])

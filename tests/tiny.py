@@ -109,7 +109,7 @@ def _random_teacher(setting) -> Teacher:
     )
 
 
-teachers.register("random", _random_teacher, lambda section: {"random": 7})
+teachers.register("random", _random_teacher, lambda section: {"random": 7}, listed=True)
 
 
 def source(seed: int = 0):

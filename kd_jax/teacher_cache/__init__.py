@@ -6,8 +6,10 @@ the same views in the same order, whatever its method, and reads it. A table hol
 """
 
 import functools
+import importlib.metadata
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,17 +17,20 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import losses, sharding, steps, teachers, tracing
+from kd_jax import losses, models, registry, sharding, steps, teachers, tracing
+from kd_jax.config import checks
 from kd_jax.errors import InputError, one_line
+from kd_jax.eval_steps import batch_of
 from kd_jax.experiment import Experiment
 from kd_jax.teacher_cache import asking, table
 from kd_jax.teacher_cache.asking import Said
 from kd_jax.teacher_cache.recording import Recording
 from kd_jax.teacher_cache.store import Store, digest
 from kd_jax.teachers import kept
-from kd_jax.types import Array, Batch, Feed, Variables
+from kd_jax.types import Array, Feed, Variables
 
 LARGEST_TABLE = 2**33  # bytes, which lie on every device
+RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable")  # settings of JAX by which views are drawn
 FIELDS = (("logits",), ("logits", "embedding"))  # what can be kept, from little to much
 
 
@@ -78,7 +83,7 @@ class TeacherCache:
         def divergences(variables: Variables, images: Array, **_: Any) -> list[Array]:
             assert made.teacher is not None
             images = made.components.prepare(images)
-            batch = Batch(images, example.labels, example.labels, example.ids, example.ids)
+            batch = batch_of(images, example, len(made.dataset.class_names))
             said = made.teacher.apply(variables, batch, rng=jax.random.key(0), train=False)
             logits = self._restore(self._keep(said)).logits
             return [losses.kd(logits, said.logits, temperature=t).mean() / t**2 for t in (1.0, 4.0)]
@@ -124,11 +129,16 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
       InputError: for a table that is too large.
     """
     config, teacher = experiment.config, experiment.teacher
-    kind = config["teacher"]["cache"]
+    kind, top_k = config["teacher"]["cache"], config["teacher"]["top_k"]
+    found: TeacherCache | str = "it does not run at all"
     if kind == "none" or teacher is None or teacher.is_average or not experiment.components.method.needs_teacher:
-        return None
-    found = _readable(experiment, feed)
+        if not top_k:
+            return None
+    else:
+        found = _readable(experiment, feed)
     if isinstance(found, str):
+        if top_k:
+            raise InputError(f"teacher.top_k is {top_k}, and nothing of the teacher can be kept: {found}; expected 0")
         print(f"teacher.cache is {kind!r}, but the teacher runs in every step: {found}", flush=True)
         return None
     cache, size = found, sum(found.sizes.values())
@@ -169,6 +179,13 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
         )
         cache.look_up(store, crops, teacher_variables)
     else:
+        need, free = size * (experiment.steps - there), _free(recording.folder)
+        if need > free:
+            too_large = f"a recording takes {_size(need)}, and {_size(free)} of the disk are free"
+            if kind == "recording":
+                raise InputError(f"teacher.cache is 'recording': {too_large}; expected 'none'")
+            print(f"teacher.cache is 'auto', but the teacher runs in every step: {too_large}", flush=True)
+            return None
         rest = (
             "and none is asked for"
             if there == experiment.steps
@@ -180,7 +197,7 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
             flush=True,
         )
         cache.record(recording, teacher_variables)
-    if config["teacher"]["top_k"]:
+    if top_k:
         print(cache.error_of_top_k(teacher_variables), flush=True)
     return cache
 
@@ -203,16 +220,21 @@ def _readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
             if cache.trace():
                 return cache
         except Exception as error:  # also of a method of one's own, that reads what is not there
-            reason = one_line(error)
+            reason = one_line(error).partition("; expected")[0]
     return f"only its logits and embedding are kept, and {reason}"
 
 
 def _of_teacher(experiment: Experiment, teacher_variables: Variables) -> dict[str, Any]:
     """What all that a teacher says depends on. One that was trained again need not be the same to the last bit."""
+    sections = checks.teacher_sections(experiment.config["teacher"])
+    used: list[tuple[Mapping[str, Any], str]] = [(teachers.KINDS, section["kind"]) for section in sections]
+    used += [(models.NETWORKS, section["config"]["model"]["name"]) for section in sections if section.get("config")]
     return {
         "teacher": experiment.identity["teacher"],
+        "code": [file["sha256"] for file in registry.files_of(used)],
         "variables": digest(*map(np.asarray, jax.tree.leaves(teacher_variables))),
         "precision": experiment.config["precision"],
+        "versions": {name: importlib.metadata.version(name) for name in ("kd_jax", "jax")},
     }
 
 
@@ -232,7 +254,15 @@ def _of_recording(experiment: Experiment) -> dict[str, Any]:
         "dataset": experiment.identity["dataset"],
         "seed": config["seed"],
         "train": {key: config["train"][key] for key in ("batch_size", "mixup", "accumulate")},
+        "random": [str(getattr(jax.config, name)) for name in RANDOM],
     }
+
+
+def _free(folder: str) -> int:
+    """Free bytes of the disk on which a folder lies, or will."""
+    while not os.path.exists(folder):
+        folder = os.path.dirname(os.path.abspath(folder))
+    return shutil.disk_usage(folder).free
 
 
 def _size(count: int) -> str:

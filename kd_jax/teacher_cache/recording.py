@@ -1,7 +1,8 @@
 """What a teacher said at each step of a run, for every later run that sees the same views."""
 
 import concurrent.futures
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ class Recording:
         self._store, self._names, self._per_epoch, self._total = store, tuple(names), steps_per_epoch, steps
         self._length = min(steps_per_epoch, max(1, FILE // batch_size))
         self._pieces: list[dict[str, np.ndarray]] = []  # of the file that is not full yet, from its first step on
-        self._next = 0  # the step after these
+        self._first = self._next = 0  # the file's first step, and the step after these
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "recording")
         self._failed = False
 
@@ -46,10 +47,11 @@ class Recording:
 
     def keep(self, taught: Sequence[Mapping[str, jax.Array]], begin: int, end: int) -> None:
         """Adds the steps from `begin` to before `end`: of each view {name: [end - begin, B, ...]}, on the devices."""
-        self._thread.submit(self._keep, taught, begin, end)
+        self._thread.submit(self._guarded, self._keep, taught, begin, end)
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until all is written, the file that is not full too."""
+        self._thread.submit(self._guarded, self._write)
         self._thread.shutdown()
 
     def _files(self, begin: int, end: int) -> list[tuple[int, int]]:
@@ -68,24 +70,33 @@ class Recording:
         return min(0 if array is None else len(array) for array in arrays)
 
     def _keep(self, taught: Sequence[Mapping[str, jax.Array]], begin: int, end: int) -> None:
-        if self._failed:
-            return
-        try:
-            on_host = {name: np.stack([np.asarray(view[name]) for view in taught], 1) for name in self._names}
-            for first, length in self._files(begin, end):
-                start, stop = max(first, begin), min(first + length, end)
-                if start == first:
-                    self._pieces = []
-                elif start != self._next:  # the steps before it were read, or not taken
-                    if self._kept(first) < start - first:
-                        continue
-                    self._pieces = [{name: self._store.array(name, first)[: start - first] for name in self._names}]
-                self._pieces.append({name: x[start - begin : stop - begin] for name, x in on_host.items()})
-                self._next = stop
-                if stop == first + length:
-                    for name in self._names:
-                        self._store.write(name, first, np.concatenate([piece[name] for piece in self._pieces]))
-                    self._pieces = []
-        except Exception as error:  # of a full disk, say; nobody waits for it
-            self._failed = True
-            print(f"what the teacher says is not recorded any more: {one_line(error)}", flush=True)
+        on_host = {name: np.stack([np.asarray(view[name]) for view in taught], 1) for name in self._names}
+        for first, length in self._files(begin, end):
+            start, stop = max(first, begin), min(first + length, end)
+            if start == first:
+                self._pieces = []
+            elif start != self._next:  # the steps before it were read, or not taken
+                self._pieces = []
+                if self._kept(first) < start - first:
+                    continue
+                self._pieces = [{name: self._store.array(name, first)[: start - first] for name in self._names}]
+            self._pieces.append({name: x[start - begin : stop - begin] for name, x in on_host.items()})
+            self._first, self._next = first, stop
+            if stop == first + length:
+                self._write()
+
+    def _write(self) -> None:
+        """Writes the steps of a file that were taken, if any."""
+        if self._pieces:
+            for name in self._names:
+                self._store.write(name, self._first, np.concatenate([piece[name] for piece in self._pieces]))
+        self._pieces = []
+
+    def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Calls it, but not after an error, which a line tells: nobody waits for it."""
+        if not self._failed:
+            try:
+                function(*arguments)
+            except Exception as error:  # of a full disk, say
+                self._failed = True
+                print(f"what the teacher says is not recorded any more: {one_line(error)}", flush=True)

@@ -4,40 +4,55 @@ import contextlib
 import glob
 import hashlib
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from kd_jax import runs
+from kd_jax.errors import one_line
+
+MAPS = 16  # files that are mapped at a time: each is an open one
 
 
 class Store:
-    """Numbered arrays of several fields in a folder. Any number of processes may write the same ones."""
+    """Numbered arrays of several fields in a folder. Any number of processes may write the same ones.
+
+    Of one field and number the longest array stays, and of those the one whose name comes first, whoever wrote it.
+    """
 
     def __init__(self, folder: str, about: Mapping[str, Any]):
         """`about` is what `about.json` says of the folder; its digest is part of the folder's name."""
         self.folder = os.path.join(folder, runs.digest(about)[:16])
         self._about = about
-        self._read: dict[tuple[str, int], np.ndarray] = {}
+        self._known: dict[tuple[str, int], str] = {}  # the files whose content was compared with their names
+        self._maps: dict[str, np.ndarray] = {}
 
     def read(self, field: str, number: int) -> np.ndarray | None:
-        """The array, or None where there is none, or a damaged one, which is removed, and a line says so."""
-        if (field, number) not in self._read:
-            for path in glob.glob(self._path(field, number, "*")):
+        """The array, or None where none can be read; a damaged one is removed. A line says both."""
+        for path in self._paths(field, number):
+            if path not in self._maps:
                 try:
                     array = np.load(path, mmap_mode="r", allow_pickle=False)
-                    if self._path(field, number, digest(array)) != path:
+                    if path != self._known.get((field, number)) and path != self._path(field, number, array):
                         raise ValueError("its content does not match its name")
                 except FileNotFoundError:  # another process wrote in its place
                     continue
-                except (OSError, ValueError, EOFError) as error:
+                except OSError as error:
+                    print(f"{path} cannot be read: {one_line(error)}", flush=True)
+                    continue
+                except (ValueError, EOFError) as error:
                     print(f"{path} is damaged and is made again ({error})", flush=True)
                     with contextlib.suppress(OSError):
                         os.remove(path)
-                else:
-                    self._read[field, number] = array
-        return self._read.get((field, number))
+                    continue
+                if len(self._maps) == MAPS:
+                    self._maps.clear()
+                self._maps[path] = array
+            self._known[field, number] = path
+            return self._maps[path]
+        return None
 
     def array(self, field: str, number: int) -> np.ndarray:
         """An array that is there."""
@@ -46,31 +61,43 @@ class Store:
         return array
 
     def write(self, field: str, number: int, array: np.ndarray) -> None:
-        """Writes an array, in the place of another one of its field and number."""
+        """Writes an array, unless a longer one is there."""
         about = os.path.join(self.folder, "about.json")
         os.makedirs(self.folder, exist_ok=True)
         if not os.path.exists(about):
             runs.write_files(self.folder, {"about.json": runs.json_text(self._about).encode()})
-        path = self._path(field, number, digest(array))
-        partial = f"{path}.{os.getpid()}.tmp"
+        path = self._path(field, number, array)
+        partial = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
             with open(partial, "wb") as file:
                 np.save(file, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-            self._read.pop((field, number), None)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.remove(partial)
             raise
-        for other in glob.glob(self._path(field, number, "*")):
-            if other != path:
-                with contextlib.suppress(OSError):
-                    os.remove(other)
+        self._known.pop((field, number), None)
+        for other in list(self._found(field, number))[1:]:
+            self._maps.pop(other, None)
+            with contextlib.suppress(OSError):
+                os.remove(other)
 
-    def _path(self, field: str, number: int, digest: str) -> str:
-        return os.path.join(self.folder, f"{field}-{number:08d}-{digest}.npy")
+    def _paths(self, field: str, number: int) -> Iterator[str]:
+        """Where the array may lie, the best first."""
+        if known := self._known.get((field, number)):
+            yield known
+        yield from self._found(field, number)
+
+    def _found(self, field: str, number: int) -> list[str]:
+        pattern = f"{field}-{number:08d}-{'?' * 8}-*.npy"
+        names = glob.glob(pattern, root_dir=self.folder)
+        best_first = sorted(names, key=lambda name: (-int(name.split("-")[-2]), name))
+        return [os.path.join(self.folder, name) for name in best_first]
+
+    def _path(self, field: str, number: int, array: np.ndarray) -> str:
+        return os.path.join(self.folder, f"{field}-{number:08d}-{len(array):08d}-{digest(array)}.npy")
 
 
 def digest(*arrays: np.ndarray) -> str:

@@ -32,6 +32,16 @@ class Kind(NamedTuple):
     build: Callable[[Setting], Teacher | None]
     # (section `teacher`, identity of a config) -> what of the teacher affects its student's result
     identify: Callable[[Mapping[str, Any], Callable[[Mapping[str, Any]], Identity]], Identity | None]
+    listed: bool = True  # whether what it says in mode "eval" depends on the view of an image alone
+
+
+def _identify_weights(section: Mapping[str, Any], _: Any) -> Identity:
+    """Two networks may have the same parameters and differ."""
+    model = (section["config"] or {}).get("model", {})
+    return {
+        "weights": weights.fingerprint(section["path"]),
+        "model": {key: value for key, value in model.items() if value is not None},
+    }
 
 
 KINDS: dict[str, Kind] = {
@@ -49,7 +59,7 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "mean": Kind(mean.average, lambda section, identify: {"average": "of the student"}),
-    "weights": Kind(file.from_weights, lambda section, identify: {"weights": weights.fingerprint(section["path"])}),
+    "weights": Kind(file.from_weights, _identify_weights),
 }
 
 
@@ -92,6 +102,8 @@ def register(
     name: str,
     build: Callable[[Setting], Teacher | None],
     identify: Callable[[Mapping[str, Any]], Identity],
+    *,
+    listed: bool = False,
 ) -> None:
     """Adds a kind of teacher of your own, which `teacher.kind` then knows by `name`, or replaces it.
 
@@ -100,10 +112,12 @@ def register(
       build: makes the teacher.
       identify: from the section `teacher` of a config to what of the teacher affects its student's result (the hash of
         its file, say), by which runs are told apart.
+      listed: whether what it says in mode "eval" depends on the view of an image alone, so that `teacher.cache` "views"
+        can list it.
     """
     check_callable(f"the builder of teacher {name!r}", build)
     check_callable(f"the identity of teacher {name!r}", identify)
-    registry.add(KINDS, name, Kind(build, lambda section, _: identify(section)))
+    registry.add(KINDS, name, Kind(build, lambda section, _: identify(section), listed=listed))
 
 
 def create(setting: Setting) -> Teacher | None:
@@ -135,8 +149,8 @@ def _check_cache(config: Mapping[str, Any], classes: int) -> None:
         raise InputError(f"teacher.cache is {cache!r} and teacher.kind {section['kind']!r}; expected cache 'none'")
     if cache == "views" and listed_views(config) is None:
         raise InputError(
-            "teacher.cache is 'views', which mixup, RandAugment and teacher.mode 'train' do not allow: what the teacher"
-            " says cannot be listed; expected 'recording'"
+            "teacher.cache is 'views', which mixup, RandAugment, teacher.mode 'train' and a kind that draws do not"
+            " allow: what the teacher says cannot be listed; expected 'recording'"
         )
     if top_k := section["top_k"]:
         if cache == "none":
@@ -149,7 +163,8 @@ def listed_views(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The numbers of all views that a config takes of an image in training; None where they cannot be listed."""
     section = config["teacher"]
     members = _members(section).values() if section["kind"] == "ensemble" else ()
-    if config["train"]["mixup"] or any(each["mode"] != "eval" for each in (section, *members)):
+    drawn = any(each["mode"] != "eval" or not KINDS[each["kind"]].listed for each in (section, *members))
+    if config["train"]["mixup"] or drawn:
         return None
     return augment.listed((config["dataset"]["augment"], *config["dataset"]["extra_views"]))
 

@@ -18,7 +18,7 @@ def of(members: Mapping[str, Teacher]) -> Teacher:
     def apply(variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
         each = {
             name: member.apply(variables[name], batch, jax.random.fold_in(rng, i), train)
-            for i, (name, member) in enumerate(members.items())
+            for i, (name, member) in enumerate(sorted(members.items()))  # the order of a config is no part of it
         }
         log_p = jnp.stack([jax.nn.log_softmax(outputs.logits) for outputs in each.values()])
         embeddings = [outputs.embedding for outputs in each.values() if outputs.embedding is not None]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array, Outputs
+from kd_jax.types import Array, NotKept, Outputs
 
 
 def keep(outputs: Outputs, *, fields: Sequence[str], top_k: int = 0) -> dict[str, Array]:
@@ -31,7 +31,7 @@ def keep(outputs: Outputs, *, fields: Sequence[str], top_k: int = 0) -> dict[str
 
 
 def restore(kept: Mapping[str, Array], *, num_classes: int) -> Outputs:
-    """Outputs of what was kept: logits [B, K], and what else there is.
+    """Outputs of what was kept: logits [B, K], and what else there is. The rest refuses to be read.
 
     Where only the largest logits were kept, their probabilities are right, and those of the other classes are all the
     same and right in sum.
@@ -41,4 +41,5 @@ def restore(kept: Mapping[str, Array], *, num_classes: int) -> Outputs:
         largest, classes, rest = (fields.pop(name) for name in ("largest", "classes", "rest"))
         logits = jnp.broadcast_to(rest[:, None], (len(rest), num_classes))
         fields["logits"] = jnp.put_along_axis(logits, classes, largest, axis=-1, inplace=False)
-    return Outputs(**fields)  # type: ignore[arg-type]
+    missing = {name: NotKept(name) for name in Outputs._fields if name not in fields}
+    return Outputs(**fields, **missing)  # type: ignore[arg-type]

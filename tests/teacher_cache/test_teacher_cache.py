@@ -48,6 +48,7 @@ def usual():
         ({"dataset.labeled": 32}, True, True),
         ({"dataset.image_size": 16}, True, True),
         ({"precision": "bfloat16"}, True, True),
+        ({"teacher.kind": "ensemble", "teacher.members": {"a": {"kind": "random"}}}, True, True),
         ({"teacher.mode": "train"}, True, True),
         ({"teacher.top_k": 3}, True, True),
         ({"teacher.cache": "auto"}, False, False),
@@ -65,6 +66,17 @@ def test_what_is_kept_is_read_by_the_runs_for_which_it_is_right(usual, changes, 
     assert [a != b for a, b in zip(other, usual, strict=True)] == [recording, table]
 
 
+@pytest.mark.parametrize("name", teacher_cache.RANDOM)
+def test_views_that_are_drawn_otherwise_are_recorded_anew(usual, name):
+    other = {"jax_default_prng_impl": "rbg", "jax_threefry_partitionable": not jax.config.jax_threefry_partitionable}
+    before = getattr(jax.config, name)
+    jax.config.update(name, other[name])
+    try:
+        assert [a != b for a, b in zip(about(), usual, strict=True)] == [True, False]
+    finally:
+        jax.config.update(name, before)
+
+
 def test_the_choice_of_a_cache_is_no_part_of_a_runs_identity_and_what_is_left_of_logits_is():
     changes = ({}, {"teacher.cache": "auto"}, {"teacher.top_k": 3})
     usual, other, largest = (create(**each).digest for each in changes)
@@ -80,9 +92,12 @@ ENSEMBLE = {"a": {"kind": "random"}, "b": {"kind": "random", "mode": "train"}}
         ({"teacher.cache": "all"}, "teacher.cache is 'all'; expected one of: auto, none, recording, views"),
         ({"teacher.kind": "none", "method": {"cross_entropy": {}}}, "'recording' and teacher.kind 'none'; expected"),
         ({"teacher.kind": "mean", "train.ema": 0.9}, "'recording' and teacher.kind 'mean'; expected cache 'none'"),
-        ({"teacher.cache": "views", "train.mixup": 0.5}, "which mixup, RandAugment and teacher.mode 'train' do not"),
-        ({"teacher.cache": "views", "dataset.augment": "randaugment"}, "which mixup, RandAugment and"),
-        ({"teacher.cache": "views", "teacher.mode": "train"}, "which mixup, RandAugment and"),
+        (
+            {"teacher.cache": "views", "train.mixup": 0.5},
+            "which mixup, RandAugment, teacher.mode 'train' and",
+        ),
+        ({"teacher.cache": "views", "dataset.augment": "randaugment"}, "which mixup, RandAugment,"),
+        ({"teacher.cache": "views", "teacher.mode": "train"}, "which mixup, RandAugment,"),
         ({"teacher.cache": "views", "teacher.kind": "ensemble", "teacher.members": ENSEMBLE}, "which mixup, Rand"),
         ({"teacher.cache": "none", "teacher.top_k": 3}, "teacher.top_k is 3 and teacher.cache 'none'; expected 0, or"),
         ({"teacher.top_k": 10}, "teacher.top_k is 10; expected fewer than the 10 classes, or 0 for all"),
@@ -95,6 +110,29 @@ ENSEMBLE = {"a": {"kind": "random"}, "b": {"kind": "random", "mode": "train"}}
 def test_a_cache_that_cannot_be_is_refused(changes, said):
     with pytest.raises(InputError, match=re.escape(said)):
         create(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": {"at": {}}}, "only its logits and embedding are kept, and method.at"),
+        ({"method": {"cross_entropy": {}}}, "it does not run at all"),
+    ],
+)
+def test_largest_logits_that_nothing_keeps_are_refused(tmp_path, changes, said):
+    made = create(tmp_path, **{"teacher.top_k": 3}, **changes)
+    with pytest.raises(
+        InputError, match=re.escape(f"teacher.top_k is 3, and nothing of the teacher can be kept: {said}")
+    ):
+        teacher_cache.create(made, made.feed(), {})
+
+
+def test_a_recording_that_the_disk_cannot_hold_is_refused_and_not_chosen(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "_free", lambda folder: 2**10)
+    with pytest.raises(InputError, match=r"'recording': a recording takes 7\.5 KiB, and 1\.0 KiB of the disk are free"):
+        start(tmp_path)
+    assert start(tmp_path, **{"teacher.cache": "auto"})[1] is None
+    assert "the teacher runs in every step: a recording takes 7.5 KiB, and 1.0" in capsys.readouterr().out
 
 
 def start(folder, change=lambda x: x, **overrides):
@@ -305,13 +343,74 @@ def test_two_processes_that_record_the_same_do_no_harm(tmp_path):
     assert not list(tmp_path.glob("*/*.tmp"))
 
 
-def test_a_file_is_replaced_and_read_as_it_is_then(tmp_path):
+def test_a_longer_file_takes_the_place_of_a_shorter_one_and_is_read_then(tmp_path):
     one = store.Store(str(tmp_path), {"of": "a test"})
-    for array in (np.arange(3.0), np.arange(6.0), np.arange(6.0).reshape(2, 3)):
+    for array, there in (
+        (np.arange(3.0), np.arange(3.0)),
+        (np.arange(6.0), np.arange(6.0)),
+        (np.arange(5.0), np.arange(6.0)),
+    ):
         one.write("logits", 7, array)
-        np.testing.assert_array_equal(one.read("logits", 7), array)
+        np.testing.assert_array_equal(one.read("logits", 7), there)
     assert sorted(os.listdir(one.folder))[0] == "about.json"
     assert len(os.listdir(one.folder)) == 2
+
+
+def test_of_two_writers_of_different_numbers_one_file_stays_whoever_looks(tmp_path, monkeypatch):
+    first, second = (store.Store(str(tmp_path), {"of": "a test"}) for _ in range(2))
+    clean, both = store.Store._found, []
+
+    def found(self, field, number):
+        if not both:  # the second writes before the first looks
+            both.append(True)
+            second.write("logits", 0, np.arange(3.0) + 1)
+        return clean(self, field, number)
+
+    monkeypatch.setattr(store.Store, "_found", found)
+    first.write("logits", 0, np.arange(3.0))
+    assert len(list(tmp_path.glob("*/*.npy"))) == 1
+    np.testing.assert_array_equal(first.read("logits", 0), second.read("logits", 0))
+
+
+def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path, monkeypatch, capsys):
+    one = store.Store(str(tmp_path), {"of": "a test"})
+    one.write("logits", 0, np.arange(3.0))
+
+    def too_many(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", too_many)
+        assert one.read("logits", 0) is None
+    assert "cannot be read: Too many open files" in capsys.readouterr().out
+    np.testing.assert_array_equal(one.read("logits", 0), np.arange(3.0))
+
+
+def test_many_files_are_read_with_few_open_ones(tmp_path):
+    one = store.Store(str(tmp_path), {"of": "a test"})
+    for number in range(3 * store.MAPS):
+        one.write("logits", number, np.full(2, number))
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3 * store.MAPS):
+        np.testing.assert_array_equal(one.read("logits", number), [number, number])
+    assert len(os.listdir("/proc/self/fd")) - before <= store.MAPS
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "runs[lr=0.1]*"
+    store.Store(str(folder), {}).write("logits", 0, np.arange(3.0))
+    np.testing.assert_array_equal(store.Store(str(folder), {}).read("logits", 0), np.arange(3.0))
+
+
+def test_a_shorter_run_that_reads_more_leaves_what_a_longer_one_recorded(tmp_path):
+    of_logits = store.Store(str(tmp_path), {"of": "a test"})
+    setting = {"batch_size": 4, "steps_per_epoch": 7}
+    longer = recording.Recording(of_logits, ("logits",), **setting, steps=14)
+    longer.keep([{"logits": view["logits"]} for view in said(0, 7)], 0, 7)
+    longer.close()
+    say(a_recording(tmp_path, 5), 5, 1)
+    again = recording.Recording(store.Store(str(tmp_path), {"of": "a test"}), ("logits",), **setting, steps=14)
+    assert again.count() == 7
 
 
 @pytest.mark.parametrize(("find", "put"), [(b"<f8", b"<i8"), (b"(2, 3)", b"(3, 2)"), (b"False", b"True ")])
