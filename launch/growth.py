@@ -104,17 +104,22 @@ def slope(curve: Mapping[int, float]) -> float:
 
 
 def draw(panels: Mapping[str, Mapping[str, Curve]], path: str) -> None:
-    """Draws curves by panel, with logarithmic axes."""
+    """Draws curves by panel, with logarithmic axes of whole decades; what is zero is left out."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained")
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        for name, curve in curves.items():
+        drawn = {name: curve for name, curve in curves.items() if all(curve.values())}
+        for name, curve in drawn.items():
             axis.loglog(curve.keys(), curve.values(), marker="o", label=name)
+        values, points = [y for curve in drawn.values() for y in curve.values()], list(next(iter(drawn.values())))
+        axis.set_ylim(10 ** np.floor(np.log10(min(values))), 10 ** np.ceil(np.log10(max(values))))
+        axis.set_xticks(points, [f"{x:,}" for x in points])
+        axis.minorticks_off()
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-        if len(curves) > 1:
+        if len(drawn) > 1:
             axis.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 

@@ -508,6 +508,27 @@ def test_batches_that_are_evaluated_in_one_call_add_up_as_those_of_many():
         np.testing.assert_allclose(whole[name], first[name] + second[name] + third[name], rtol=1e-6)
 
 
+class Compares(nn.Module):
+    """Evaluates what the teacher says."""
+
+    def __call__(self, context):
+        return context.teacher.logits.mean() * context.student.logits.mean()
+
+    def others(self, context):
+        return {"teacher": context.teacher.logits}
+
+
+def test_an_evaluation_without_a_teacher_leaves_out_what_compares_with_it(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "compares", methods.from_module(Compares))
+    run = tiny.Run({"compares": {}})
+    method, ids = steps.method_variables(run.state.params, run.state.stats), jnp.arange(16)
+    evaluate, asked = run.experiment.jit(eval_steps.eval_step), (run.student, method, run.feed.constants)
+    taught = run.experiment.jit(TEACH)(run.teacher, run.feed.constants, ids[None])[0]
+    name = "compares/teacher/accuracy"
+    assert name in evaluate(*asked, ids, ids < 16, taught)
+    assert name not in evaluate(*asked, ids, ids < 16)
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     """The states after two calls of two bfloat16 steps each, the second from memory and from a checkpoint."""

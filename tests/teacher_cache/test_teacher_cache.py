@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kd_jax import augment, evaluation, experiment, teacher_cache
+from kd_jax import augment, evaluation, experiment, teacher_cache, teachers
 from kd_jax.errors import InputError
 from kd_jax.teacher_cache import recording, store, table
-from kd_jax.teachers import kept
-from kd_jax.types import Batch, Outputs, Split
+from kd_jax.teachers import ensemble, kept
+from kd_jax.types import Batch, Outputs, Split, Teacher
 from tests import tiny
 
 FROM_A_RANDOM_ONE = {"teacher.kind": "random", "dataset.holdout": 0.0, "teacher.cache": "recording"}
@@ -465,3 +465,55 @@ def test_evaluated_images_whose_logits_cannot_be_kept_are_evaluated(tmp_path, mo
     state = made.init_state(np.uint32(0), teacher, made.feed().example, None)
     assert evaluation.Evaluator(made, teacher)(*evaluation.evaluated(state), made.dataset.test)["agreement"] is not None
     assert "what the teacher says of test images is not kept: No space left" in capsys.readouterr().out
+
+
+def test_a_teachers_accuracy_is_that_of_the_test_images_asked_and_kept(tmp_path):
+    found = []
+    for cache in ("none", "recording", "recording"):
+        made = create(tmp_path, **{"teacher.cache": cache})
+        variables = made.place(made.teacher.load()[0])
+        found.append(evaluation.Evaluator(made, variables).of_teacher(made.dataset.test))
+    assert found[0] == found[1] == found[2]
+    batch = batch_of(made.components.prepare(made.dataset.test.images))
+    logits = made.teacher.apply(variables, batch, rng=jax.random.key(0), train=False).logits
+    assert found[0]["accuracy"] == pytest.approx(
+        float((logits.argmax(-1) == made.dataset.test.labels).mean()), abs=1e-6
+    )
+    assert found[0]["images"] == len(made.dataset.test.labels)
+
+
+def test_what_is_said_of_evaluated_images_is_that_of_the_data(tmp_path):
+    made = [create(tmp_path, **changes) for changes in ({}, {"seed": 1}, {"dataset.train_images": 32})]
+    usual, other_seed, other_data = (teacher_cache.of_evaluations(one, {}).folder for one in made)
+    assert usual == other_seed != other_data
+
+
+def test_a_table_gets_what_another_method_reads_more(tmp_path):
+    changes = {"teacher.cache": "views", "dataset.augment": "none"}
+    start(tmp_path, **changes)
+    start(tmp_path, method={"pkt": {}}, **changes)
+    assert {path.name.partition("-")[0] for path in tables(tmp_path).glob("*.npy")} == {"logits", "embedding"}
+
+
+def test_the_order_of_an_ensembles_members_is_no_part_of_it():
+    def says(value):
+        outputs = Outputs(np.full((2, 3), value), embedding=np.full((2, 1), value))
+        return Teacher(lambda *_: outputs, load=None, shapes=None, name="", source="")
+
+    one, other = says(1.0), says(2.0)
+    orders = ({"a": one, "b": other}, {"b": other, "a": one})
+    found = [
+        ensemble.of(members).apply({"a": {}, "b": {}}, None, jax.random.key(0), False).embedding for members in orders
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_the_same_weights_in_another_network_are_another_teacher(tmp_path):
+    (tmp_path / "weights").write_bytes(b"the same")
+    plain, padded = (
+        teachers.identify(
+            {"kind": "weights", "path": str(tmp_path / "weights"), "config": {"model": {"shortcut": shortcut}}}, None
+        )
+        for shortcut in ("conv", "pad")
+    )
+    assert plain != padded
