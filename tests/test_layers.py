@@ -28,6 +28,7 @@ LAYERS = (
         "experiment",
         "components",
         "tracing",
+        "eval_steps",
     },
     {"training", "evaluation", "explaining", "reporting", "teacher_cache"},
     {
