@@ -78,8 +78,7 @@ class Store:
             with contextlib.suppress(OSError):
                 os.remove(partial)
             raise
-        self._known.pop((field, number), None)
-        for other in list(self._found(field, number))[1:]:
+        for other in self._found(field, number)[1:]:
             self._maps.pop(other, None)
             with contextlib.suppress(OSError):
                 os.remove(other)
