@@ -182,8 +182,8 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
         need, free = size * (experiment.steps - there), _free(recording.folder)
         if need > free:
             too_large = f"a recording takes {_size(need)}, and {_size(free)} of the disk are free"
-            if kind == "recording":
-                raise InputError(f"teacher.cache is 'recording': {too_large}; expected 'none'")
+            if kind == "recording" or top_k:
+                raise InputError(f"teacher.cache is {kind!r}: {too_large}; expected 'none'")
             print(f"teacher.cache is 'auto', but the teacher runs in every step: {too_large}", flush=True)
             return None
         rest = (

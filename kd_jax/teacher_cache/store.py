@@ -28,11 +28,13 @@ class Store:
         self._about = about
         self._known: dict[tuple[str, int], str] = {}  # the files whose content was compared with their names
         self._maps: dict[str, np.ndarray] = {}
+        self._unreadable: set[str] = set()  # of which a line said so
 
     def read(self, field: str, number: int) -> np.ndarray | None:
         """The array, or None where none can be read; a damaged one is removed. A line says both."""
         for path in self._paths(field, number):
-            if path not in self._maps:
+            array = self._maps.get(path)  # kept here, as another thread may drop the maps
+            if array is None:
                 try:
                     array = np.load(path, mmap_mode="r", allow_pickle=False)
                     if path != self._known.get((field, number)) and path != self._path(field, number, array):
@@ -40,18 +42,20 @@ class Store:
                 except FileNotFoundError:  # another process wrote in its place
                     continue
                 except OSError as error:
-                    print(f"{path} cannot be read: {one_line(error)}", flush=True)
+                    if path not in self._unreadable:
+                        print(f"{path} cannot be read: {one_line(error)}", flush=True)
+                    self._unreadable.add(path)
                     continue
                 except (ValueError, EOFError) as error:
                     print(f"{path} is damaged and is made again ({error})", flush=True)
                     with contextlib.suppress(OSError):
                         os.remove(path)
                     continue
-                if len(self._maps) == MAPS:
+                if len(self._maps) >= MAPS:
                     self._maps.clear()
                 self._maps[path] = array
             self._known[field, number] = path
-            return self._maps[path]
+            return array
         return None
 
     def array(self, field: str, number: int) -> np.ndarray:

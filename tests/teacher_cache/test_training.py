@@ -1,7 +1,9 @@
 """Runs whose teacher's words are kept: they end as they would without, and ask it for what is missing only."""
 
 import errno
+import os
 import shutil
+import signal
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import pytest
 from kd_jax import evaluation, experiment, methods, runs, teacher_cache, training
 from kd_jax.errors import Preempted
 from kd_jax.reporting import finished
+from kd_jax.teacher_cache.recording import Recording
 from kd_jax.teacher_cache.store import Store
 from tests import tiny
 
@@ -179,6 +182,17 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(tmp_path, recorded, monk
     assert same(train(tmp_path, "run", **{"teacher.cache": "recording"}), recorded[1])
     said = capsys.readouterr().out
     assert said.count("what the teacher says is not recorded any more: No space left on device") == 1
+
+
+def test_a_signal_while_the_recording_is_written_does_not_end_a_run_that_is_done(tmp_path, recorded, monkeypatch):
+    close = Recording.close
+
+    def closes(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(Recording, "close", closes)
+    assert same(train(tmp_path, "run", **{"teacher.cache": "recording"}), recorded[1])
 
 
 class LastMap(nn.Module):
