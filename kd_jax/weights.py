@@ -58,8 +58,9 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
         state_dict = torch_names.to_state_dict(read_run(source)[0], network)
         trained = _trains_head(source)
     else:
-        state_dict = _with_head_named(torch_names.without_prefix(read(source)), network)
+        state_dict = torch_names.without_prefix(read(source))
     names = torch_names.keys(variables, network)
+    state_dict = torch_names.renamed(state_dict, names.values())
     flat = flatten_dict(dict(variables))
     head = {path for path in flat if path[1] in network.head}
     if not trained:
@@ -152,18 +153,6 @@ def _check_finite(source: str, tensors: Mapping[str, Any]) -> None:
     bad = (key for key, array in tensors.items() if not np.isfinite(np.asarray(array, np.float32)).all())
     if first := next(bad, ""):
         raise InputError(f"the weights of {source} are not finite, first in {first}; expected finite numbers")
-
-
-def _with_head_named(state_dict: dict[str, np.ndarray], network: Network) -> dict[str, np.ndarray]:
-    """The same, with a linear head under the network's own name: some call it `fc`, others `linear`."""
-    if not network.torch_key or not network.head:
-        return state_dict
-    own = _module(network.torch_key(("params", network.head[-1], "kernel")))
-    other = {"fc": "linear", "linear": "fc"}.get(own)
-    if other is None or any(_module(key) == own for key in state_dict):
-        return state_dict
-    leaves = {f"{other}.{leaf}": f"{own}.{leaf}" for leaf in ("weight", "bias")}
-    return {leaves.get(key, key): array for key, array in state_dict.items()}
 
 
 def read_metadata(path: str) -> dict[str, str]:

@@ -150,7 +150,7 @@ class Coder(nn.Module):
         for i, width in enumerate(self.widths, start=1):
             x = nn.Conv(width, (3, 3), param_dtype=x.dtype, name=f"conv{i}")(x)
             if self.norm:
-                norm = BatchNorm(x.dtype, name=f"bn{i}")
+                norm = BatchNorm(name=f"bn{i}")
                 before = dict(norm.variables.get("batch_stats", {}))
                 x = norm(x, train=True)
                 for name, value in before.items():

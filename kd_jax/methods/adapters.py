@@ -35,7 +35,7 @@ class Regressor(nn.Module):
             if not all(1 <= length <= LARGEST_KERNEL for length in kernel):
                 x, kernel = resized(x, size), (1, 1)
             x = nn.Conv(features, kernel, padding="VALID", **common)(x)
-        x = BatchNorm(x.dtype, name="bn")(x, train=train)
+        x = BatchNorm(name="bn")(x, train=train)
         return nn.relu(x) if self.activation else x
 
 

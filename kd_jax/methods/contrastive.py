@@ -46,7 +46,7 @@ class CRD(nn.Module):
             "student": reported(context.student, "embedding", "the student"),
             "teacher": jax.lax.stop_gradient(reported(context.teacher, "embedding", "the teacher")),
         }
-        anchors = {side: unit(Linear(self.features, x.dtype, name=f"{side}_embed")(x)) for side, x in sides.items()}
+        anchors = {side: unit(Linear(self.features, name=f"{side}_embed")(x)) for side, x in sides.items()}
         banks = {side: self._bank(side, size, x.dtype) for side, x in anchors.items()}
         total = jnp.zeros((), anchors["student"].dtype)
         for side, other in (("student", "teacher"), ("teacher", "student")):
@@ -96,7 +96,7 @@ class RRD(nn.Module):
     def __call__(self, context: Context) -> Array:
         student, teacher = embeddings(context)
         if student.shape != teacher.shape:
-            student = Linear(teacher.shape[-1], student.dtype, name="projector")(student)
+            student = Linear(teacher.shape[-1], name="projector")(student)
         memory = self.variable("memory", "queue", jnp.zeros, (self.queue, teacher.shape[-1]), teacher.dtype)
         # Where the next embedding goes, and how many there are.
         pointer = self.variable("memory", "pointer", jnp.zeros, (), jnp.int32)

@@ -42,7 +42,7 @@ class Embedding(nn.Module):
     def __call__(self, context: Context) -> Array:
         student, teacher = embeddings(context)
         if self.project or student.shape != teacher.shape:
-            student = Linear(teacher.shape[-1], student.dtype, name="projector")(student)
+            student = Linear(teacher.shape[-1], name="projector")(student)
         return OBJECTIVES[self.objective](student, teacher).mean()
 
 
@@ -61,7 +61,7 @@ class PEFD(nn.Module):
     @nn.compact
     def __call__(self, context: Context) -> Array:
         student, teacher = embeddings(context)
-        projected = nn.relu(Linear(self.projectors * teacher.shape[-1], student.dtype, name="projectors")(student))
+        projected = nn.relu(Linear(self.projectors * teacher.shape[-1], name="projectors")(student))
         ensemble = projected.reshape(len(student), self.projectors, -1).mean(1)
         return losses.cosine_distance(ensemble, teacher).mean()
 
@@ -81,8 +81,8 @@ class CC(nn.Module):
     @nn.compact
     def __call__(self, context: Context) -> Array:
         student, teacher = embeddings(context)
-        student = Linear(self.features, student.dtype, name="student_embed")(student)
-        return losses.cc(student, Linear(self.features, teacher.dtype, name="teacher_embed")(teacher))
+        student = Linear(self.features, name="student_embed")(student)
+        return losses.cc(student, Linear(self.features, name="teacher_embed")(teacher))
 
 
 class SRD(nn.Module):
@@ -100,7 +100,7 @@ class SRD(nn.Module):
     @nn.compact
     def __call__(self, context: Context) -> Array:
         student, teacher = embeddings(context)
-        projected = Linear(teacher.shape[-1], student.dtype, name="projector")(student)
+        projected = Linear(teacher.shape[-1], name="projector")(student)
         return losses.srd(projected, teacher, exponent=self.exponent)
 
 
@@ -149,9 +149,9 @@ class ND(nn.Module):
     def __call__(self, context: Context) -> Array:
         student, teacher = embeddings(context)
         if student.shape != teacher.shape:
-            student = BatchNorm(student.dtype, name="bn")(student, train=True)
+            student = BatchNorm(name="bn")(student, train=True)
             student = nn.Dropout(self.dropout, deterministic=False, rng_collection="method")(student)
-            student = Linear(teacher.shape[-1], student.dtype, name="embtrans")(student)
+            student = Linear(teacher.shape[-1], name="embtrans")(student)
         labels, classes = context.batch.labels, context.batch.targets.shape[-1]
         count = self.variable("classes", "count", jnp.zeros, (classes,), jnp.int32)
         means = self.variable("classes", "mean", jnp.zeros, (classes, teacher.shape[-1]), teacher.dtype)

@@ -77,5 +77,5 @@ class Projector(nn.Module):
         inner = max(1, features // self.factor)
         for i, (width, size) in enumerate(((inner, 1), (inner, 3), (features, 1)), start=1):
             x = nn.Conv(width, (size, size), use_bias=False, param_dtype=x.dtype, name=f"conv{i}")(x)
-            x = nn.relu(BatchNorm(x.dtype, name=f"bn{i}")(x, train=train))
+            x = nn.relu(BatchNorm(name=f"bn{i}")(x, train=train))
         return x

@@ -110,7 +110,7 @@ class SecondHead(nn.Module):
     def __call__(self, outputs: Outputs) -> Array:
         """Logits [B, K]."""
         x = at_least_float32(reported(outputs, "embedding", "the student"))
-        return Linear(outputs.logits.shape[-1], x.dtype, name="linear")(x)
+        return Linear(outputs.logits.shape[-1], name="linear")(x)
 
 
 class DeiT(nn.Module):

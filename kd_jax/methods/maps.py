@@ -84,7 +84,7 @@ class ICKD(nn.Module):
     def __call__(self, context: Context) -> Array:
         student, teacher = maps_of(context, self.stage, self.teacher_stage)
         x = nn.Conv(teacher.shape[-1], (1, 1), use_bias=False, param_dtype=student.dtype, name="conv")(student)
-        return losses.ickd(BatchNorm(x.dtype, name="bn")(x, train=True), teacher).mean()
+        return losses.ickd(BatchNorm(name="bn")(x, train=True), teacher).mean()
 
 
 class WKDFeatures(nn.Module):

@@ -73,8 +73,8 @@ class Discriminator(nn.Module):
         for features, size in ((4, 4), (16, 3)):
             common: dict[str, Any] = {"use_bias": False, "kernel_init": uniform, "param_dtype": x.dtype}
             x = nn.Conv(features, (size,), padding="VALID", **common)(x)
-            x = nn.avg_pool(nn.relu(BatchNorm(x.dtype)(x, train=train)), (3,), (1,))  # the norm would remove a bias
-        return nn.sigmoid(Linear(1, x.dtype)(x.mean(1)))[:, 0]  # of ten classes one place is left, and the mean is that
+            x = nn.avg_pool(nn.relu(BatchNorm()(x, train=train)), (3,), (1,))  # the norm would remove a bias
+        return nn.sigmoid(Linear(1)(x.mean(1)))[:, 0]  # of ten classes one place is left, and the mean is that
 
 
 def adversarial(name: str, *, temperature: Temperature = TEMPERATURE) -> Method:

@@ -143,7 +143,7 @@ class BeYourOwnTeacher(nn.Module):
             x = stage_map(outputs, stage, "the student")
             x = Regressor(maps[-1].shape[1:], name=f"adapter{stage}")(x, train=train)
             pooled = x.mean((1, 2))
-            found.append((Linear(outputs.logits.shape[-1], x.dtype, name=f"fc{stage}")(pooled), pooled))
+            found.append((Linear(outputs.logits.shape[-1], name=f"fc{stage}")(pooled), pooled))
         return found
 
     def others(self, context: Context) -> dict[str, Array]:

@@ -57,7 +57,7 @@ class ABF(nn.Module):
         *size, features = self.shape
         dtype = x.dtype
         x = nn.Conv(self.width, (1, 1), use_bias=False, param_dtype=dtype, name="conv1")(x)
-        x = BatchNorm(dtype, name="bn1")(x, train=True)
+        x = BatchNorm(name="bn1")(x, train=True)
         if deeper is not None:
             deeper = nearest(deeper, x.shape[1:3])
             both = jnp.concatenate([x, deeper], -1)
@@ -65,7 +65,7 @@ class ABF(nn.Module):
             x = x * attention[..., :1] + deeper * attention[..., 1:]
         x = nearest(x, size)
         y = nn.Conv(features, (3, 3), padding=1, use_bias=False, param_dtype=dtype, name="conv2")(x)
-        return BatchNorm(dtype, name="bn2")(y, train=True), x
+        return BatchNorm(name="bn2")(y, train=True), x
 
 
 def nearest(x: Array, size: tuple[int, ...] | list[int]) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from kd_jax.keys import WIDTH
-from kd_jax.models import resnet
+from kd_jax.models import layers, resnet
 from kd_jax.types import Network
 
 NARROW = (16, 16, 32, 64)
@@ -44,7 +44,7 @@ def create(
 ) -> Network:
     """Builds the network of that name, a key of `FAMILY`; see `resnet.create` for the options."""
     depth, published = FAMILY[name]
-    widths = resnet.scaled(published, width)
+    widths = layers.scaled(published, width)
     module = resnet.ResNet(
         num_classes,
         block=resnet.BasicBlock,

@@ -1,6 +1,11 @@
-"""Layers that follow PyTorch's arithmetic: batch normalization, initializers, the head on top of a backbone."""
+"""Layers that follow PyTorch's arithmetic: convolution, batch normalization, initializers, the head behind a backbone.
 
+Parameters, statistics and what leaves a backbone are at least float32, whatever the type of the computation.
+"""
+
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from kd_jax.types import Array, Head, Norm
+from kd_jax.keys import WIDTH
+from kd_jax.models.convolution import convolution
+from kd_jax.types import Array, Head, Norm, at_least_float32
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
@@ -16,6 +23,21 @@ FAR = 8.0  # deviations: as far may a guess of the mean be off; the variance the
 
 # kaiming_normal_(mode="fan_out"). What is compiled by itself, here and below, is traced once for all layers of a shape.
 conv_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2))
+# PyTorch's default for a convolution's kernel [k, k, fan_in / k^2, out]: uniform in +-1/sqrt(fan_in).
+default_conv_init = jax.jit(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), static_argnums=(1, 2))
+small_init = nn.initializers.normal(0.01)  # normal_(0, 0.01)
+Initializer = Callable[..., Array]  # (rng, shape, dtype)
+
+
+def wide(dtype: DTypeLike) -> DTypeLike:
+    """The type of the parameters of a layer that computes in `dtype`: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
+    """Numbers of channels times a factor; raises InputError when that is out of range."""
+    WIDTH.check("model.width", factor)
+    return tuple(max(1, round(factor * width)) for width in widths)
 
 
 def linear_init(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -106,16 +128,14 @@ class BatchNorm(nn.Module):
     Under `jit` over a mesh the statistics are those of the global batch.
     """
 
-    param_dtype: DTypeLike = jnp.float32
-
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """x [..., c] -> [..., c] of the same type."""
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), self.param_dtype)
-        variance = self.variable("batch_stats", "var", jnp.ones, (channels,), self.param_dtype)
+        channels, dtype = x.shape[-1], wide(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, (channels,), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), dtype)
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,), dtype)
         if not train:
             return _infer(x, scale, bias, mean.value, variance.value)
         y, *averages = _train(x, scale, bias, mean.value, variance.value)
@@ -129,23 +149,43 @@ class BatchNorm(nn.Module):
         return Norm(params["scale"], params["bias"])
 
 
-class Linear(nn.Module):
-    """A linear layer with PyTorch's initialization, computed in at least float32."""
+class Conv(nn.Module):
+    """A square convolution, padded as PyTorch's networks pad it: by half the kernel on every side."""
 
     features: int
-    param_dtype: DTypeLike = jnp.float32
+    size: int = 1
+    stride: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    kernel_init: Initializer = conv_init
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features] of `dtype`."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, wide(self.dtype))
+        y = convolution(x.astype(self.dtype), kernel, self.stride, self.groups)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,), wide(self.dtype)).astype(y.dtype)
+
+
+class Linear(nn.Module):
+    """A linear layer, computed in at least float32. PyTorch's initialization, unless a kernel's is given."""
+
+    features: int
+    kernel_init: Initializer = linear_init
+    bias_init: Initializer | None = None  # as PyTorch's: uniform in +-1/sqrt(fan_in)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, D] -> [B, features]."""
-        kernel = self.param("kernel", linear_init, (x.shape[-1], self.features), self.param_dtype)
+        x = at_least_float32(x)
         bound = 1 / math.sqrt(x.shape[-1])
-        bias = self.param(
-            "bias",
-            lambda rng, shape, dtype: jax.random.uniform(rng, shape, dtype, -bound, bound),
-            (self.features,),
-            self.param_dtype,
-        )
+        uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), x.dtype)
+        bias = self.param("bias", self.bias_init or uniform, (self.features,), x.dtype)
         return x @ kernel + bias
 
     @property
@@ -157,12 +197,11 @@ class Linear(nn.Module):
 class MlpHead(nn.Module):
     """The original project's head before the last linear layer: Linear 1000, dropout 0.5, batch norm, ReLU."""
 
-    param_dtype: DTypeLike = jnp.float32
     width: int = 1000
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """x [B, c] -> [B, 1000]."""
-        x = Linear(self.width, self.param_dtype, name="fc")(x)
+        x = Linear(self.width, name="fc")(x)
         x = nn.Dropout(0.5, deterministic=not train)(x)
-        return nn.relu(BatchNorm(self.param_dtype, name="bn")(x, train=train))
+        return nn.relu(BatchNorm(name="bn")(x, train=train))

@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 
 from kd_jax.errors import choose
 from kd_jax.keys import WIDTH
-from kd_jax.models.convolution import convolution
-from kd_jax.models.layers import BatchNorm, Linear, MlpHead, conv_init
+from kd_jax.models import layers, torch_names
+from kd_jax.models.layers import BatchNorm, Conv, Linear, MlpHead
 from kd_jax.models.linen import from_linen
 from kd_jax.models.taps import Taps
 from kd_jax.types import Array, Network, Norm, Outputs, at_least_float32
@@ -25,7 +25,6 @@ STEMS = ("imagenet", "cifar")
 HEADS = ("linear", "mlp")
 SHORTCUTS = ("conv", "pad")
 # PyTorch's names. The original project's head is a sequence of linear, dropout, batch norm, ReLU, linear.
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 MLP = {"mlp.fc": "fc.0", "mlp.bn": "fc.2"}
 LAST_OF_MLP = "fc.4"
 
@@ -36,16 +35,15 @@ class BasicBlock(nn.Module):
     features: int
     stride: int
     conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
     shortcut: str = "conv"
     expansion = 1
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Norm]:
         y = self.conv(self.features, 3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
         y = self.conv(self.features, 3, 1, name="conv2")(y)
-        norm = self.norm(name="bn2")
+        norm = BatchNorm(name="bn2")
         y = norm(y, train=train)
         return y + _shortcut(self, x, self.features, train), norm.affine
 
@@ -56,16 +54,15 @@ class Bottleneck(nn.Module):
     features: int
     stride: int
     conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
     shortcut: str = "conv"
     expansion = 4
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Norm]:
-        y = nn.relu(self.norm(name="bn1")(self.conv(self.features, 1, 1, name="conv1")(x), train=train))
-        y = nn.relu(self.norm(name="bn2")(self.conv(self.features, 3, self.stride, name="conv2")(y), train=train))
+        y = nn.relu(BatchNorm(name="bn1")(self.conv(self.features, 1, 1, name="conv1")(x), train=train))
+        y = nn.relu(BatchNorm(name="bn2")(self.conv(self.features, 3, self.stride, name="conv2")(y), train=train))
         y = self.conv(4 * self.features, 1, 1, name="conv3")(y)
-        norm = self.norm(name="bn3")
+        norm = BatchNorm(name="bn3")
         y = norm(y, train=train)
         return y + _shortcut(self, x, 4 * self.features, train), norm.affine
 
@@ -77,24 +74,7 @@ def _shortcut(block: Any, x: Array, features: int, train: bool) -> Array:
         extra = features - x.shape[-1]
         return jnp.pad(x[:, :: block.stride, :: block.stride], ((0, 0),) * 3 + ((extra // 2, extra - extra // 2),))
     x = block.conv(features, 1, block.stride, name="downsample_0")(x)
-    return block.norm(name="downsample_1")(x, train=train)
-
-
-class Conv(nn.Module):
-    """A square convolution without bias, padded as PyTorch pads it: by half the kernel on every side."""
-
-    features: int
-    size: int
-    stride: int = 1
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", conv_init, shape, self.param_dtype)
-        return convolution(x.astype(self.dtype), kernel, self.stride)
+    return BatchNorm(name="downsample_1")(x, train=train)
 
 
 class ResNet(nn.Module):
@@ -120,14 +100,12 @@ class ResNet(nn.Module):
         """images [B, H, W, C], normalized -> Outputs."""
         if self.is_initializing():
             _warn_of_stem(self.stem, images.shape[1])
-        param_dtype = jnp.promote_types(self.dtype, jnp.float32)
-        conv = functools.partial(Conv, dtype=self.dtype, param_dtype=param_dtype)
-        norm = functools.partial(BatchNorm, param_dtype=param_dtype)
+        conv = functools.partial(Conv, dtype=self.dtype)
         taps = Taps(perturbations)
         backbone_train = train and not self.frozen_backbone
 
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        bn1 = norm(name="bn1")
+        bn1 = BatchNorm(name="bn1")
         x = preactivation = bn1(conv(self.stem_width, size, stride, name="conv1")(images), train=backbone_train)
         x = nn.relu(x)
         if self.stem == "imagenet":
@@ -140,7 +118,6 @@ class ResNet(nn.Module):
                     width,
                     2 if stage > 1 and i == 0 else 1,
                     conv,
-                    norm,
                     self.shortcut,
                     name=f"layer{stage}_{i}",
                 )
@@ -149,8 +126,8 @@ class ResNet(nn.Module):
             x = taps(x, preactivation=preactivation, norm=affine)
 
         pooled = at_least_float32(x).mean((1, 2))
-        embedding = MlpHead(param_dtype, name="mlp")(pooled, train=train) if self.head == "mlp" else pooled
-        fc = Linear(self.num_classes, param_dtype, name="fc")
+        embedding = MlpHead(name="mlp")(pooled, train=train) if self.head == "mlp" else pooled
+        fc = Linear(self.num_classes, name="fc")
         logits = fc(embedding)
         return taps.outputs(logits, pooled=pooled, embedding=embedding, head=fc.head)
 
@@ -190,7 +167,7 @@ def create(
       InputError: for an option that is none of these.
     """
     block, stage_sizes = FAMILY[name]
-    widths = scaled((64, 128, 256, 512), width)
+    widths = layers.scaled((64, 128, 256, 512), width)
     module = ResNet(
         num_classes,
         block=block,
@@ -220,18 +197,11 @@ def network(module: ResNet, *, last: str) -> Network:
     return from_linen(module, head=("fc",), torch_key=functools.partial(torch_key, last=last))
 
 
-def scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
-    """The widths times a factor; raises InputError when that is out of range."""
-    WIDTH.check("model.width", factor)
-    return tuple(max(1, round(factor * width)) for width in widths)
-
-
 def torch_key(path: tuple[str, ...], *, last: str) -> str:
     """PyTorch's key of the variable at a path; `last` is its name of the final layer."""
-    _, *modules, leaf = path
-    module = ".".join(modules).replace("_", ".")
+    module, leaf = torch_names.dotted(path).rsplit(".", 1)
     renamed = {**MLP, "fc": last}
-    return f"{renamed.get(module, module)}.{LEAVES[leaf]}"
+    return f"{renamed.get(module, module)}.{leaf}"
 
 
 def _warn_of_stem(stem: str, size: int) -> None:

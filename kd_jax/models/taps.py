@@ -6,7 +6,8 @@ from kd_jax.types import Array, Head, Norm, Outputs
 class Taps:
     """The maps of one forward pass, stage by stage; the stem is the first.
 
-    A network gives the preactivations, and the norms, of every stage or of none.
+    A network gives the preactivations, and the norms, of every stage or of none: with the map, or by `before_relu`
+    where the next stage begins with the norm.
     """
 
     def __init__(self, perturbations: tuple[Array | None, ...] | None = None) -> None:
@@ -30,10 +31,14 @@ class Taps:
         x = x if added is None else x + added
         self._features.append(x)
         if preactivation is not None:
-            self._preactivations.append(preactivation)
+            self.before_relu(preactivation, norm)
+        return x
+
+    def before_relu(self, preactivation: Array, norm: Norm | None = None) -> None:
+        """Collects what belongs to the last stage's map; see `__call__`."""
+        self._preactivations.append(preactivation)
         if norm is not None:
             self._norms.append(norm)
-        return x
 
     def outputs(
         self,

@@ -3,7 +3,8 @@
 The name of each variable is the network's own matter, see `Network.torch_key`.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,22 @@ from kd_jax.types import Network, Variables
 Path = tuple[str, ...]
 StateDict = Mapping[str, np.ndarray]
 
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+SYNONYMS = (("fc", "linear"), ("downsample", "shortcut"))  # modules that implementations of one network call otherwise
 COUNTER = "num_batches_tracked"  # of a batch norm, which nothing here reads
 # The axes of a kernel in PyTorch's order, by their number: those of a linear layer, and of a convolution. Everything
 # else, such as the embedding of a position, has one layout in both.
 AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+def dotted(path: Path) -> str:
+    """PyTorch's key of a variable whose modules are named as in PyTorch, with `_` for a dot before or after a number.
+
+    >>> dotted(("params", "layer1_0", "downsample_0", "kernel"))
+    'layer1.0.downsample.0.weight'
+    """
+    _, *modules, leaf = path
+    return ".".join([*(re.sub(r"_(?=\d)|(?<=\d)_", ".", module) for module in modules), LEAVES.get(leaf, leaf)])
 
 
 def keys(variables: Variables, network: Network) -> dict[Path, str]:
@@ -98,6 +111,13 @@ def num_classes(state_dict: StateDict, network: Network) -> int:
     if key not in state_dict:
         raise InputError(f"the weights are not those of {network.name}: the file lacks {key}")
     return len(state_dict[key])
+
+
+def renamed(state_dict: StateDict, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The same, with modules that others call by a synonym called as in `names`."""
+    own, theirs = ({part for key in keys for part in key.split(".")} for keys in (names, state_dict))
+    renamed = {b: a for pair in SYNONYMS for a, b in (pair, pair[::-1]) if {a, b} & own == {a} and a not in theirs}
+    return {".".join(renamed.get(part, part) for part in key.split(".")): array for key, array in state_dict.items()}
 
 
 def torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ def test_batch_norm_in_inference_uses_the_running_statistics():
     mean, variance = RNG.normal(size=5), RNG.uniform(0.5, 2.0, 5)
     variables = {"params": {"scale": SCALE, "bias": BIAS}, "batch_stats": {"mean": mean, "var": variance}}
     with jax.enable_x64(True):
-        y = layers.BatchNorm(jnp.float64).apply(variables, jnp.asarray(X), train=False)
+        y = layers.BatchNorm().apply(variables, jnp.asarray(X), train=False)
     np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS, rtol=1e-10)
 
 

@@ -150,3 +150,11 @@ def test_weights_of_another_architecture_are_refused():
     create = functools.partial(models.create, "resnet14", width=1 / 4, shortcut="pad")
     with pytest.raises(InputError, match="the weights are not those of resnet14: the file lacks"):
         torch_names.to_variables(state_dict("resnet8"), create)
+
+
+def test_modules_that_other_implementations_call_otherwise_get_the_networks_names():
+    names = ["layer2.0.downsample.0.weight", "fc.bias"]
+    theirs = {"layer2.0.shortcut.0.weight": 1, "linear.bias": 2}
+    assert torch_names.renamed(theirs, names) == dict(zip(names, (1, 2), strict=True))
+    both = theirs | {"fc.bias": 3, "other.shortcuts": 4}
+    assert torch_names.renamed(both, names) == {names[0]: 1, "linear.bias": 2, "fc.bias": 3, "other.shortcuts": 4}
