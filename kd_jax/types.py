@@ -137,6 +137,16 @@ class NetworkApply(Protocol):
         """
 
 
+class Preprocessing(NamedTuple):
+    """How the images were prepared that published weights of a network were trained on; by default as torchvision."""
+
+    size: int = 224  # pixels
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop: float = 0.875  # of the side of an image that was resized, what the central crop of evaluation keeps
+    interpolation: str = "bilinear"  # or "bicubic"
+
+
 class Network(NamedTuple):
     """A pair of pure functions, and what a family knows of its parameters."""
 
@@ -145,6 +155,7 @@ class Network(NamedTuple):
     head: tuple[str, ...] = ()  # top-level modules behind the pooled features; the last is the final linear layer
     torch_key: Callable[[tuple[str, ...]], str] | None = None  # path in the variables -> PyTorch's key; None: no names
     name: str = "the network"  # for people
+    published: Preprocessing | None = None  # of its published weights, where there are some
 
 
 class Networks(NamedTuple):

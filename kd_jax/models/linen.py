@@ -9,12 +9,18 @@ import flax.linen as nn
 import jax
 
 from kd_jax.errors import InputError, choose
-from kd_jax.types import Array, Network, Outputs, Variables, at_least_float32
+from kd_jax.types import Array, Network, Outputs, Preprocessing, Variables, at_least_float32
 
 TorchKey = Callable[[tuple[str, ...]], str]  # path in the variables, as ("params", "fc", "kernel") -> PyTorch's key
 
 
-def from_linen(module: nn.Module, *, head: tuple[str, ...] = (), torch_key: TorchKey | None = None) -> Network:
+def from_linen(
+    module: nn.Module,
+    *,
+    head: tuple[str, ...] = (),
+    torch_key: TorchKey | None = None,
+    published: Preprocessing | None = None,
+) -> Network:
     """Wraps a Flax module whose `__call__(images, *, train, perturbations)` returns `Outputs` or logits [B, K].
 
     `__call__` may lack `train`, for a module that computes the same in training, and `perturbations`, for one without
@@ -22,7 +28,7 @@ def from_linen(module: nn.Module, *, head: tuple[str, ...] = (), torch_key: Torc
 
     Args:
       module: with or without batch statistics.
-      head, torch_key: see `Network`.
+      head, torch_key, published: see `Network`.
     Returns:
       A network, whose `init` raises InputError when `head` names a module that does not exist.
     """
@@ -61,4 +67,4 @@ def from_linen(module: nn.Module, *, head: tuple[str, ...] = (), torch_key: Torc
             outputs = Outputs(at_least_float32(outputs))
         return outputs, changed.get("batch_stats", {})
 
-    return Network(init, apply, head, torch_key)
+    return Network(init, apply, head, torch_key, published=published)
