@@ -1,4 +1,4 @@
-"""What happens to images inside the step: crop and flip by one number, resize, normalize, mixup.
+"""What happens to images inside the step: crop and flip by one number, mixup, and for each network resize, normalize.
 
 A crop is one of 9 x 9 crops of the image padded by an eighth of its size (4 of 32 pixels), flipped or not:
 162 in all, so that what a teacher says of each can be tabulated.
@@ -80,7 +80,10 @@ def _numbers(crops: Array) -> tuple[Array, Array]:
 
 
 def prepare(images: Array, *, size: int, mean: np.ndarray, std: np.ndarray, dtype: DTypeLike = jnp.float32) -> Array:
-    """uint8 images [B, h, w, C] -> normalized [B, size, size, C] of `dtype`; mean and std [C] of pixels in [0, 1]."""
+    """Pixels [B, h, w, C], from 0 to 255 -> normalized images [B, size, size, C] of `dtype`.
+
+    `mean` and `std` [C] are of pixels in [0, 1].
+    """
     compute = jnp.promote_types(dtype, jnp.float32)
     x = (images.astype(compute) / 255 - jnp.asarray(mean, compute)) / jnp.asarray(std, compute)
     if images.shape[1:3] != (size, size):
@@ -98,10 +101,10 @@ def mix(rng: Array, batch: Batch, alpha: float) -> Batch:
     share = jax.random.beta(rng_share, alpha, alpha, dtype=batch.targets.dtype)
     order = jax.random.permutation(rng_order, len(batch.labels))
     labeled = (batch.labels >= 0) & (batch.labels[order] >= 0)
-    images = share * batch.images + (1 - share) * batch.images[order]
+    images = share * batch.images + (1 - share) * batch.images[order]  # pixels, which are numbers from here on
     targets = (share * batch.targets + (1 - share) * batch.targets[order]) * labeled[:, None]
     return batch._replace(
-        images=images.astype(batch.images.dtype),
+        images=images,
         targets=targets.astype(batch.targets.dtype),
         labels=jnp.where(labeled, batch.labels, -1),
     )
@@ -109,18 +112,16 @@ def mix(rng: Array, batch: Batch, alpha: float) -> Batch:
 
 def create(
     *,
-    size: int,
-    mean: np.ndarray,
-    std: np.ndarray,
     num_classes: int,
     kinds: Sequence[str] = ("none",),
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Callable[[Array, RawBatch], tuple[Batch, ...]]:
-    """Returns augment(rng, raw) -> one Batch for each of `kinds`, the views of the images.
+    """Returns augment(rng, raw) -> one Batch of pixels for each of `kinds`, the views of the images.
 
-    Mixup takes the same pairs and shares in every view.
+    Mixup takes the same pairs and shares in every view. `dtype` is that of the computation, and of the targets where it
+    is wider than float32.
     """
     for kind in kinds:
         choose("dataset.augment", kind, KINDS)
@@ -141,7 +142,6 @@ def create(
         if label_smoothing:
             smooth = (1 - label_smoothing) * targets + label_smoothing / num_classes
             targets = jnp.where(raw.labels[:, None] >= 0, smooth, 0.0)
-        images = prepare(images, size=size, mean=mean, std=std, dtype=dtype)
         batch = Batch(images, raw.labels, targets, raw.ids, crops)
         return mix(rng_mix, batch, mixup) if mixup else batch
 

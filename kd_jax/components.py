@@ -1,6 +1,5 @@
 """The functions and traced scalars of a step, as a config describes them."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ def create(
 ) -> Components:
     """The functions of a step for a config's data, method and teacher, in a run of `steps`."""
     num_classes = len(dataset.class_names)
-    pixels = networks.pixels(config, dataset.mean, dataset.std)
     student = networks.create(config, num_classes)
     return Components(
         student=student,
@@ -35,9 +33,9 @@ def create(
             kinds=(config["dataset"]["augment"], *config["dataset"]["extra_views"]),
             label_smoothing=config["train"]["label_smoothing"],
             mixup=config["train"]["mixup"],
-            **pixels,
+            dtype=networks.precision(config),
         ),
-        prepare=functools.partial(augment.prepare, **pixels),
+        prepare=networks.preprocessor(config, student, dataset.mean, dataset.std),
     )
 
 

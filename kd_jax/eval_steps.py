@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax import metrics
+from kd_jax import metrics, steps
 from kd_jax.data import resident
 from kd_jax.steps import Components, StepOptions
 from kd_jax.types import (
@@ -88,14 +88,11 @@ def teach_evaluation(
     options: StepOptions,
 ) -> Array:
     """The teacher's logits [n, B, K] of the images at `ids` [n, B] in inference mode."""
-    teacher = components.teacher
-    assert teacher is not None, "somebody teaches"
 
     def one(ids: Array) -> Array:
         raw = resident.gather(split, ids, options=options)
-        images = components.prepare(raw.images)
         rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
-        return teacher.apply(teacher_variables, batch_of(images, raw, num_classes), rng, train=False).logits
+        return steps.ask(components, teacher_variables, batch_of(raw.images, raw, num_classes), rng, False).logits
 
     if len(ids) == 1:
         return one(ids[0])[None]
@@ -103,6 +100,6 @@ def teach_evaluation(
 
 
 def batch_of(images: Array, raw: RawBatch, num_classes: int) -> Batch:
-    """The batch of an evaluation: nothing is cropped, and no loss has a target."""
+    """The batch of an evaluation, of pixels or of what a network reads: nothing is cropped, no loss has a target."""
     targets = jnp.zeros((len(images), num_classes), at_least_float32(images).dtype)
     return Batch(images, raw.labels, targets, raw.ids, jnp.zeros_like(raw.ids))

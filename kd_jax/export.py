@@ -63,7 +63,9 @@ def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
         tensors = torch_names.to_state_dict(variables, network)
     else:
         tensors = {key: np.asarray(array) for key, array in flatten_dict(dict(variables), sep=".").items()}
-    metadata = {key: json.dumps(saved["data"][key]) for key in ("class_names", "mean", "std", "image_shape")}
+    mean, std = networks.normalization(saved["config"], network, saved["data"]["mean"], saved["data"]["std"])
+    described = {**saved["data"], "mean": mean.tolist(), "std": std.tolist()}
+    metadata = {key: json.dumps(described[key]) for key in ("class_names", "mean", "std", "image_shape")}
     metadata |= {
         "model": saved["config"]["model"]["name"],
         "config": json.dumps(networks.described(saved["config"])),

@@ -156,6 +156,16 @@ KEYS: dict[str, Key] = {
         '"linear", or "mlp" (Linear 1000, dropout, batch norm, ReLU before the last layer)',
     ),
     "model.shortcut": Key(None, OF_NETWORK, '"conv", or "pad" (no parameters)'),
+    "model.image_size": Key(
+        0, whole(0, 4096), "pixels that it reads, to which images are resized; 0: dataset.image_size", later=True
+    ),
+    "model.normalize": Key(
+        "",
+        text(),
+        'by which mean and deviation images are normalized for it: "imagenet", "half" (both 0.5), "published" (as for'
+        ' its published weights); "": what dataset.normalize says',
+        later=True,
+    ),
     "model.pretrained": Key(
         "",
         text(),

@@ -53,7 +53,7 @@ def _load_file(path: str) -> LoadedRun:
         config = json.loads(metadata["config"])
         described = {key: json.loads(metadata[key]) for key in ("class_names", "mean", "std", "image_shape")}
         network = networks.create(config, len(described["class_names"]))
-        size, (_, _, channels) = config["dataset"]["image_size"], described["image_shape"]
+        size, (_, _, channels) = networks.image_size(config), described["image_shape"]
         for key in ("mean", "std"):
             if np.shape(described[key]) != (channels,) or not np.isfinite(described[key]).all():
                 raise ValueError(f"{key} is {described[key]}")
@@ -71,7 +71,7 @@ def _load_file(path: str) -> LoadedRun:
 def _loaded(
     network: Network, variables: Variables, config: Mapping[str, Any], described: Mapping[str, Any]
 ) -> LoadedRun:
-    preprocess = networks.preprocessor(config, described["mean"], described["std"])
+    preprocess = networks.preprocessor(config, network, described["mean"], described["std"])
 
     def logits(images: Array) -> Array:
         return network.apply(variables, preprocess(images), train=False)[0].logits

@@ -10,11 +10,22 @@ import numpy as np
 
 from kd_jax import augment, models
 from kd_jax.errors import InputError, choose
-from kd_jax.types import Array, Method, MethodVariables, Network, Outputs, Variables, student_logits
+from kd_jax.types import (
+    Array,
+    Method,
+    MethodVariables,
+    Network,
+    Outputs,
+    Preprocessing,
+    Variables,
+    student_logits,
+)
 
 # float64 is for checks of numbers, and needs JAX_ENABLE_X64.
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
-NOT_OPTIONS = ("name", "freeze", "pretrained")  # of the section `model`; the others are options of the network
+# Of the section `model`; the others are options of the network.
+NOT_OPTIONS = ("name", "image_size", "normalize", "freeze", "pretrained")
+NORMALIZE = ("imagenet", "half", "published")
 
 
 def create(config: Mapping[str, Any], num_classes: int) -> Network:
@@ -27,7 +38,7 @@ def create(config: Mapping[str, Any], num_classes: int) -> Network:
     return models.create(
         model["name"],
         num_classes,
-        dtype=_precision(config),
+        dtype=precision(config),
         frozen_backbone=model["freeze"] == "backbone_and_norms",
         **{key: value for key, value in model.items() if key not in NOT_OPTIONS},
     )
@@ -38,7 +49,7 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": {**config["model"], "pretrained": ""},
         "precision": config["precision"],
-        "dataset": {"image_size": config["dataset"]["image_size"]},
+        "dataset": {"image_size": image_size(config)},
     }
 
 
@@ -66,27 +77,49 @@ def predicting_variables(method: Method, variables: Variables, method_variables:
     return variables if method.predict is student_logits else {**variables, "method": method_variables}
 
 
-def preprocessor(config: Mapping[str, Any], mean: Any, std: Any) -> Callable[[Array], Array]:
-    """uint8 images [B, h, w, C] -> what the network of a config reads, [B, H, W, C].
+def preprocessor(config: Mapping[str, Any], network: Network, mean: Any, std: Any) -> Callable[[Array], Array]:
+    """Pixels [B, h, w, C], from 0 to 255 -> what a network reads, [B, H, W, C].
 
     Args:
-      config: of the run.
-      mean, std: [C], of pixels in [0, 1], as the run's data has them.
+      config: that describes the network.
+      network: what it describes.
+      mean, std: [C], of pixels in [0, 1], as the data has them; for a config that leaves it to that.
+    Raises:
+      InputError: see `normalization`.
     """
-    return functools.partial(augment.prepare, **pixels(config, mean, std))
+    mean, std = normalization(config, network, mean, std)
+    return functools.partial(augment.prepare, size=image_size(config), mean=mean, std=std, dtype=precision(config))
 
 
-def pixels(config: Mapping[str, Any], mean: Any, std: Any) -> dict[str, Any]:
-    """The arguments of `augment.prepare`, and of `augment.create`, that say how images are normalized."""
-    return {
-        "size": config["dataset"]["image_size"],
-        "mean": np.asarray(mean, np.float32),
-        "std": np.asarray(std, np.float32),
-        "dtype": _precision(config),
-    }
+def image_size(config: Mapping[str, Any]) -> int:
+    """Pixels of the images that the network of a config reads."""
+    return config["model"].get("image_size") or config["dataset"]["image_size"]
 
 
-def _precision(config: Mapping[str, Any]) -> Any:
+def normalization(config: Mapping[str, Any], network: Network, mean: Any, std: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation [C] that a network's images are normalized by; see `preprocessor`.
+
+    Raises:
+      InputError: for an unknown one, for that of published weights where there are none, and for one of color images
+        where they are gray.
+    """
+    kind = config["model"].get("normalize", "")
+    if kind:
+        choose("model.normalize", kind, NORMALIZE)
+    if kind == "half":
+        mean, std = np.full((2, len(mean)), 0.5)
+    elif kind:
+        found = Preprocessing() if kind == "imagenet" else network.published
+        if found is None:
+            raise InputError(f"model.normalize is 'published', and {network.name} has no published weights")
+        if len(found.mean) != len(mean):
+            raise InputError(f"model.normalize is {kind!r}, of color images; expected 'half', or '' for gray ones")
+        mean, std = found.mean, found.std
+    return np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+
+def precision(config: Mapping[str, Any]) -> Any:
+    """The type that a config computes in; raises InputError for an unknown one, and for float64 without JAX's x64."""
     dtype = choose("precision", config["precision"], PRECISIONS)
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise InputError("precision is 'float64', which needs JAX_ENABLE_X64=1; expected that, or 'float32'")

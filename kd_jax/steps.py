@@ -39,8 +39,8 @@ class Components(NamedTuple):
     teacher: Teacher | None
     method: Method
     optimizer: Optimizer
-    augment: Callable[[Array, RawBatch], tuple[Batch, ...]]  # one batch for each view
-    prepare: Callable[[Array], Array]  # uint8 images -> normalized images, for evaluation
+    augment: Callable[[Array, RawBatch], tuple[Batch, ...]]  # one batch of pixels for each view
+    prepare: Callable[[Array], Array]  # pixels from 0 to 255 -> what the student reads
 
 
 class StepOptions(NamedTuple):
@@ -79,7 +79,7 @@ def init_state(
       components, options: what the step is made of.
     """
     rng = jax.random.key(seed)
-    images = components.augment(stream(rng, "augment"), raw)[0].images
+    images = components.prepare(components.augment(stream(rng, "augment"), raw)[0].images)
     variables = components.student.init(stream(rng, "student"), images)
     if components.teacher and components.teacher.is_average:
         teacher_variables = variables
@@ -148,23 +148,25 @@ def forward(
     views = []
     with jax.named_scope("augmentation"):
         batches = components.augment(stream(rng, "augment"), raw)
-    for i, batch in enumerate(batches):
+    for i, pixels in enumerate(batches):
         own = of_view(rng, i)
         taught = raw.taught[i] if raw.taught is not None else None
         if teacher and taught is None:
-            taught = ask(teacher, teacher_variables, batch, own, train)
+            taught = ask(components, teacher_variables, pixels, own, train)
+        batch = read_by_student(components, pixels)
         current = {"params": variables["params"], "batch_stats": stats}
         with jax.named_scope("student"):
             outputs, stats = components.student.apply(current, batch.images, train=train, rng=stream(own, "student"))
         views.append(View(batch, outputs, taught))
     network: Any = (teacher.network, teacher_variables) if teacher and teacher.network else None
+    teacher_images = read_by_teacher(components, batches[0]).images if network else None
     if raw.taught is not None:
         network = NotKept("network")
     context = Context(
         tuple(views),
         step,
         stream(rng, "method"),
-        Networks((components.student, variables), network),
+        Networks((components.student, variables), network, teacher_images),
         options.num_examples,
         options.steps_per_epoch,
         train_labels,
@@ -177,10 +179,25 @@ def of_view(rng: Array, view: int) -> Array:
     return rng if view == 0 else jax.random.fold_in(rng, view)
 
 
-def ask(teacher: Teacher, variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
-    """What a teacher says of one view, without gradient; `rng` is the view's key."""
+def read_by_student(components: Components, pixels: Batch) -> Batch:
+    """The batch as the student reads it."""
+    with jax.named_scope("augmentation"):
+        return pixels._replace(images=components.prepare(pixels.images))
+
+
+def read_by_teacher(components: Components, pixels: Batch) -> Batch:
+    """The batch as the teacher reads it."""
+    assert components.teacher is not None, "somebody teaches"
+    with jax.named_scope("augmentation"):
+        return pixels._replace(images=(components.teacher.prepare or components.prepare)(pixels.images))
+
+
+def ask(components: Components, variables: Variables, pixels: Batch, rng: Array, train: bool) -> Outputs:
+    """What the teacher says of one view, without gradient; `rng` is the view's key."""
+    batch = read_by_teacher(components, pixels)
+    assert components.teacher is not None
     with jax.named_scope("teacher"):
-        return jax.lax.stop_gradient(teacher.apply(variables, batch, rng=stream(rng, "teacher"), train=train))
+        return jax.lax.stop_gradient(components.teacher.apply(variables, batch, stream(rng, "teacher"), train))
 
 
 def losses(

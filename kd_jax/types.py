@@ -58,7 +58,7 @@ class RawBatch(NamedTuple):
 class Batch(NamedTuple):
     """Images as a network reads them, with what a loss may know about them."""
 
-    images: Float[Array, "B H W C"]  # normalized
+    images: Float[Array, "B H W C"]  # normalized; before they are prepared for a network, pixels from 0 to 255
     labels: Int[Array, " B"]  # -1 where the image has no label
     targets: Float[Array, "B K"]  # the label's distribution (smoothed, mixed); a zero row where there is no label
     ids: Int[Array, " B"]  # position in the training set
@@ -166,12 +166,13 @@ class Networks(NamedTuple):
 
     student: tuple[Network, Variables]
     teacher: tuple[Network, Variables] | None  # None without a teacher, and for one that is not a single network
+    teacher_images: Array | None = None  # of the first view, as the teacher reads them
 
 
 class View(NamedTuple):
     """One augmentation of the batch's images, and what both networks report for it."""
 
-    batch: Batch
+    batch: Batch  # as the student reads it
     student: Outputs
     teacher: Outputs | None  # None without a teacher; it carries no gradient
 
@@ -295,6 +296,8 @@ class Teacher(NamedTuple):
     config_hash: str | None = None  # of its run, where it is one
     untrained: Any = None  # the Experiment whose run `source` holds when it has been trained
     members: Any = None  # of an ensemble: {name: Teacher}
+    # Pixels from 0 to 255 [B, h, w, C] -> the images of the batch that `apply` gets; None: what the student reads.
+    prepare: Callable[[Array], Array] | None = None
     is_average: bool = False  # whether its variables are the moving average of the student's, see `TrainState.ema`
 
 

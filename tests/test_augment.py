@@ -92,7 +92,7 @@ def test_resizing_keeps_a_linear_ramp_linear():
 
 
 def create(**options):
-    return augment.create(**{"size": 32, "mean": MEAN, "std": STD, "num_classes": 4} | options)
+    return augment.create(**{"num_classes": 4} | options)
 
 
 LABELS, INDEX = np.array([0, 1, 2, 3, -1, 0], np.int32), np.arange(6, dtype=np.int32)
@@ -123,14 +123,14 @@ def test_mixup_mixes_every_view_with_the_same_partners():
 def test_the_crop_that_was_taken_is_reported():
     batch = one(jax.random.key(1), kinds=("crop_flip",))
     expected = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.crop), strict=True)])
-    np.testing.assert_allclose(batch.images, (expected / 255.0 - MEAN) / STD, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(batch.images, expected)
 
 
 def test_randaugment_follows_the_crop_and_flip(monkeypatch):
     monkeypatch.setattr(augment, "randaugment", lambda rng, images: 255 - images)
     batch = one(jax.random.key(1), kinds=("randaugment",))
     cropped = np.stack([view(image, number) for image, number in zip(IMAGES, np.asarray(batch.crop), strict=True)])
-    np.testing.assert_allclose(batch.images, ((255 - cropped) / 255.0 - MEAN) / STD, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(batch.images, 255 - cropped)
 
 
 def test_augmentation_is_a_function_of_its_key():
@@ -145,9 +145,11 @@ def test_smoothed_targets_stay_zero_without_a_label():
     np.testing.assert_allclose(batch.targets, expected, rtol=1e-6)
 
 
-def test_bfloat16_images_keep_float32_targets():
-    batch = one(jax.random.key(0), dtype=jnp.bfloat16, mixup=0.5)
-    assert (batch.images.dtype, batch.targets.dtype) == (jnp.bfloat16, jnp.float32)
+def test_targets_are_at_least_float32_and_pixels_as_they_are_stored_until_they_are_mixed():
+    plain, mixed = (one(jax.random.key(0), dtype=jnp.bfloat16, mixup=alpha) for alpha in (0.0, 0.5))
+    assert (plain.images.dtype, plain.targets.dtype) == (jnp.uint8, jnp.float32)
+    assert (mixed.images.dtype, mixed.targets.dtype) == (jnp.float32, jnp.float32)
+    assert prepare(mixed.images, size=32, mean=MEAN, std=STD).dtype == jnp.float32
 
 
 @pytest.fixture(scope="module")

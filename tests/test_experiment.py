@@ -98,7 +98,6 @@ def test_a_method_that_compares_views_asks_for_their_augmentation():
         ("name", "mnist"),
         ("path", "/elsewhere"),
         ("image_size", 16),
-        ("normalize", "imagenet"),
         ("holdout", 0.2),
         ("train_images", 32),
     ],

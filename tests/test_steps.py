@@ -135,7 +135,7 @@ def init_cost(terms):
 
 
 def _init_method(teacher_variables, raw, labels, *, components, options):
-    images = components.augment(jax.random.key(0), raw)[0].images
+    images = components.prepare(components.augment(jax.random.key(0), raw)[0].images)
     variables = components.student.init(jax.random.key(0), images)
     context, _ = steps.forward(
         variables,

@@ -163,19 +163,6 @@ def test_a_finished_run_can_be_a_teacher_by_its_folder(taught, tmp_path):
     assert (other["teacher"], other["test"]) == (result["teacher"], result["test"])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        ({"dataset.image_size": 16}, "reads images of image_size 8; expected the student's 16"),
-        ({"dataset.train_images": 32}, "reads images of mean"),
-    ],
-)
-def test_a_run_that_reads_images_otherwise_is_refused_as_a_teacher(taught, overrides, said):
-    teacher = str(next((taught[0] / "teachers").iterdir()))
-    with pytest.raises(InputError, match=said):
-        experiment.create(tiny.config(**overrides, **{"teacher.kind": "run", "teacher.path": teacher}))
-
-
 def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
     teacher = tmp_path / "teacher"
     _copy(taught[0], teacher)
@@ -191,17 +178,14 @@ def test_a_teacher_of_other_classes_is_refused(taught, tmp_path):
     ("key", "value", "said"),
     [
         ("fingerprint", "0" * 64, "was trained on other data, so it may have seen what the student is measured on"),
-        ("image_shape", [8, 8, 3], "reads images of channels 3; expected the student's 1"),
-        ("mean", [0.5, 0.5, 0.5], r"reads images of mean \[0.5, 0.5, 0.5\]; expected the student's"),
-        ("mean", None, r"reads images of mean \[(0.\d+), \1, \1\]; expected the student's"),
-        ("std", [0.9], r"reads images of std \[0.9\]; expected the student's"),
+        ("image_shape", [8, 8, 3], "reads images of 3 channels; expected the student's 1"),
     ],
 )
 def test_a_teacher_of_other_data_is_refused(taught, tmp_path, key, value, said):
     teacher = tmp_path / "teacher"
     _copy(taught[0], teacher)
     saved = runs.read_json(str(teacher), "config.json")
-    saved["data"][key] = value or 3 * saved["data"][key]
+    saved["data"][key] = value
     runs.write_json(str(teacher / "config.json"), saved)
     with pytest.raises(InputError, match=said):
         experiment.create(tiny.config(**{"teacher.kind": "run", "teacher.path": str(teacher)}))

@@ -155,8 +155,9 @@ def _model_of_run(
 
 
 def _teacher(experiment: Experiment, variables: Variables) -> TrainedModel:
-    teacher, prepare = experiment.teacher, experiment.components.prepare
+    teacher = experiment.teacher
     assert teacher is not None
+    prepare = teacher.prepare or experiment.components.prepare
     if teacher.network is None:
         raise InputError(f"the teacher {teacher.name} is not a single network; expected one that Grad-CAM can run")
     if teacher.config_hash is None:  # of weights without a run

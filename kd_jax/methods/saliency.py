@@ -32,13 +32,11 @@ def gradcam_alignment(name: str, *, stage: int = -1, variant: str = "gradcam", s
 
     def apply(variables: MethodVariables, context: Context) -> tuple[Terms, Any]:
         networks = context.networks
-        if networks is None or networks.teacher is None:
+        if networks is None or networks.teacher is None or networks.teacher_images is None:
             raise InputError("it runs the teacher itself; expected a teacher that is a single network")
         classes = context.teacher.logits.argmax(-1)
-        maps = [
-            gradcam.gradcam(*pair, context.batch.images, classes, stage=stage, variant=variant)
-            for pair in (networks.student, networks.teacher)
-        ]
+        each = (networks.student, context.batch.images), (networks.teacher, networks.teacher_images)
+        maps = [gradcam.gradcam(*pair, images, classes, stage=stage, variant=variant) for pair, images in each]
         return {name: losses.gradcam_alignment(*maps, similarity=similarity).mean()}, variables.state
 
     return Method(init, apply, needs_teacher=True)

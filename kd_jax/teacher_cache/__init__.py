@@ -81,10 +81,8 @@ class TeacherCache:
         made, example = self._experiment, self._feed.example
 
         def divergences(variables: Variables, images: Array, **_: Any) -> list[Array]:
-            assert made.teacher is not None
-            images = made.components.prepare(images)
-            batch = batch_of(images, example, len(made.dataset.class_names))
-            said = made.teacher.apply(variables, batch, rng=jax.random.key(0), train=False)
+            pixels = batch_of(images, example, len(made.dataset.class_names))
+            said = steps.ask(made.components, variables, pixels, jax.random.key(0), False)
             logits = self._restore(self._keep(said)).logits
             return [losses.kd(logits, said.logits, temperature=t).mean() / t**2 for t in (1.0, 4.0)]
 

@@ -33,15 +33,14 @@ def teach(
       keep: what is kept of the teacher's outputs.
       components, options: what the step is made of.
     """
-    teacher, count = components.teacher, options.micro_batches
-    assert teacher is not None
+    count = options.micro_batches
 
     def one(micro_batch: Array | int, raw: RawBatch) -> tuple[Said, ...]:
         own = jax.random.fold_in(jax.random.fold_in(rng, step), micro_batch)
         with jax.named_scope("augmentation"):
             batches = components.augment(steps.stream(own, "augment"), raw)
         views = ((batch, steps.of_view(own, i)) for i, batch in enumerate(batches))
-        return tuple(keep(steps.ask(teacher, teacher_variables, batch, rng, True)) for batch, rng in views)
+        return tuple(keep(steps.ask(components, teacher_variables, batch, rng, True)) for batch, rng in views)
 
     if count == 1:
         return one(0, raw)

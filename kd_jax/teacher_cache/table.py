@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, runs, sharding
+from kd_jax import augment, runs, sharding, steps
 from kd_jax.data import resident
 from kd_jax.experiment import Experiment
 from kd_jax.logging.progress import counted
@@ -83,12 +83,10 @@ def _say(
     options: StepOptions,
 ) -> Said:
     """What is kept of one view of the images at `ids` [B]."""
-    raw, teacher = resident.gather(split, ids, options=options), components.teacher
-    assert teacher is not None
+    raw = resident.gather(split, ids, options=options)
     numbers = jnp.full_like(ids, crop)
-    images = components.prepare(augment.take_crops(raw.images, numbers))
-    batch = Batch(images, raw.labels, raw.labels, ids, numbers)
-    return keep(teacher.apply(variables, batch, rng=jax.random.key(0), train=False))
+    pixels = Batch(augment.take_crops(raw.images, numbers), raw.labels, raw.labels, ids, numbers)
+    return keep(steps.ask(components, variables, pixels, jax.random.key(0), False))
 
 
 def load(experiment: Experiment, store: Store, names: Iterable[str]) -> Variables:

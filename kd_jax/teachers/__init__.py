@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from kd_jax import augment, keys, registry, runs, weights
+from kd_jax import augment, keys, networks, registry, runs, weights
 from kd_jax.data import Dataset
 from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.teachers import ensemble, file, mean, run
-from kd_jax.types import Teacher
+from kd_jax.types import Array, Teacher
 
 __all__ = ["KINDS", "Kind", "Setting", "create", "finished", "identify", "listed_views", "register"]
 
@@ -37,10 +37,10 @@ class Kind(NamedTuple):
 
 def _identify_weights(section: Mapping[str, Any], _: Any) -> Identity:
     """Two networks may have the same parameters and differ."""
-    model = (section["config"] or {}).get("model", {})
+    model, later = (section["config"] or {}).get("model", {}), keys.later("model")
     return {
         "weights": weights.fingerprint(section["path"]),
-        "model": {key: value for key, value in model.items() if value is not None},
+        "model": {k: v for k, v in model.items() if v is not None and not (k in later and v == later[k])},
     }
 
 
@@ -52,7 +52,9 @@ KINDS: dict[str, Kind] = {
         lambda section, identify: runs.read_json(os.path.expanduser(section["path"]), "config.json")["identity"],
     ),
     "ensemble": Kind(
-        lambda setting: ensemble.of({name: _member(setting, name) for name in _members(setting.config["teacher"])}),
+        lambda setting: ensemble.of(
+            {name: _member(setting, name) for name in _members(setting.config["teacher"])}, _read_by_student(setting)
+        ),
         lambda section, identify: {
             name: {"mode": member["mode"], "run": _identify(member, identify)}
             for name, member in _members(section).items()
@@ -61,6 +63,11 @@ KINDS: dict[str, Kind] = {
     "mean": Kind(mean.average, lambda section, identify: {"average": "of the student"}),
     "weights": Kind(file.from_weights, _identify_weights),
 }
+
+
+def _read_by_student(setting: Setting) -> Callable[[Array], Array]:
+    network = networks.create(setting.config, len(setting.dataset.class_names))
+    return networks.preprocessor(setting.config, network, setting.dataset.mean, setting.dataset.std)
 
 
 def _members(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

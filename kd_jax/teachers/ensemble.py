@@ -1,6 +1,6 @@
 """Several teachers as one: they predict together, and each can be asked for itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,20 @@ import jax.numpy as jnp
 from kd_jax.types import Array, Batch, Outputs, Teacher, Variables
 
 
-def of(members: Mapping[str, Teacher]) -> Teacher:
+def of(members: Mapping[str, Teacher], prepare: Callable[[Array], Array]) -> Teacher:
     """The teacher whose probabilities are the mean of its members'.
 
     Its logits are the logarithms of that mean, its embedding is theirs side by side, where all report one. What each
-    member reports is in `Outputs.members`, where a term's option `teacher` finds it.
+    member reports is in `Outputs.members`, where a term's option `teacher` finds it. `prepare` makes of pixels what the
+    student reads.
     """
+
+    def read_by(member: Teacher, pixels: Batch) -> Batch:
+        return pixels._replace(images=(member.prepare or prepare)(pixels.images))
 
     def apply(variables: Variables, batch: Batch, rng: Array, train: bool) -> Outputs:
         each = {
-            name: member.apply(variables[name], batch, jax.random.fold_in(rng, i), train)
+            name: member.apply(variables[name], read_by(member, batch), jax.random.fold_in(rng, i), train)
             for i, (name, member) in enumerate(sorted(members.items()))  # the order of a config is no part of it
         }
         log_p = jnp.stack([jax.nn.log_softmax(outputs.logits) for outputs in each.values()])
@@ -35,4 +39,5 @@ def of(members: Mapping[str, Teacher]) -> Teacher:
         name=" and ".join(members),
         source="",
         members=dict(members),
+        prepare=lambda pixels: pixels,
     )

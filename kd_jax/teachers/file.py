@@ -25,9 +25,9 @@ def from_weights(setting: "Setting") -> Teacher:
     source = os.path.expanduser(section["path"])
     if not source:
         raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
-    config = {**section["config"], "precision": setting.config["precision"]}
+    config = {**section["config"], **{key: setting.config[key] for key in ("precision", "dataset")}}
     network = networks.create(config, len(setting.dataset.class_names))
-    size, channels = setting.config["dataset"]["image_size"], setting.dataset.train.images.shape[-1]
+    size, channels = networks.image_size(config), setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
     variables = weights.load(source, shapes, network, strict=True).variables
@@ -38,6 +38,7 @@ def from_weights(setting: "Setting") -> Teacher:
         name=os.path.basename(source),
         source=source,
         network=network,
+        prepare=networks.preprocessor(config, network, setting.dataset.mean, setting.dataset.std),
     )
 
 

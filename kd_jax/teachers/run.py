@@ -1,5 +1,6 @@
 """A teacher that is a run: one that has finished, or one that is trained when it is missing."""
 
+import functools
 import math
 import os
 import sys
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kd_jax import methods, networks, runs, steps, weights
 from kd_jax.config import checks
@@ -20,7 +20,8 @@ from kd_jax.types import MethodVariables, Teacher, Variables, student_logits
 if TYPE_CHECKING:
     from kd_jax.teachers import Setting
 
-OWN_CHOICE = ("labeled", "unlabeled", "augment", "extra_views")  # in which a teacher may differ from its student
+# In which a teacher may differ from its student.
+OWN_CHOICE = ("labeled", "unlabeled", "normalize", "augment", "extra_views")
 
 
 def from_config(setting: "Setting") -> Teacher:
@@ -37,7 +38,7 @@ def from_config(setting: "Setting") -> Teacher:
         if key not in (*OWN_CHOICE, "skip_unreadable") and theirs[key] != value:
             raise InputError(
                 f"teacher.config.dataset.{key} is {theirs[key]!r}; expected the student's {value!r}"
-                " (a teacher of other data is given as weights)"
+                " (a teacher of other data is given as weights; for images of another size see model.image_size)"
             )
     try:
         experiment = setting.create_experiment(section["config"])
@@ -57,7 +58,8 @@ def from_config(setting: "Setting") -> Teacher:
         state = experiment.state_shapes()
         return steps.method_variables(state.params, state.stats)
 
-    return _teacher(setting, folder, experiment.config, method_shapes)._replace(
+    pixels = experiment.dataset.mean, experiment.dataset.std
+    return _teacher(setting, folder, experiment.config, pixels, method_shapes)._replace(
         config_hash=experiment.digest, untrained=experiment
     )
 
@@ -92,7 +94,9 @@ def finished(setting: "Setting") -> Teacher:
     if not runs.has_result(folder):
         raise InputError(f"teacher.path is {folder!r}, a run without result.json; expected a finished run")
     _check_data(folder, saved, setting)
-    teacher = _teacher(setting, folder, saved["config"], lambda: jax.eval_shape(lambda: weights.read_run(folder)[1]))
+    pixels = saved["data"]["mean"], saved["data"]["std"]
+    shapes = functools.partial(jax.eval_shape, lambda: weights.read_run(folder)[1])
+    teacher = _teacher(setting, folder, saved["config"], pixels, shapes)
     return teacher._replace(config_hash=saved["hash"])
 
 
@@ -110,18 +114,8 @@ def _check_data(folder: str, saved: Mapping[str, Any], setting: "Setting") -> No
         known, own = (f"{len(names)} classes ({first_few(names)})" for names in (class_names, dataset.class_names))
         raise InputError(f"the teacher {folder!r} knows {known}; expected the student's {own}")
     channels = dataset.train.images.shape[-1]
-    reads: tuple[tuple[str, Any, Any], ...] = (
-        ("channels", data["image_shape"][-1], channels),
-        ("image_size", theirs["image_size"], section["image_size"]),
-        ("mean", data["mean"], dataset.mean),
-        ("std", data["std"], dataset.std),
-    )
-    for what, there, here in reads:
-        if np.shape(there) != np.shape(here) or not np.allclose(there, here, atol=1e-4):
-            raise InputError(
-                f"the teacher {folder!r} reads images of {what} {there}; expected the student's {here}"
-                " (see dataset.image_size and dataset.normalize)"
-            )
+    if (there := data["image_shape"][-1]) != channels:
+        raise InputError(f"the teacher {folder!r} reads images of {there} channels; expected the student's {channels}")
     if not setting.training:
         return
     if data["fingerprint"] != dataset.fingerprint and (
@@ -164,12 +158,18 @@ def find(saved: Mapping[str, Any], folder: str, runs_folder: str) -> str | None:
 
 
 def _teacher(
-    setting: "Setting", folder: str, config: Mapping[str, Any], method_shapes: Callable[[], MethodVariables]
+    setting: "Setting",
+    folder: str,
+    config: Mapping[str, Any],
+    pixels: tuple[Any, Any],  # mean and deviation of its data
+    method_shapes: Callable[[], MethodVariables],
 ) -> Teacher:
-    """The run in a folder as a teacher: it predicts as the run does, in the student's precision."""
+    """The run in a folder as a teacher: it reads images and predicts as the run does, in the student's precision."""
     method = methods.create(config["method"])
-    network = networks.create({**config, "precision": setting.config["precision"]}, len(setting.dataset.class_names))
-    size, channels = setting.config["dataset"]["image_size"], setting.dataset.train.images.shape[-1]
+    config = {**config, "precision": setting.config["precision"]}
+    network = networks.create(config, len(setting.dataset.class_names))
+    prepare = networks.preprocessor(config, network, *pixels)
+    size, channels = networks.image_size(config), setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
 
     epoch = setting.config["teacher"]["epoch"]
@@ -196,4 +196,5 @@ def _teacher(
         name=f"{config['name']}, seed {config['seed']}" + (f", epoch {epoch}" if epoch else ""),
         source=folder,
         network=network,
+        prepare=prepare,
     )

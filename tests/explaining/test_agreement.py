@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     """The runs `kd` and `teacher`; the latter is what `kd` is compared with too, as it agrees with itself."""
     folder = tmp_path_factory.mktemp("explaining")
     config = tiny.taught(**{"evaluate.batch_size": 101})  # the 359 test images are no multiple
+    config["teacher"]["config"]["model"]["normalize"] = "half"
     training.train(config, str(folder / "kd"), runs_folder=str(folder / "runs"))
     (teacher,) = (folder / "runs" / "teachers").iterdir()
     (folder / "teacher").symlink_to(teacher)
@@ -54,7 +55,8 @@ def maps_of(run):
     network, variables = kd_jax.load(run)[:2]
     saved = runs.read_json(str(run), "config.json")
     test = data.load(saved["config"]["dataset"]).test
-    mean, std = (np.array(saved["data"][key]) for key in ("mean", "std"))
+    is_teacher = saved["config"]["model"]["normalize"] == "half"
+    mean, std = (np.array([0.5] if is_teacher else saved["data"][key]) for key in ("mean", "std"))
     images = augment.prepare(test.images, size=8, mean=mean, std=std)
     return jax.jit(lambda v, x: gradcam.gradcam(network, v, x, test.labels, stage=2))(variables, images)
 
@@ -343,7 +345,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(folder, tmp_path, name):
 
 
 def test_a_compared_run_sees_images_normalized_as_in_its_training(folder, tmp_path):
-    run = copy(folder, "teacher", tmp_path / "run")
+    run = copy(folder, "kd", tmp_path / "run")
     change(run, std=[0.2], mean=[0.9])
     summary = agreement.explain_run(
         str(folder / "kd"), [str(run)], to=str(tmp_path), runs_folder=str(folder / "runs"), num_images=1

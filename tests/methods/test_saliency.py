@@ -22,7 +22,7 @@ def pair():
     for seed, width in enumerate((1 / 8, 1 / 4)):
         network = models.create("resnet8", 4, width=width)
         networks.append((network, jax.jit(network.init)(jax.random.key(seed), images)))
-    return Networks(*networks), batch([-1] * 6, num_classes=4)._replace(images=images)
+    return networks, batch([-1] * 6, num_classes=4)._replace(images=images)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -30,14 +30,16 @@ def outputs(network, variables, images):
     return network.apply(variables, images, train=False)[0]
 
 
-def term(networks, images, **options):
-    """The value of a term `alignment`."""
+def term(networks, images, teacher_images=None, **options):
+    """The value of a term `alignment`; the teacher reads the student's images where it has none of its own."""
+    theirs = images.images if teacher_images is None else teacher_images
     method = methods.create({"alignment": {"method": "gradcam_alignment"} | options})
 
     @jax.jit
     def value(variables):
-        networks_in = Networks(*((network, own) for (network, _), own in zip(networks, variables, strict=True)))
-        seen = context(*(outputs(*one, images.images) for one in networks_in), [-1] * 6, networks=networks_in)
+        student, teacher = ((network, own) for (network, _), own in zip(networks, variables, strict=True))
+        said = outputs(*student, images.images), outputs(*teacher, theirs)
+        seen = context(*said, [-1] * 6, networks=Networks(student, teacher, theirs))
         seen = dataclasses.replace(seen, views=(seen.views[0]._replace(batch=images),))
         return method.apply(method.init(jax.random.key(0), seen), seen)[0]["alignment"]
 
@@ -62,11 +64,20 @@ def test_the_term_is_the_mean_over_maps_of_the_class_that_the_teacher_predicts(s
 
 def test_stage_and_variant_reach_the_maps():
     networks, images = pair()
-    classes = outputs(*networks.teacher, images.images).logits.argmax(-1)
+    classes = outputs(*networks[1], images.images).logits.argmax(-1)
     call = jax.jit(gradcam.gradcam, static_argnums=0, static_argnames=("stage", "variant"))
     maps = [call(*one, images.images, classes, stage=1, variant="gradcam++") for one in networks]
     expected = distances("cosine", *(np.asarray(x, np.float64) for x in maps)).mean()
     np.testing.assert_allclose(term(networks, images, stage=1, variant="gradcam++"), expected, rtol=1e-5)
+
+
+def test_each_network_reads_its_own_images():
+    networks, images = pair()
+    theirs = 2 * images.images - 1
+    seen = outputs(*networks[0], images.images), outputs(*networks[1], theirs)
+    classes = np.asarray(seen[1].logits).argmax(-1)
+    expected = distances("cosine", *(class_map(one, classes) for one in seen)).mean()
+    np.testing.assert_allclose(term(networks, images, theirs), expected, rtol=1e-5)
 
 
 @functools.cache
@@ -79,9 +90,9 @@ def gradients():
             (network, {**variables, "params": own})
             for (network, variables), own in zip(networks, (params, teacher_params), strict=True)
         )
-        return term(Networks(student, teacher), images, stage=-2)
+        return term((student, teacher), images, stage=-2)
 
-    return jax.jit(jax.grad(loss, (0, 1)))(networks.student[1]["params"], networks.teacher[1]["params"])
+    return jax.jit(jax.grad(loss, (0, 1)))(*(variables["params"] for _, variables in networks))
 
 
 def test_the_students_parameters_get_a_finite_gradient():

@@ -176,3 +176,16 @@ def test_a_linear_layer_starts_uniform_as_pytorchs_does():
 def test_a_convolution_starts_normal_with_variance_two_over_its_outputs():
     kernel = layers.conv_init(jax.random.key(0), (3, 3, 16, 64))
     np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 64)), rtol=0.05)
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [(jnp.bfloat16, jnp.float32), (jnp.float64, jnp.float64)])
+def test_parameters_are_at_least_float32_and_as_wide_as_the_computation(dtype, wide):
+    def init(layer, x):
+        return layer.init(jax.random.key(0), x, **({"train": False} if isinstance(layer, layers.BatchNorm) else {}))
+
+    with jax.enable_x64(True):
+        maps, rows = jnp.zeros((2, 4, 4, 3), dtype), jnp.zeros((2, 3), dtype)
+        conv = layers.Conv(5, 3, use_bias=True, dtype=dtype)
+        each = (conv, maps), (layers.BatchNorm(), maps), (layers.Linear(5), rows)
+        shapes = [jax.eval_shape(lambda layer=layer, x=x: init(layer, x)) for layer, x in each]
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype(wide)}

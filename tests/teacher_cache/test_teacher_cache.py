@@ -516,8 +516,12 @@ def test_the_order_of_an_ensembles_members_is_no_part_of_it():
 
     one, other = says(1.0), says(2.0)
     orders = ({"a": one, "b": other}, {"b": other, "a": one})
+    images = Batch(np.zeros((2, 4, 4, 1)), *[None] * 4)
     found = [
-        ensemble.of(members).apply({"a": {}, "b": {}}, None, jax.random.key(0), False).embedding for members in orders
+        ensemble.of(members, lambda pixels: pixels)
+        .apply({"a": {}, "b": {}}, images, jax.random.key(0), False)
+        .embedding
+        for members in orders
     ]
     np.testing.assert_array_equal(*found)
 
