@@ -29,6 +29,7 @@ COMMANDS = {  # each is a module of this package
     "report": "Write a report on runs, as HTML and Markdown.",
     "compare": "Print a table of finished runs over seeds, with paired differences.",
     "export": "Write a student as safetensors, under PyTorch's names.",
+    "import-teacher": "Make a teacher of a PyTorch network, which trains without PyTorch.",
     "table": "Run a table of experiments over seeds.",
     "quickstart": "Train and distill on handwritten digits, and print a table.",
 }
@@ -77,7 +78,7 @@ TO = define_path(
     "to",
     None,
     "Where to write. export: a new file; explain: a folder, by default the run's; report: a folder, by default"
-    " `report`.",
+    " `report`; import-teacher: a new folder.",
 )
 AGAINST = define_paths(
     "against", "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`."
@@ -96,7 +97,7 @@ def command() -> None:
     """Runs the command that the command line names first; without one, training."""
     first, *others = sys.argv[1:] or ["--help"]
     if first in ("--help", "-h", "-help"):
-        print(USAGE + "\n".join(f"  {name:10}  {what}" for name, what in COMMANDS.items()))
+        print(USAGE + "\n".join(f"  {name:14}  {what}" for name, what in COMMANDS.items()))
     elif first.startswith("-"):
         _run_module("main", [first, *others])
     elif first in COMMANDS:
@@ -115,7 +116,7 @@ def parsed(text: str) -> Any:
 
 def _run_module(name: str, arguments: list[str]) -> None:
     sys.argv[1:] = arguments
-    runpy.run_module(f"kd_jax.{name}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"kd_jax.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
 
 
 def run(

@@ -7,15 +7,16 @@ EXTRAS="[test]"
 if [ "${1:-}" = --all ]; then
     shift
     VENV=.venv-all
-    EXTRAS="[test,all,aot]"
+    EXTRAS="[test,all,aot,torch]"
     PACKAGES="torch==2.13.0"
     set -- -m "" "$@"
 elif [ "${1:-}" = --torch ]; then
     shift
     VENV=.venv-torch
+    EXTRAS="[test,torch]"
     PACKAGES="torch==2.13.0"
     . "$(dirname "$0")/install.sh"
-    exec python -m pytest -n 0 -m torch "$@" tests/test_torch.py
+    exec python -m pytest -n 0 -m torch "$@" tests/test_torch.py tests/test_import_teacher.py
 fi
 . "$(dirname "$0")/install.sh"
 ruff check .

@@ -110,7 +110,7 @@ def test_help_lists_the_commands(ran, monkeypatch, capsys, line):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_is_a_module(name):
-    assert importlib.util.find_spec(f"kd_jax.{name}")
+    assert importlib.util.find_spec(f"kd_jax.{name.replace('-', '_')}")
 
 
 def test_an_unknown_command_has_its_near_choice_and_status_2(monkeypatch, capsys):

@@ -38,6 +38,7 @@ LAYERS = (
         "explain",
         "predict",
         "export",
+        "import_teacher",
         "report",
         "compare",
         "table",

@@ -78,19 +78,21 @@ def to_variables(
 def match(state_dict: StateDict, shapes: Variables, network: Network) -> Variables:
     """The arrays of `state_dict` in the structure of `shapes`, each accounted for; see `to_variables`."""
     flat, names = flatten_dict(dict(shapes)), keys(shapes, network)
-    counted = {key for key in state_dict if not key.endswith(COUNTER)}
-    for problem, bad in (
-        ("lacks", sorted(set(names.values()) - counted)),
-        ("holds unknown", sorted(counted - set(names.values()))),
-    ):
-        if bad:
-            raise InputError(f"the weights are not those of {network.name}: the file {problem} {first_few(bad)}")
+    check_keys(state_dict, names.values(), network.name)
     arrays = {path: np.asarray(state_dict[key]) for path, key in names.items()}
     expected = {path: torch_shape(path, leaf.shape) for path, leaf in flat.items()}
     wrong = [f"{names[p]} is {a.shape}, not {expected[p]}" for p, a in arrays.items() if a.shape != expected[p]]
     if wrong:
         raise InputError(f"the weights are not those of {network.name}: {first_few(wrong)}")
     return unflatten_dict({path: _to_flax(path, array).astype(flat[path].dtype) for path, array in arrays.items()})
+
+
+def check_keys(state_dict: Iterable[str], names: Iterable[str], network: str) -> None:
+    """Raises InputError unless the keys of a state dict are the names of a network's variables, counters aside."""
+    given, own = ({key for key in keys if not key.endswith(COUNTER)} for keys in (state_dict, names))
+    for problem, bad in (("lacks", sorted(own - given)), ("holds unknown", sorted(given - own))):
+        if bad:
+            raise InputError(f"the weights are not those of {network}: the file {problem} {first_few(bad)}")
 
 
 def without_prefix(state_dict: StateDict) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from kd_jax import augment, keys, networks, registry, runs, weights
 from kd_jax.data import Dataset
 from kd_jax.errors import InputError, check_callable, choose
-from kd_jax.teachers import ensemble, file, mean, run
+from kd_jax.teachers import ensemble, exported, file, mean, run
 from kd_jax.types import Array, Teacher
 
 __all__ = ["KINDS", "Kind", "Setting", "create", "finished", "identify", "listed_views", "register"]
@@ -62,6 +62,7 @@ KINDS: dict[str, Kind] = {
     ),
     "mean": Kind(mean.average, lambda section, identify: {"average": "of the student"}),
     "weights": Kind(file.from_weights, _identify_weights),
+    "exported": Kind(exported.from_folder, lambda section, _: exported.identify(section)),
 }
 
 
@@ -201,6 +202,8 @@ def finished(saved: Mapping[str, Any], folder: str, runs_folder: str) -> dict[st
         found = run.find(saved, folder, runs_folder)
         return {**section, **({"kind": "run", "path": found} if found else {"kind": "none"})}
     if section["kind"] == "weights" and not file.is_there(saved):
+        return {**section, "kind": "none"}
+    if section["kind"] == "exported" and not exported.is_there(saved):
         return {**section, "kind": "none"}
     return section
 

@@ -1,0 +1,158 @@
+"""Teachers of PyTorch networks, as `kd_jax import-teacher` makes them. `launch/test.sh --torch` runs these."""
+
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.errors import InputError
+from kd_jax.teachers import exported
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: bash launch/test.sh --torch")
+pytest.importorskip("torchax", reason="torchax is not installed: bash launch/test.sh --torch")
+timm = pytest.importorskip("timm", reason="timm is not installed: bash launch/test.sh --torch")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # of torchax
+
+from kd_jax.import_teacher import import_teacher  # noqa: E402  after what it needs
+
+OWN = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+            self.bn = nn.BatchNorm2d(6)
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+    class Two(Net):
+        def forward(self, x):
+            return super().forward(x), x
+
+    class Conv(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def broken():
+        return Net().missing
+
+    def number():
+        return 7
+"""
+CHANGES = {"size": 8}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my_net.py"
+    path.write_text(textwrap.dedent(OWN))
+    return path
+
+
+def network_of(file, name="Net"):
+    """The network with random statistics that matter."""
+    names = {}
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    torch.manual_seed(0)
+    network = names[name]().eval()
+    for key, value in network.named_buffers():
+        if "running" in key:
+            value.uniform_(0.5, 2.0)
+    return network
+
+
+def said_of(folder, images):
+    about = exported.read(str(folder))
+    program, variables = exported.program(str(folder), about, "float32"), exported.variables(str(folder), about)
+    head = about["head"] and tuple(about["head"])
+    return jax.jit(lambda v, x: exported.apply(program, v, x, head))(variables, jnp.asarray(images))
+
+
+def test_a_network_of_ones_own_teaches_its_logits_and_embedding(file, tmp_path):
+    network = network_of(file)
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
+    names = ["a", "b", "c", "d"]
+    source, to = f"{file}:Net", tmp_path / "teacher"
+    import_teacher(source, str(to), weights_file=str(tmp_path / "weights.pth"), class_names=names, **CHANGES)
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
+    said = said_of(to, images)
+    with torch.no_grad():
+        theirs = torch.from_numpy(images.transpose(0, 3, 1, 2))
+        embedding = torch.relu(network.bn(network.conv(theirs))).mean((2, 3))
+        np.testing.assert_allclose(said.logits, network(theirs), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(said.embedding, embedding, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(said.head.kernel, network.fc.weight.detach().numpy().T)
+    about = exported.read(str(to))
+    assert (about["class_names"], about["preprocessing"].size, about["num_classes"]) == (names, 8, 4)
+    assert about["parity"]["difference"] < 1e-5
+
+
+def test_a_network_without_a_linear_layer_at_its_end_reports_logits_alone(file, tmp_path):
+    import_teacher(f"{file}:Conv", str(tmp_path / "teacher"), weights_file="none", **CHANGES)
+    said = said_of(tmp_path / "teacher", np.zeros((2, 8, 8, 3), np.float32))
+    assert said.embedding is None
+    assert said.head is None
+    assert said.features == ()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_a_network_of_timms_reports_what_timms_does(tmp_path, name):
+    torch.manual_seed(0)
+    module = timm.create_model(name, pretrained=False, num_classes=7).eval()
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    to = tmp_path / "teacher"
+    import_teacher(f"timm/{name}", str(to), weights_file=str(tmp_path / "weights.pth"), num_classes=7)
+    size = module.pretrained_cfg["input_size"][-1]
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    said = said_of(to, images)
+    with torch.no_grad():
+        last, maps = module.forward_intermediates(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        logits, embedding = module.forward_head(last), module.forward_head(last, pre_logits=True)
+    for got, expected in (
+        (said.logits, logits),
+        (said.embedding, embedding),
+        (said.features[-1], maps[-1].permute(0, 2, 3, 1)),
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5 * float(expected.abs().max()))
+    preprocessing = exported.read(str(to))["preprocessing"]
+    assert preprocessing.mean == tuple(module.pretrained_cfg["mean"])
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("FILE:Two", {}, "FILE:Two returns tuple; expected a tensor of logits"),
+        ("FILE:number", {}, "FILE:number returns a int; expected a torch.nn.Module"),
+        ("FILE:broken", {}, "FILE:broken cannot be called: AttributeError: 'Net' object has no attribute 'missing'"),
+        ("FILE:Nett", {}, "a function of FILE is 'Nett'; expected one of: .*; did you mean 'Net'"),
+        ("FILE", {}, "the network is 'FILE'; expected timm/NAME, or FILE.py:FUNCTION"),
+        ("elsewhere.py:Net", {}, "there is no file 'elsewhere.py'; expected the Python file of a network"),
+        ("FILE:Net", {"weights_file": None}, "--weights is missing; expected the file of the network's weights"),
+        ("FILE:Net", {"class_names": ["a"]}, "--class_names names 1 classes; expected the 4 of FILE:Net"),
+        ("FILE:Net", {"mean": (0.5,)}, "--mean has 1 numbers and --std 3; expected as many"),
+        ("timm/resnett18", {}, r"timm .* has no network 'resnett18'; did you mean resnet18 or"),
+        ("timm/resnet18.a9", {}, "the weights of resnet18 is 'a9'; expected one of: a1_in1k"),
+        ("timm/test_vit", {"size": 100}, r"timm/test_vit does not read images \(3, 100, 100\): "),
+    ],
+)
+def test_what_cannot_be_imported_is_said(file, tmp_path, source, options, said):
+    given = {"weights_file": "none", **({} if source.startswith("timm") else CHANGES), **options}
+    with pytest.raises(
+        InputError, match=said.replace("FILE", str(file), 1) if "FILE.py" not in said else "expected timm/NAME"
+    ):
+        import_teacher(source.replace("FILE", str(file)), str(tmp_path / "teacher"), **given)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_weights_of_another_network_are_refused(file, tmp_path):
+    torch.save({"fc.weight": torch.zeros(4, 6), "other": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(
+        InputError, match=r"the weights are not those of .*:Net: the file lacks bn.bias, bn.running_mean"
+    ):
+        import_teacher(f"{file}:Net", str(tmp_path / "teacher"), weights_file=str(tmp_path / "weights.pth"), **CHANGES)
