@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,11 +13,15 @@ from jax.typing import DTypeLike
 from kd_jax import keys, registry
 from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.models import cifar_resnet, mobilenet, resnet, shufflenet, vgg, wrn
+from kd_jax.models.function import from_function
 from kd_jax.models.linen import TorchKey, from_linen
 from kd_jax.models.taps import Taps
 from kd_jax.types import Network
 
-__all__ = ["NETWORKS", "Builder", "Taps", "create", "from_linen", "register"]
+if TYPE_CHECKING:
+    from kd_jax.models.nnx import from_nnx
+
+__all__ = ["NETWORKS", "Builder", "Taps", "create", "from_function", "from_linen", "from_nnx", "register"]
 
 Builder = Callable[..., Network]  # (num_classes, **options)
 
@@ -115,3 +119,11 @@ def create(
     given = {"num_classes": num_classes, "dtype": dtype, "frozen_backbone": frozen_backbone}
     network = build(**{key: value for key, value in given.items() if key in parameters}, **options)
     return network._replace(name=name)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "from_nnx":  # NNX takes a fifth of a second to import
+        from kd_jax.models.nnx import from_nnx
+
+        return from_nnx
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
