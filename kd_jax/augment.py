@@ -1,9 +1,10 @@
-"""What happens to images inside the step: crop and flip by one number, mixup, and for each network resize, normalize.
+"""What happens to images inside the step: crops, flips, cutout, and for each network resizing and normalization.
 
 A crop is one of 9 x 9 crops of the image padded by an eighth of its size (4 of 32 pixels), flipped or not:
 162 in all, so that what a teacher says of each can be tabulated.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from kd_jax import mixing
 from kd_jax.errors import choose
 from kd_jax.randaugment import randaugment
 from kd_jax.types import Array, Batch, RawBatch
@@ -18,12 +20,15 @@ from kd_jax.types import Array, Batch, RawBatch
 OFFSETS = 9
 CROPS = OFFSETS * OFFSETS * 2
 CENTER = (OFFSETS * (OFFSETS // 2) + OFFSETS // 2) * 2  # the crop that is the image itself
-KINDS = ("none", "crop", "crop_flip", "randaugment")  # the last is crop_flip, then RandAugment
+# "randaugment" is crop_flip, then RandAugment; "resized_crop" has its own crop and flip.
+KINDS = ("none", "crop", "crop_flip", "randaugment", "resized_crop")
+LISTED = ("none", "crop", "crop_flip")  # whose views are crops that have a number, and nothing else
+LOG_RATIO, TRIES = math.log(4 / 3), 10  # of a resized crop: the aspect at most, and draws until one fits
 
 
 def random_crops(rng: Array, count: int, kind: str) -> Array:
     """[count] int32 crop numbers, uniform over those of one of KINDS."""
-    if choose("dataset.augment", kind, KINDS) == "none":
+    if choose("dataset.augment", kind, KINDS) in ("none", "resized_crop"):
         return jnp.full((count,), CENTER, jnp.int32)
     crops = jax.random.randint(rng, (count,), 0, CROPS, jnp.int32)
     return crops // 2 * 2 if kind == "crop" else crops
@@ -31,7 +36,7 @@ def random_crops(rng: Array, count: int, kind: str) -> Array:
 
 def listed(kinds: Sequence[str]) -> tuple[int, ...] | None:
     """All numbers that `random_crops` draws for some of KINDS; None where more than a crop is drawn."""
-    if "randaugment" in kinds:
+    if not set(kinds) <= set(LISTED):
         return None
     if "crop_flip" in kinds:
         return tuple(range(CROPS))
@@ -91,23 +96,74 @@ def prepare(images: Array, *, size: int, mean: np.ndarray, std: np.ndarray, dtyp
     return x.astype(dtype)
 
 
-def mix(rng: Array, batch: Batch, alpha: float) -> Batch:
-    """Mixup of each image and its target with another of the batch, with one Beta(alpha, alpha) coefficient per batch.
+def resized_crops(rng: Array, images: Array, least_area: float) -> Array:
+    """A random rectangle of each image, enlarged to the whole, and flipped or not.
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018. An image mixed with an unlabeled one is
-    unlabeled; otherwise it keeps its label.
+    As in torchvision's RandomResizedCrop, which is that of Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
+
+    Args:
+      images: [B, H, W, C].
+      least_area: see `rectangles`.
+    Returns:
+      [B, H, W, C] float32.
     """
-    rng_share, rng_order = jax.random.split(rng)
-    share = jax.random.beta(rng_share, alpha, alpha, dtype=batch.targets.dtype)
-    order = jax.random.permutation(rng_order, len(batch.labels))
-    labeled = (batch.labels >= 0) & (batch.labels[order] >= 0)
-    images = share * batch.images + (1 - share) * batch.images[order]  # pixels, which are numbers from here on
-    targets = (share * batch.targets + (1 - share) * batch.targets[order]) * labeled[:, None]
-    return batch._replace(
-        images=images,
-        targets=targets.astype(batch.targets.dtype),
-        labels=jnp.where(labeled, batch.labels, -1),
-    )
+    rng_rectangle, rng_flip = jax.random.split(rng)
+    count, *lengths = images.shape[:3]
+    x = enlarge(images, *rectangles(rng_rectangle, count, lengths, least_area))
+    flipped = jax.random.bernoulli(rng_flip, shape=(count,))
+    return jnp.where(flipped[:, None, None, None], x[:, :, ::-1], x)
+
+
+def rectangles(rng: Array, count: int, lengths: Sequence[int], least_area: float) -> tuple[Array, Array]:
+    """Random rectangles in images of `lengths` (H, W).
+
+    The area is a share of the image's, uniform in [least_area, 1], the aspect ratio log-uniform in [3/4, 4/3]. Of ten
+    draws the first that fits counts, and if none does, the whole image.
+
+    Returns:
+      (first row and column [B, 2], height and width [B, 2]), whole numbers in float32.
+    """
+    rng_area, rng_ratio, rng_place = jax.random.split(rng, 3)
+    area = lengths[0] * lengths[1] * jax.random.uniform(rng_area, (TRIES, count), minval=least_area)
+    ratio = jnp.exp(jax.random.uniform(rng_ratio, (TRIES, count), minval=-LOG_RATIO, maxval=LOG_RATIO))
+    sides = jnp.round(jnp.sqrt(area[..., None] * jnp.stack([1 / ratio, ratio], -1)))
+    whole = jnp.asarray(lengths, sides.dtype)
+    fits = ((sides >= 1) & (sides <= whole)).all(-1)
+    size = jnp.where(fits.any(0)[:, None], sides[fits.argmax(0), jnp.arange(count)], whole)
+    return jnp.floor(jax.random.uniform(rng_place, (count, 2)) * (whole - size + 1)), size
+
+
+def enlarge(images: Array, first: Array, size: Array) -> Array:
+    """The `rectangles` (first [B, 2], size [B, 2]) of images, interpolated linearly to the size of the images."""
+    x = images.astype(jnp.float32)
+    for i, product in enumerate(("bts,bswc->btwc", "bts,bhsc->bhtc")):  # of matrices, as a TPU gathers slowly
+        length, own = images.shape[1 + i], size[:, i, None]
+        at = (jnp.arange(length) + 0.5) * own / length - 0.5  # in the rectangle, [B, length]
+        at = first[:, i, None] + jnp.clip(at, 0, own - 1)
+        weights = jnp.maximum(0, 1 - jnp.abs(at[:, :, None] - jnp.arange(length)))  # [B, to, from]
+        x = jnp.einsum(product, weights, x, precision="highest")
+    return x
+
+
+def cutout(rng: Array, images: Array, share: float, fill: np.ndarray) -> Array:
+    """A square of each image filled: centered at any of its pixels, and cut off at the border.
+
+    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
+
+    Args:
+      images: [B, H, W, C].
+      share: of the square's side by the image's, above 0.
+      fill: [C], in the scale of the images.
+    """
+    count, *lengths = images.shape[:3]
+    inside = jnp.ones((count, 1, 1), bool)
+    for i, length in enumerate(lengths):
+        center = jax.random.randint(jax.random.fold_in(rng, i), (count, 1), 0, length)
+        side = round(share * length)
+        at = jnp.arange(length) - center + side // 2
+        within = (at >= 0) & (at < side)
+        inside = inside & (within[:, :, None] if i == 0 else within[:, None, :])
+    return jnp.where(inside[..., None], jnp.asarray(fill).astype(images.dtype), images)
 
 
 def create(
@@ -115,13 +171,24 @@ def create(
     num_classes: int,
     kinds: Sequence[str] = ("none",),
     label_smoothing: float = 0.0,
+    least_area: float = 0.08,
+    cutout_share: float = 0.0,
+    fill: np.ndarray | None = None,
     mixup: float = 0.0,
+    cutmix: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Callable[[Array, RawBatch], tuple[Batch, ...]]:
     """Returns augment(rng, raw) -> one Batch of pixels for each of `kinds`, the views of the images.
 
-    Mixup takes the same pairs and shares in every view. `dtype` is that of the computation, and of the targets where it
-    is wider than float32.
+    Args:
+      num_classes: K.
+      kinds: of each view.
+      label_smoothing: share of a target that all classes get.
+      least_area: of "resized_crop", see `resized_crops`.
+      cutout_share, fill: see `cutout`; a share of 0 cuts nothing out.
+      mixup, cutmix: the alpha of each, 0 for none; with both, either is drawn for each batch. They take the same pairs
+        and shares in every view.
+      dtype: of the computation, and of the targets where it is wider than float32.
     """
     for kind in kinds:
         choose("dataset.augment", kind, KINDS)
@@ -135,14 +202,31 @@ def create(
 
     def view(kind: str, rng: Array, rng_mix: Array, raw: RawBatch) -> Batch:
         crops = random_crops(rng, len(raw.labels), kind)
-        images = raw.images if kind == "none" else take_crops(raw.images, crops)
+        images = raw.images
+        if kind == "resized_crop":
+            images = resized_crops(rng, images, least_area)
+        elif kind != "none":
+            images = take_crops(images, crops)
         if kind == "randaugment":
             images = randaugment(jax.random.fold_in(rng, 1), images)
+        if cutout_share:
+            assert fill is not None, "what is cut out is filled"
+            images = cutout(jax.random.fold_in(rng, 2), images, cutout_share, fill)
         targets = jax.nn.one_hot(raw.labels, num_classes, dtype=jnp.promote_types(dtype, jnp.float32))
         if label_smoothing:
             smooth = (1 - label_smoothing) * targets + label_smoothing / num_classes
             targets = jnp.where(raw.labels[:, None] >= 0, smooth, 0.0)
         batch = Batch(images, raw.labels, targets, raw.ids, crops)
-        return mix(rng_mix, batch, mixup) if mixup else batch
+        return mix(rng_mix, batch)
+
+    def mix(rng: Array, batch: Batch) -> Batch:
+        if not (mixup and cutmix):
+            return mixing.mixup(rng, batch, mixup) if mixup else mixing.cutmix(rng, batch, cutmix) if cutmix else batch
+        wide = batch._replace(images=batch.images.astype(jnp.float32))
+        return jax.lax.cond(
+            jax.random.bernoulli(jax.random.fold_in(rng, 1)),
+            lambda: mixing.mixup(rng, wide, mixup),
+            lambda: mixing.cutmix(rng, wide, cutmix),
+        )
 
     return augment

@@ -142,7 +142,18 @@ KEYS: dict[str, Key] = {
     "dataset.labeled": Key(0, whole(0), "only so many of them keep their label, class-balanced; 0: all"),
     "dataset.unlabeled": Key(True, FLAG, "keep the images that have no label"),
     "dataset.skip_unreadable": Key(False, FLAG, "count and skip images that cannot be decoded, instead of stopping"),
-    "dataset.augment": Key("crop", text(), '"none", "crop", "crop_flip" or "randaugment" (after crop and flip)'),
+    "dataset.augment": Key(
+        "crop", text(), '"none", "crop", "crop_flip", "randaugment" (after crop and flip), or "resized_crop" (and flip)'
+    ),
+    "dataset.least_area": Key(
+        0.08,
+        number(above=0, most=1, expected="a share above 0 and at most 1"),
+        'for "resized_crop": of the image, what the smallest crop covers',
+        later=True,
+    ),
+    "dataset.cutout": Key(
+        0.0, FRACTION, "side of a square that is cut out of each image, by the image's side; 0: none", later=True
+    ),
     "dataset.extra_views": Key(
         (), listing(text()), "for methods that compare views of an image: the augmentation of each further one"
     ),
@@ -275,6 +286,12 @@ KEYS: dict[str, Key] = {
         0.0,
         number(least=0, most=1e6, expected="a number of at least 0, and at most a million"),
         "alpha of the Beta distribution; 0: none",
+    ),
+    "train.cutmix": Key(
+        0.0,
+        number(least=0, most=1e6, expected="a number of at least 0, and at most a million"),
+        "as `mixup`, with rectangles of other images; with both, either is drawn for each batch",
+        later=True,
     ),
     "train.clip": Key(0.0, AT_LEAST_0, "largest global norm of the student's gradient; 0: none"),
     "train.accumulate": Key(

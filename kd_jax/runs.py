@@ -56,7 +56,7 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
     how = {key: value for key, value in kept["teacher"].items() if key not in outside}
     return {
         **kept,
-        "dataset": {**config["dataset"], "path": fingerprint},
+        "dataset": {**kept["dataset"], "path": fingerprint},
         "teacher": {**how, "run": teacher} if teacher is not None else None,
     }
 

@@ -1,11 +1,12 @@
-"""Crops, flips, resizing, normalization and mixup against numpy."""
+"""Crops, flips, resizing, normalization, cutout, mixup and CutMix against numpy and Pillow."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from kd_jax import augment
+from kd_jax import augment, mixing
 from kd_jax.errors import InputError
 from kd_jax.types import Batch, RawBatch
 
@@ -160,7 +161,7 @@ def mixed():
         np.eye(6, dtype=np.float32).reshape(6, 1, 6, 1),
         *map(jnp.asarray, (LABELS, targets.astype(np.float32), INDEX, INDEX)),
     )
-    after = jax.jit(augment.mix, static_argnums=2)(jax.random.key(3), batch, 0.8)
+    after = jax.jit(mixing.mixup, static_argnums=2)(jax.random.key(3), batch, 0.8)
     lights = np.asarray(after.images, np.float64).reshape(6, 6)
     others = lights * (1 - np.eye(6))
     order = np.where(others.any(-1), others.argmax(-1), np.arange(6))
@@ -180,7 +181,7 @@ def test_the_share_of_mixup_is_a_draw_of_beta(alpha):
     labels = jnp.zeros(2, jnp.int32)
     lights = jnp.eye(2).reshape(2, 1, 2, 1)
     batch = Batch(lights, labels, jnp.ones((2, 4)), labels, labels)
-    mixed = jax.jit(jax.vmap(lambda key: augment.mix(key, batch, alpha).images[0].reshape(2)))
+    mixed = jax.jit(jax.vmap(lambda key: mixing.mixup(key, batch, alpha).images[0].reshape(2)))
     lights = np.asarray(mixed(jax.random.split(jax.random.key(0), 4000)), np.float64)
     shares = lights[lights[:, 1] > 0, 0]  # where the partner is the other image
     # Mean and variance of Beta(alpha, alpha), within five deviations.
@@ -200,3 +201,138 @@ def test_mixup_mixes_targets_as_it_mixes_images(mixed):
 def test_an_image_mixed_with_one_that_has_no_label_has_none(mixed):
     after, _, _, order = mixed
     np.testing.assert_array_equal(after.labels, np.where((LABELS >= 0) & (LABELS[order] >= 0), LABELS, -1))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Many rectangles in images of 24x32 pixels."""
+    draw = jax.jit(augment.rectangles, static_argnums=(1, 2, 3))
+    return [np.asarray(x, np.float64) for x in draw(jax.random.key(0), 20_000, (24, 32), 0.08)]
+
+
+def test_a_rectangle_lies_in_the_image(drawn):
+    first, size = drawn
+    assert (first >= 0).all()
+    assert (size >= 1).all()
+    assert (first + size <= [24, 32]).all()
+    np.testing.assert_array_equal(first, np.floor(first))
+    room = np.array([24, 32]) - size
+    roomy = (room >= 4).all(-1)
+    shares = first[roomy] / room[roomy]  # uniform over the places there are
+    assert np.abs(shares.mean(0) - 0.5).max() < 0.02
+    assert (shares.min(0) == 0).all()
+    assert (shares.max(0) == 1).all()
+
+
+def test_the_area_and_aspect_of_a_rectangle_are_those_of_torchvision(drawn):
+    size = drawn[1]
+    area, ratio = size.prod(-1) / (24 * 32), size[:, 1] / size[:, 0]
+    small = area < 0.6  # every draw of such an area fits, so their shares are uniform
+    counts, _ = np.histogram(area[small], np.linspace(0.1, 0.6, 6))
+    assert counts.max() < 1.15 * counts.min()
+    assert area.min() > 0.07
+    # Sides are rounded, which moves the ratio of a small rectangle by a tenth.
+    assert (np.abs(np.log(ratio[area > 0.2])) < np.log(4 / 3) + 0.12).all()
+    middle = np.log(ratio[small & (area > 0.2)])
+    np.testing.assert_allclose(middle.var(), (2 * np.log(4 / 3)) ** 2 / 12, rtol=0.1)  # of a uniform one
+
+
+def test_an_image_into_which_nothing_fits_is_taken_whole():
+    draw = jax.jit(augment.rectangles, static_argnums=(1, 2, 3))
+    first, size = draw(jax.random.key(0), 50, (4, 400), 1.0)
+    np.testing.assert_array_equal(size, np.broadcast_to([4, 400], (50, 2)))
+    np.testing.assert_array_equal(first, 0)
+
+
+def test_a_rectangle_is_enlarged_as_pillow_enlarges_it():
+    images = RNG.integers(0, 256, (4, 24, 32, 3), dtype=np.uint8)
+    first, size = np.array([[0, 0], [3, 5], [10, 20], [23, 0]]), np.array([[24, 32], [7, 11], [14, 12], [1, 1]])
+    got = jax.jit(augment.enlarge)(images, jnp.float32(first), jnp.float32(size))
+    for image, (row, column), (height, width), own in zip(images, first, size, got, strict=True):
+        box = (column, row, column + width, row + height)
+        for channel in range(3):
+            whole = Image.fromarray(image[..., channel].astype(np.float32))
+            expected = whole.crop(box).resize((32, 24), Image.Resampling.BILINEAR)
+            np.testing.assert_allclose(own[..., channel], np.asarray(expected), atol=1e-3)
+
+
+def test_resized_crops_are_flipped_or_not():
+    ramp = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, None, :, None], (400, 32, 32, 1))
+    got = np.asarray(jax.jit(augment.resized_crops, static_argnums=2)(jax.random.key(0), ramp, 0.5), np.float64)
+    rises = np.sign(got[:, 0, -1, 0] - got[:, 0, 0, 0])
+    assert 150 < (rises > 0).sum() < 250
+
+
+def test_a_square_of_its_size_is_cut_out_at_any_place():
+    images = np.ones((3000, 8, 12, 1), np.uint8)
+    got = np.asarray(jax.jit(augment.cutout, static_argnums=2)(jax.random.key(0), images, 0.5, np.array([7.4])))
+    assert set(np.unique(got)) == {1, 7}
+    hole = got[..., 0] == 7
+    rows, columns = hole.any(2), hole.any(1)
+    np.testing.assert_array_equal(hole, rows[:, :, None] & columns[:, None, :])
+    heights, widths = rows.sum(1), columns.sum(1)
+    assert (heights.max(), widths.max()) == (4, 6)
+    # A pixel is cut out where the center is within half a side: of the middle ones by 4 of 8, and 6 of 12.
+    np.testing.assert_allclose(hole[:, 4, 6].mean(), 4 / 8 * 6 / 12, atol=0.04)
+    np.testing.assert_allclose(hole[:, 0, 0].mean(), 3 / 8 * 4 / 12, atol=0.03)
+
+
+def cutmixed(key, alpha=1.0, count=16):
+    """A batch whose images are their numbers, mixed."""
+    numbers = np.arange(count)
+    images = jnp.broadcast_to(jnp.uint8(numbers)[:, None, None, None], (count, 20, 30, 1))
+    labels = jnp.int32(numbers % 4)
+    batch = Batch(images, labels, jnp.eye(4)[labels], labels, labels)
+    return mixing.cutmix(key, batch, alpha)
+
+
+def test_cutmix_puts_one_rectangle_of_a_partner_into_every_image_and_mixes_targets_by_its_area():
+    mixed = jax.jit(cutmixed)(jax.random.key(6))
+    images = np.asarray(mixed.images)[..., 0]
+    numbers = np.arange(16)
+    other = images != numbers[:, None, None]
+    holes = other[other.any((1, 2))]
+    assert (holes == holes[0]).all()
+    rows, columns = holes[0].any(1), holes[0].any(0)
+    np.testing.assert_array_equal(holes[0], rows[:, None] & columns)
+    partner = images.reshape(16, -1)[np.arange(16), other.reshape(16, -1).argmax(1)]
+    assert 0 < holes[0].mean() < 1
+    one_hot = np.eye(4)
+    expected = (1 - holes[0].mean()) * one_hot[numbers % 4] + holes[0].mean() * one_hot[partner % 4]
+    np.testing.assert_allclose(mixed.targets, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_the_area_of_cutmix_is_a_draw_of_beta_before_the_border_cuts_it(alpha):
+    mixed = jax.jit(jax.vmap(lambda key: cutmixed(key, alpha, 2).images[..., 0]))
+    holes = np.asarray(mixed(jax.random.split(jax.random.key(0), 6000)))[:, 0] == 1
+    holes = holes[holes.any((1, 2))]
+    inside = holes[~(holes[:, 0].any(1) | holes[:, -1].any(1) | holes[:, :, 0].any(1) | holes[:, :, -1].any(1))]
+    heights, widths = inside.any(2).sum(1), inside.any(1).sum(1)
+    assert (np.abs(heights / 20 - widths / 30) < 0.11).all()  # its proportions are the image's
+    # The density of areas near 0 of Beta(0.5, 0.5) is larger than in the middle, of Beta(2, 2) smaller.
+    small, middle = (heights <= 6).sum(), ((heights > 6) & (heights <= 12)).sum()
+    assert (small > middle) == (alpha == 0.5)
+
+
+def test_a_batch_is_mixed_by_either_where_both_are_given():
+    images = np.broadcast_to(np.arange(6)[:, None, None, None] * 40, (6, 16, 16, 1)).astype(np.uint8)
+    mix = jax.jit(create(mixup=1.0, cutmix=1.0))
+    kinds = []
+    for seed in range(40):
+        (batch,) = mix(jax.random.key(seed), RawBatch(images, np.zeros(6, np.int32), INDEX))
+        kinds.append(not np.isin(np.asarray(batch.images), images).all())  # mixup makes new values
+    assert 8 < sum(kinds) < 32
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"kinds": ("resized_crop",), "least_area": 0.2}, True),
+        ({"cutout_share": 0.5, "fill": np.array([1.0, 2.0, 3.0])}, True),
+        ({"cutmix": 1.0}, True),
+        ({}, False),
+    ],
+)
+def test_each_option_changes_the_images(options, changed):
+    assert np.array_equal(one(jax.random.key(2), **options).images, IMAGES) is not changed

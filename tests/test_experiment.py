@@ -64,7 +64,7 @@ def test_every_option_can_be_trained_with(overrides):
         ({"train.mixup": -0.1}, "train.mixup is -0.1; expected a number of at least 0"),
         ({"evaluate.select": "best"}, "evaluate.select is 'best'; expected one of: best-validation, last"),
         ({"evaluate.select": "best-validation", "dataset.holdout": 0.0}, "there is no validation split"),
-        ({"teacher.kind": "hub"}, "teacher.kind is 'hub'; expected one of: config, ensemble, mean, none, .*run"),
+        ({"teacher.kind": "hub"}, "teacher.kind is 'hub'; expected one of: config, ensemble, exported, mean, none, .*run"),
         ({"teacher.kind": "config"}, "teacher.config is empty"),
         ({"teacher.kind": "run"}, "teacher.path is empty"),
         (
@@ -301,6 +301,17 @@ def test_images_are_cropped_as_the_config_says():
 def test_targets_are_smoothed_as_the_config_says():
     raw, batch = augmented(**{"train.label_smoothing": 0.2})
     np.testing.assert_allclose(batch.targets, 0.8 * np.eye(4)[raw.labels] + 0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dataset.cutout": 0.5}, {"train.cutmix": 1.0}, {"dataset.augment": "resized_crop", "dataset.least_area": 1.0}],
+)
+def test_each_augmentation_of_the_config_reaches_the_images(changes):
+    plain, changed = (augmented(**{"dataset.augment": "none"} | given)[1].images for given in ({}, changes))
+    if "dataset.least_area" in changes:  # a square that is the whole image, or a little less of it
+        plain = augmented(**{"dataset.augment": "resized_crop", "dataset.least_area": 0.08})[1].images
+    assert not np.array_equal(plain, changed)
 
 
 def test_images_are_mixed_as_the_config_says():

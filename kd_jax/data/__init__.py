@@ -23,7 +23,10 @@ NORMALIZE = ("dataset", "imagenet")
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 # What of the section chooses among the images, and what happens to them later, and so not what is read.
-CHOICE = ("holdout", "train_images", "labeled", "unlabeled", "normalize", "augment", "extra_views")
+CHOICE = (
+    *("holdout", "train_images", "labeled", "unlabeled", "normalize"),
+    *("augment", "least_area", "cutout", "extra_views"),
+)
 
 
 class Kind(NamedTuple):

@@ -240,7 +240,9 @@ def _of_table(experiment: Experiment, crops: Sequence[int] | None) -> dict[str, 
     """What a table depends on beside the teacher."""
     dataset = experiment.identity["dataset"]
     return {
-        "dataset": {key: value for key, value in dataset.items() if key not in ("augment", "extra_views")},
+        "dataset": {
+            key: value for key, value in dataset.items() if key not in ("augment", "least_area", "extra_views")
+        },
         "views": len(crops or ()),
     }
 
@@ -251,7 +253,7 @@ def _of_recording(experiment: Experiment) -> dict[str, Any]:
     return {
         "dataset": experiment.identity["dataset"],
         "seed": config["seed"],
-        "train": {key: config["train"][key] for key in ("batch_size", "mixup", "accumulate")},
+        "train": {key: config["train"][key] for key in ("batch_size", "mixup", "cutmix", "accumulate")},
         "random": [str(getattr(jax.config, name)) for name in RANDOM],
     }
 

@@ -157,8 +157,8 @@ def _check_cache(config: Mapping[str, Any], classes: int) -> None:
         raise InputError(f"teacher.cache is {cache!r} and teacher.kind {section['kind']!r}; expected cache 'none'")
     if cache == "views" and listed_views(config) is None:
         raise InputError(
-            "teacher.cache is 'views', which mixup, RandAugment, teacher.mode 'train' and a kind that draws do not"
-            " allow: what the teacher says cannot be listed; expected 'recording'"
+            "teacher.cache is 'views', which mixup, CutMix, cutout, resized crops, RandAugment, teacher.mode 'train'"
+            " and a kind that draws do not allow: what the teacher says cannot be listed; expected 'recording'"
         )
     if top_k := section["top_k"]:
         if cache == "none":
@@ -172,7 +172,7 @@ def listed_views(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     section = config["teacher"]
     members = _members(section).values() if section["kind"] == "ensemble" else ()
     drawn = any(each["mode"] != "eval" or not KINDS[each["kind"]].listed for each in (section, *members))
-    if config["train"]["mixup"] or drawn:
+    if config["train"]["mixup"] or config["train"]["cutmix"] or config["dataset"]["cutout"] or drawn:
         return None
     return augment.listed((config["dataset"]["augment"], *config["dataset"]["extra_views"]))
 

@@ -27,6 +27,8 @@ CONFIG = {
     "skip_unreadable": False,
     "augment": "crop",
     "extra_views": (),
+    "least_area": 0.08,
+    "cutout": 0.0,
 }
 
 
