@@ -10,9 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from kd_jax import gradcam, models, weights
+from kd_jax import gradcam, methods, models, weights
 from kd_jax.errors import InputError
 from kd_jax.models import convnext, torch_names
+from kd_jax.types import Batch, Context, Outputs, View
 from tests.models import fixed, parity
 
 RECORDED = np.load(Path(__file__).parent / "timm.npz")
@@ -287,3 +288,40 @@ def test_grad_cam_explains_a_transformer_by_its_last_map():
     maps = parity.jit(lambda v: gradcam.gradcam(network, v, IMAGES, labels))(drawn(network))
     assert maps.shape == (2, 4, 4)
     assert maps.max() > 0
+
+
+@pytest.fixture(scope="module")
+def hard():
+    """(DeiT's hard distillation, a network with a token for it, its variables, their two terms)."""
+    network = create(DISTILLED)
+    method = methods.create({"cross_entropy": {}, "deit": {}})
+    variables = drawn(network)
+    labels, teacher = jnp.array([0, 1]), jnp.eye(5)[jnp.array([2, 3])]
+    batch = Batch(IMAGES, labels, jax.nn.one_hot(labels, 5), jnp.arange(2), jnp.zeros(2, jnp.int32))
+
+    def terms(variables, train):
+        outputs, _ = network.apply(variables, IMAGES, train=train)
+        context = Context((View(batch, outputs, Outputs(teacher)),), rng=jax.random.key(0))
+        own = method.init(jax.random.key(0), context)
+        return method.apply(own, context)[0], own.params, method.predict(own, outputs), outputs
+
+    return method, variables, terms
+
+
+def test_deit_teaches_the_heads_of_a_network_with_a_distillation_token(hard):
+    _, variables, terms = hard
+    found, params, _, out = parity.jit(lambda v: terms(v, True))(variables)
+    of_class, of_dist = (np.asarray(jax.nn.log_softmax(out.members[token].logits)) for token in ("class", "dist"))
+    np.testing.assert_allclose(found["cross_entropy"], -of_class[[0, 1], [0, 1]].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["deit"], -of_dist[[0, 1], [2, 3]].mean(), rtol=1e-5)
+    assert not jax.tree.leaves(params)  # it needs no head of its own
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_deit_predicts_the_mean_of_the_networks_two_heads(hard, train):
+    _, variables, terms = hard
+    _, _, predicted, out = parity.jit(lambda v: terms(v, train))(variables)
+    expected = 0.5 * (out.members["class"].logits + out.members["dist"].logits)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+    own = expected if not train else out.members["class"].logits
+    np.testing.assert_allclose(out.logits, own, rtol=1e-5, atol=1e-6)
