@@ -110,7 +110,7 @@ class Outputs(NamedTuple):
     embedding: Float[Array, "B D"] | None = None  # the input of the final linear layer
     head: Head | None = None
     norms: tuple[Norm, ...] = ()  # each stage's last batch normalization
-    members: Any = None  # of an ensemble: {name: what each reports}
+    members: Any = None  # of an ensemble, or of a network with several heads: {name: what each reports}
 
 
 class NetworkInit(Protocol):

@@ -83,7 +83,8 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
         why = "is of another shape"
     else:
         why = "is of another kind" if any(_module(key) not in modules for key in state_dict) else "is not there"
-    return Loaded(torch_names.match(rest, unflatten_dict(backbone), network), False, why)
+    shapes_of_backbone = {name: unflatten_dict(backbone).get(name, {}) for name in variables}
+    return Loaded(torch_names.match(rest, shapes_of_backbone, network), False, why)
 
 
 def _trains_head(folder: str) -> bool:

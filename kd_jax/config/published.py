@@ -269,7 +269,7 @@ PUBLISHED: dict[str, Published] = {
         (Number("ImageNet, RegNetY-16GF to DeiT-B", 83.4, "the paper"),),
         pairs="Published for transformers alone; the soft form with 0.1 and labels 0.9.",
         differs="The soft form is divided by the number of classes.",
-        here="It is not; the second head reads the embedding, where the transformer has a token of its own.",
+        here="It is not; for a student without a distillation token the second head reads the embedding.",
     ),
     # Of embeddings.
     "rkd_distance": Published(

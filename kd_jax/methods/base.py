@@ -80,15 +80,21 @@ def tap(outputs: Outputs, on: str, who: str = "the network") -> Array:
 def reported(outputs: Outputs, field: str, who: str) -> Any:
     """A field of `Outputs`; raises InputError where it is missing."""
     value = getattr(outputs, field)
-    if value is None or (isinstance(value, tuple) and not len(value)):
-        if outputs.members:
+    if _is_missing(value):
+        members = outputs.members.items() if outputs.members else ()
+        report = sorted(name for name, member in members if not _is_missing(getattr(member, field)))
+        if report and who == "the teacher":
             raise InputError(
                 f"{who} is an ensemble and reports no {field} of its own; expected the term's `teacher`, one of:"
-                f" {', '.join(sorted(outputs.members))}"
+                f" {', '.join(report)}"
             )
         has = ", ".join(name for name, x in outputs._asdict().items() if x is not None and len(x))
         raise InputError(f"{who} reports {has} and no {field}; expected a network that does, or a method without it")
     return value
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple) and not len(value))
 
 
 def stage_map(outputs: Outputs, stage: int, who: str, field: str = "features") -> Array:

@@ -118,8 +118,9 @@ class DeiT(nn.Module):
 
     Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021 (weight
     0.5, labels 0.5; "soft": 0.1 and 0.9). "hard" is the cross entropy with the class that the teacher predicts, "soft"
-    is KD, whose sum over the classes the official code divides by their number. There the second head reads a token of
-    its own, here the student's embedding, which any network has. The head is part of what is deployed.
+    is KD, whose sum over the classes the official code divides by their number. The second head is that of the
+    distillation token, as in the paper, where the student has one (`deit_tiny_distilled_patch16_224`), and otherwise
+    one more on the student's embedding, which any network has. The head is part of what is deployed.
 
     Fields:
       distillation: "hard" or "soft". temperature: of "soft".
@@ -133,7 +134,7 @@ class DeiT(nn.Module):
 
     def __call__(self, context: Context) -> Array:
         choose("distillation", self.distillation, ("hard", "soft"))
-        logits, teacher = self.head(context.student), context.teacher.logits
+        logits, teacher = self.second(context.student), context.teacher.logits
         if self.distillation == "soft":
             return losses.kd(logits, teacher, temperature=self.temperature).mean()
         targets = jax.nn.one_hot(teacher.argmax(-1), teacher.shape[-1], dtype=logits.dtype)
@@ -141,7 +142,13 @@ class DeiT(nn.Module):
 
     def predict(self, outputs: Outputs) -> Array:
         """The mean [B, K] of the two heads' logits."""
-        logits: Array = 0.5 * (outputs.logits + self.head(outputs))
+        first = outputs.members["class"] if outputs.members else outputs  # whose logits are already the mean
+        logits: Array = 0.5 * (first.logits + self.second(outputs))
+        return logits
+
+    def second(self, outputs: Outputs) -> Array:
+        """The logits [B, K] of the second head."""
+        logits: Array = outputs.members["dist"].logits if outputs.members else self.head(outputs)
         return logits
 
 

@@ -127,28 +127,42 @@ def _gradients_on_cpu(x: Array, kernel: Array, dy: Array, *, stride: int, groups
 def _depthwise_of_kernel(x: Array, kernel: Array, dy: Array, stride: int) -> Array:
     """The gradient of the kernel, four images after another: XLA adds up over all of them four times slower.
 
-    The four are far from one another, so that each group is split over the devices as the batch is.
+    The four are far from one another, so that each group is split over the devices as the batch is. The rows of the
+    kernel come one after another too: the 49 sums of 7x7 at once take twice as long, and to compile five times as long.
     """
     batch = x.shape[0]  # it may be symbolic
     groups = batch // 4 if isinstance(batch, int) and batch % 4 == 0 else 1
+    padded, height, width = _padded(x, kernel)
 
     def grouped(a: Array) -> Array:
         return a.astype(kernel.dtype).reshape(-1, groups, *a.shape[1:]).swapaxes(0, 1)
 
     def add(total: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
         own, d_own = images
-        return total + jnp.stack([(part * d_own).sum((0, 1, 2)) for part in _shifted(own, kernel, stride)]), None
 
-    zeros = jnp.zeros((kernel.shape[0] ** 2, kernel.shape[-1]), kernel.dtype)
-    return lax.scan(add, zeros, (grouped(x), grouped(dy)))[0].reshape(kernel.shape)
+        def row(i: Array) -> Array:
+            read = lax.dynamic_slice_in_dim(own, i, height, 1)
+            parts = (_strided(read[:, :, j : j + width], stride) for j in range(kernel.shape[1]))
+            return jnp.stack([(part * d_own).sum((0, 1, 2)) for part in parts])
+
+        return total + lax.map(row, jnp.arange(kernel.shape[0])), None
+
+    zeros = jnp.zeros((*kernel.shape[:2], kernel.shape[-1]), kernel.dtype)
+    return lax.scan(add, zeros, (grouped(padded), grouped(dy)))[0].reshape(kernel.shape)
 
 
-def _shifted(x: Array, kernel: Array, stride: int) -> list[Array]:
-    """What each tap of the kernel reads, of the shape of the result."""
+def _padded(x: Array, kernel: Array) -> tuple[Array, Any, Any]:
+    """x with zeros around, and the height and width of what a tap of the kernel reads at a stride of 1."""
     size = kernel.shape[0]
     edges = (size // 2,) * 2
     padded = jnp.pad(x, ((0, 0), edges, edges, (0, 0)))
     height, width = (length - size + 1 for length in padded.shape[1:3])
+    return padded, height, width
+
+
+def _shifted(x: Array, kernel: Array, stride: int) -> list[Array]:
+    """What each tap of the kernel reads, of the shape of the result."""
+    size, (padded, height, width) = kernel.shape[0], _padded(x, kernel)
     return [_strided(padded[:, i : i + height, j : j + width], stride) for i in range(size) for j in range(size)]
 
 

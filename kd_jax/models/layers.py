@@ -1,4 +1,4 @@
-"""Layers that follow PyTorch's arithmetic: convolution, batch normalization, initializers, the head behind a backbone.
+"""Layers that follow PyTorch's arithmetic: convolution, normalizations, initializers, the head behind a backbone.
 
 Parameters, statistics and what leaves a backbone are at least float32, whatever the type of the computation.
 """
@@ -26,6 +26,8 @@ conv_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), 
 # PyTorch's default for a convolution's kernel [k, k, fan_in / k^2, out]: uniform in +-1/sqrt(fan_in).
 default_conv_init = jax.jit(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), static_argnums=(1, 2))
 small_init = nn.initializers.normal(0.01)  # normal_(0, 0.01)
+# trunc_normal_(std=0.02) of transformers, which cuts at 2: a hundred deviations.
+transformer_init = jax.jit(nn.initializers.normal(0.02), static_argnums=(1, 2))
 Initializer = Callable[..., Array]  # (rng, shape, dtype)
 
 
@@ -149,6 +151,34 @@ class BatchNorm(nn.Module):
         return Norm(params["scale"], params["bias"])
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def normalize_features(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """Layer normalization over the last axis: x [..., c] -> [..., c] of the same type.
+
+    Args:
+      scale, bias: [c], at least float32, the type in which it is computed.
+      epsilon: what is added to the biased variance.
+    """
+    wide = x.astype(scale.dtype)
+    centered = wide - wide.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + epsilon)
+    return (centered * inverse * scale + bias).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization over the last axis as in PyTorch, whose epsilon is 1e-5 by default."""
+
+    epsilon: float = EPSILON
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [..., c] -> [..., c] of the same type."""
+        channels, dtype = x.shape[-1], wide(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, (channels,), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
+        return normalize_features(x, scale, bias, self.epsilon)
+
+
 class Conv(nn.Module):
     """A square convolution, padded as PyTorch's networks pad it: by half the kernel on every side."""
 
@@ -169,6 +199,62 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, (self.features,), wide(self.dtype)).astype(y.dtype)
+
+
+class Patches(nn.Module):
+    """A convolution whose stride is its size, without padding, as one product of matrices. Rests of a patch are cut."""
+
+    features: int
+    size: int
+    kernel_init: Initializer = default_conv_init
+    bias_init: Initializer | None = None  # as PyTorch's: uniform in +-1/sqrt(fan_in)
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, H // size, W // size, features] of `dtype`."""
+        (_, height, width, channels), size = x.shape, self.size
+        kernel = self.param("kernel", self.kernel_init, (size, size, channels, self.features), wide(self.dtype))
+        bound = 1 / math.sqrt(size * size * channels)
+        uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+        bias = self.param("bias", self.bias_init or uniform, (self.features,), wide(self.dtype))
+        h, w = height // size, width // size
+        whole = x[:, : h * size, : w * size].astype(self.dtype)
+        parts = whole.reshape(-1, h, size, w, size, channels).swapaxes(2, 3).reshape(-1, h, w, size * size * channels)
+        return parts @ kernel.astype(self.dtype).reshape(-1, self.features) + bias.astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them, from c channels to four times as many and back."""
+
+    linear: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [..., c] -> [..., c]."""
+        channels = x.shape[-1]
+        return self.linear(channels, name="fc2")(nn.gelu(self.linear(4 * channels, name="fc1")(x), approximate=False))
+
+
+def dense(dtype: DTypeLike) -> Callable[..., nn.Module]:
+    """The linear layer of a transformer, computed in `dtype`."""
+    return functools.partial(nn.Dense, dtype=dtype, param_dtype=wide(dtype), kernel_init=transformer_init)
+
+
+def pointwise(dtype: DTypeLike) -> Callable[..., nn.Module]:
+    """The same as a 1x1 convolution."""
+    return functools.partial(Conv, use_bias=True, kernel_init=transformer_init, dtype=dtype)
+
+
+def linear_rates(last: float, count: int) -> list[float]:
+    """The rates of stochastic depth of so many blocks: from 0 to `last`, by equal steps."""
+    return [last * i / max(count - 1, 1) for i in range(count)]
+
+
+def drop_path(x: Array, rate: float, *, train: bool) -> Array:
+    """Stochastic depth: in training what a block adds [B, ...] is zero for some images, and larger for the others."""
+    y: Array = nn.Dropout(rate, broadcast_dims=tuple(range(1, x.ndim)), deterministic=not train)(x)
+    return y
 
 
 class Linear(nn.Module):

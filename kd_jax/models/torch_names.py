@@ -84,7 +84,8 @@ def match(state_dict: StateDict, shapes: Variables, network: Network) -> Variabl
     wrong = [f"{names[p]} is {a.shape}, not {expected[p]}" for p, a in arrays.items() if a.shape != expected[p]]
     if wrong:
         raise InputError(f"the weights are not those of {network.name}: {first_few(wrong)}")
-    return unflatten_dict({path: _to_flax(path, array).astype(flat[path].dtype) for path, array in arrays.items()})
+    found = unflatten_dict({path: _to_flax(path, array).astype(flat[path].dtype) for path, array in arrays.items()})
+    return {name: found.get(name, {}) for name in shapes}  # a network may have no statistics
 
 
 def check_keys(state_dict: Iterable[str], names: Iterable[str], network: str) -> None:

@@ -1,5 +1,6 @@
 """Layers against their formulas, in float64 numpy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,34 @@ def test_batch_norm_in_inference_uses_the_running_statistics():
     np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS, rtol=1e-10)
 
 
+def layer_normalized(x, scale, bias, epsilon):
+    """Layer normalization, as PyTorch defines it."""
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + epsilon) * scale + bias
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 0.1])
+def test_layer_norm_normalizes_the_channels_of_each_pixel(epsilon):
+    variables = {"params": {"scale": SCALE, "bias": BIAS}}
+    with jax.enable_x64(True):
+        y = layers.LayerNorm(epsilon).apply(variables, jnp.asarray(X))
+    np.testing.assert_allclose(y, layer_normalized(X, SCALE, BIAS, epsilon), rtol=1e-10)
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2], ids=["x", "scale", "bias"])
+def test_layer_norms_gradient_is_that_of_finite_differences(argument):
+    values = [X, SCALE, BIAS]
+
+    def moved(step):
+        return [v + step * (i == argument) for i, v in enumerate(values)]
+
+    direction = RNG.normal(size=values[argument].shape)
+    ends = [(layer_normalized(*moved(sign * 1e-5 * direction), 1e-6) * DY).sum() for sign in (1, -1)]
+    with jax.enable_x64(True):
+        gradient = grad(lambda *v: (layers.normalize_features(*v, 1e-6) * DY).sum(), argument)(*values)
+    np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
+
+
 MANY = RNG.normal(size=(64, 8, 8, 5))
 
 
@@ -120,6 +149,14 @@ def test_batch_norm_of_bfloat16_takes_its_statistics_in_float32():
     np.testing.assert_allclose(np.float64(y), normalized(exact, SCALE, BIAS), atol=0.02)
 
 
+def test_layer_norm_of_bfloat16_computes_in_float32():
+    y = jax.jit(lambda x: layers.normalize_features(x, *map(jnp.float32, (SCALE, BIAS)), 1e-6))(FAR)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.float64(y), layer_normalized(np.asarray(FAR, np.float64), SCALE, BIAS, 1e-6), atol=0.02
+    )
+
+
 def test_batch_norms_gradient_in_bfloat16_is_computed_in_float32():
     given = jnp.asarray(DY, jnp.bfloat16)
     pulled = jax.jit(lambda *v: jax.vjp(layers.normalize_batch, *v)[1]((given, jnp.zeros(5), jnp.zeros(5))))
@@ -164,6 +201,32 @@ def test_the_mlp_head_drops_half_of_what_its_batch_norm_sees():
     # Ones become 0 or 2, half of them each: mean and variance are 1.
     np.testing.assert_allclose(10 * stats["mean"], 1, atol=5 / np.sqrt(1000))
     np.testing.assert_allclose(10 * (stats["var"] - 0.9), 1, atol=0.02)
+
+
+def test_patches_are_a_convolution_whose_stride_is_its_size():
+    x = jnp.asarray(RNG.normal(size=(2, 7, 9, 3)), jnp.float32)
+    variables = layers.Patches(6, 4).init(jax.random.key(0), x)
+    kernel, bias = (np.asarray(variables["params"][name], np.float64) for name in ("kernel", "bias"))
+    pixels = np.asarray(x, np.float64)
+    expected = np.zeros((2, 1, 2, 6))  # three rows and a column are left over
+    for j in range(2):
+        expected[:, 0, j] = np.einsum("bhwc,hwco->bo", pixels[:, :4, 4 * j : 4 * j + 4], kernel) + bias
+    np.testing.assert_allclose(layers.Patches(6, 4).apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
+    x = jnp.ones((400, 2, 3))
+    module = Dropping()
+    y = np.asarray(module.apply({}, x, rngs={"dropout": jax.random.key(0)}))
+    assert (y == y[:, :1, :1]).all()
+    assert set(np.unique(y)) == {0, np.float32(4)}
+    np.testing.assert_allclose(y.mean(), 1, atol=5 * np.sqrt(3 / 400))
+
+
+class Dropping(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return layers.drop_path(x, 0.75, train=True)
 
 
 def test_a_linear_layer_starts_uniform_as_pytorchs_does():
