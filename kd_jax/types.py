@@ -106,10 +106,12 @@ class Outputs(NamedTuple):
     logits: Float[Array, "B K"]
     features: tuple[Array, ...] = ()  # S post-activation maps [B, h, w, c]: what the next stage reads
     preactivations: tuple[Array, ...] = ()  # the same S maps before their last ReLU (for the stem, before pooling)
-    pooled: Float[Array, "B c"] | None = None  # global average of the last map
+    pooled: Float[Array, "B c"] | None = None  # global average of the map that the backbone ends with
     embedding: Float[Array, "B D"] | None = None  # the input of the final linear layer
     head: Head | None = None
     norms: tuple[Norm, ...] = ()  # each stage's last batch normalization
+    # The map that the backbone ends with, where the final linear layer reads its global average.
+    last: Float[Array, "B h w c"] | None = None
     members: Any = None  # of an ensemble, or of a network with several heads: {name: what each reports}
 
 

@@ -108,19 +108,21 @@ def stage_map(outputs: Outputs, stage: int, who: str, field: str = "features") -
 
 
 def linear_head(outputs: Outputs, who: str) -> tuple[Array, Head]:
-    """The last map [B, h, w, c] and the final layer, which must be linear in the averages of its c channels.
+    """The map [B, h, w, c] that the backbone ends with, and the final layer, which reads the averages of its channels.
 
     Raises:
-      InputError: for a head that reads anything else, as far as its width shows it.
+      InputError: for a head that reads anything else.
     """
-    last = stage_map(outputs, -1, who)
     head = reported(outputs, "head", who)
+    last = outputs.last
+    if last is None:
+        raise InputError(f"{who}'s head reads no averaged map; expected a network with a linear head on one")
     if head.kernel.shape[0] != last.shape[-1]:
         raise InputError(
             f"{who}'s head reads {head.kernel.shape[0]} values, and its last map has {last.shape[-1]} channels;"
             " expected a network with a linear head on the averaged map"
         )
-    return last, Head(at_least_float32(head.kernel), at_least_float32(head.bias))
+    return at_least_float32(last), Head(at_least_float32(head.kernel), at_least_float32(head.bias))
 
 
 def stage_pairs(

@@ -61,7 +61,7 @@ class MobileNetV1(nn.Module):
                 x = taps(x, preactivation=preactivation, norm=norm.affine)
         pooled = at_least_float32(x).mean((1, 2))
         fc = Linear(self.num_classes, name="fc")
-        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head)
+        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head, last=x)
 
 
 class InvertedResidual(nn.Module):
@@ -113,7 +113,7 @@ class MobileNetV2Half(nn.Module):
         x = nn.relu(BatchNorm(name="conv2_1")(conv(last, name="conv2_0")(x), train=train))
         pooled = at_least_float32(x).mean((1, 2))
         fc = Linear(self.num_classes, layers.small_init, nn.initializers.zeros, name="classifier_0")
-        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head)
+        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head, last=x)
 
 
 # The network, and its final layer.

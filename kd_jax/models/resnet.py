@@ -129,7 +129,8 @@ class ResNet(nn.Module):
         embedding = MlpHead(name="mlp")(pooled, train=train) if self.head == "mlp" else pooled
         fc = Linear(self.num_classes, name="fc")
         logits = fc(embedding)
-        return taps.outputs(logits, pooled=pooled, embedding=embedding, head=fc.head)
+        last = x if self.head == "linear" else None
+        return taps.outputs(logits, pooled=pooled, embedding=embedding, head=fc.head, last=last)
 
 
 FAMILY = {

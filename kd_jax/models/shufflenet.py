@@ -120,7 +120,7 @@ class ShuffleNet(nn.Module):
             x = nn.relu(BatchNorm(name="bn2")(conv(self.widths[-1], name="conv2")(x), train=train))
         pooled = at_least_float32(x).mean((1, 2))
         fc = Linear(self.num_classes, name="linear")
-        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head)
+        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head, last=x)
 
 
 FAMILY = {"shufflenetv1": (1, V1_WIDTHS, 4 * V1_GROUPS), "shufflenetv2": (2, V2_WIDTHS, 2)}

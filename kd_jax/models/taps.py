@@ -47,6 +47,7 @@ class Taps:
         pooled: Array | None = None,
         embedding: Array | None = None,
         head: Head | None = None,
+        last: Array | None = None,
     ) -> Outputs:
         """The `Outputs` of the network, with the maps that were collected."""
         return Outputs(
@@ -57,4 +58,5 @@ class Taps:
             embedding=embedding,
             head=head,
             norms=tuple(self._norms),
+            last=last,
         )

@@ -56,7 +56,7 @@ class VGG(nn.Module):
             x = taps(x, preactivation=preactivation, norm=norm.affine)
         pooled = at_least_float32(x).mean((1, 2))
         fc = Linear(self.num_classes, layers.small_init, nn.initializers.zeros, name="classifier")
-        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head)
+        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head, last=x)
 
 
 def create(

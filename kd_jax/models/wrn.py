@@ -81,9 +81,10 @@ class WideResNet(nn.Module):
         bn1 = BatchNorm(name="bn1")
         x = bn1(x, train=train)
         taps.before_relu(x, bn1.affine)
-        pooled = at_least_float32(nn.relu(x)).mean((1, 2))
+        x = nn.relu(x)
+        pooled = at_least_float32(x).mean((1, 2))
         fc = Linear(self.num_classes, bias_init=nn.initializers.zeros, name="fc")
-        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head)
+        return taps.outputs(fc(pooled), pooled=pooled, embedding=pooled, head=fc.head, last=x)
 
 
 def create(

@@ -104,7 +104,7 @@ def _outputs(logits, embedding):
         embedding[:, None, None, :] * (1 + jnp.arange(float(size * size)).reshape(size, size, 1)) for size in (4, 2, 2)
     )
     norms = (Norm(jnp.ones(embedding.shape[1]), jnp.zeros(embedding.shape[1])),) * 3
-    return Outputs(logits, maps, maps, embedding, embedding, head, norms)
+    return Outputs(logits, maps, maps, embedding, embedding, head, norms, maps[-1])
 
 
 def batch(labels, num_classes=5) -> Batch:

@@ -62,7 +62,7 @@ def network(widths) -> Network:
             x = taps(jax.nn.relu(x), preactivation=x, norm=norm)
         pooled = at_least_float32(x).mean((1, 2))
         logits = pooled @ head.kernel + head.bias
-        return taps.outputs(logits, pooled=pooled, embedding=pooled, head=head), variables["batch_stats"]
+        return taps.outputs(logits, pooled=pooled, embedding=pooled, head=head, last=x), variables["batch_stats"]
 
     return Network(init, apply, head=("head",))
 
@@ -181,9 +181,8 @@ def create(terms: Mapping[str, Mapping[str, Any]], widths, dtype, *, accumulate=
         return (images.astype(jnp.promote_types(dtype, jnp.float32)) / 64 - 2).astype(dtype)
 
     def augment(rng, raw):
-        images = prepare(raw.images)
         targets = jax.nn.one_hot(raw.labels, CLASSES, dtype=jnp.promote_types(dtype, jnp.float32))
-        views = (images, images[:, :, ::-1])[: method.views]
+        views = (raw.images, raw.images[:, :, ::-1])[: method.views]
         return tuple(Batch(view, raw.labels, targets, raw.ids, jnp.zeros_like(raw.ids)) for view in views)
 
     def teach(variables, batch, rng, train):

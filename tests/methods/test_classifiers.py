@@ -30,7 +30,11 @@ def seen(student, teacher, own=HEADS["student"], other=HEADS["teacher"]):
     """A context with these last maps, and classifiers."""
     logits = [x[: len(student)] for x in LOGITS]
     sides = (
-        outputs(z)._replace(features=(jnp.asarray(x, jnp.float32),), head=Head(*map(jnp.float32, head)))
+        outputs(z)._replace(
+            features=(jnp.asarray(x, jnp.float32),),
+            last=jnp.asarray(x, jnp.float32),
+            head=Head(*map(jnp.float32, head)),
+        )
         for z, x, head in ((logits[0], student, own), (logits[1], teacher, other))
     )
     return context(*sides)

@@ -28,7 +28,8 @@ HEAD = Head(RNG.normal(size=(6, 5)), RNG.normal(size=5))
 
 def reports(logits, *maps) -> Outputs:
     """A network's outputs with these maps [B, h, w, c]."""
-    return outputs(logits)._replace(features=tuple(jnp.asarray(x, jnp.float32) for x in maps), head=HEAD)
+    features = tuple(jnp.asarray(x, jnp.float32) for x in maps)
+    return outputs(logits)._replace(features=features, last=features[-1], head=HEAD)
 
 
 SIZES = {"half": (4, 2), "twice": (2, 4), "by the difference": (4, 3), "equal": (2, 2)}
@@ -181,6 +182,13 @@ def test_simkds_head_is_the_teachers_and_is_not_trained():
 def test_a_head_that_does_not_read_the_last_map_is_refused():
     seen = context(reports(LOGITS[0], np.ones((4, 2, 2, 3))), reports(LOGITS[1], np.ones((4, 2, 2, 4))))
     with pytest.raises(InputError, match="the teacher's head reads 6 values, and its last map has 4 channels"):
+        methods.create({"simkd": {}}).init(jax.random.key(0), seen)
+
+
+def test_a_head_that_reads_no_averaged_map_is_refused():
+    teacher = reports(LOGITS[1], np.ones((4, 2, 2, 6)))._replace(last=None)
+    seen = context(reports(LOGITS[0], np.ones((4, 2, 2, 3))), teacher)
+    with pytest.raises(InputError, match="the teacher's head reads no averaged map; expected a network with a linear"):
         methods.create({"simkd": {}}).init(jax.random.key(0), seen)
 
 

@@ -87,7 +87,7 @@ def reports(maps, head, dtype=jnp.float32):
     """Outputs whose logits are those of the head on the averaged last map."""
     maps, head = jnp.asarray(maps, dtype), jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), head)
     logits = maps.mean((1, 2)).astype(jnp.float32) @ head.kernel + head.bias
-    return outputs(TEACHER)._replace(logits=logits, features=(maps[:, :1], maps), head=head)
+    return outputs(TEACHER)._replace(logits=logits, features=(maps[:, :1], maps), last=maps, head=head)
 
 
 @functools.cache

@@ -97,7 +97,7 @@ def reports(x: Inputs, *, stem: bool = True, head: Head | None = None, norms: tu
     pooled = maps[-1].mean((1, 2)) if pooled is None else pooled
     logits = jnp.zeros((len(pooled), 5)) if head is None else pooled @ head.kernel + head.bias
     maps = (jnp.zeros((len(pooled), 1, 1, 1)),) * (stem and bool(maps)) + maps
-    return Outputs(logits, maps, maps, pooled, pooled, head, norms)
+    return Outputs(logits, maps, maps, pooled, pooled, head, norms, maps[-1] if maps else None)
 
 
 def logits_of(logits: np.ndarray, embedding: np.ndarray | None = None) -> Outputs:
