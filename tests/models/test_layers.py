@@ -65,6 +65,16 @@ def test_batch_norm_in_inference_uses_the_running_statistics():
     np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 1e-5) * SCALE + BIAS, rtol=1e-10)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norms_epsilon_may_be_another(train):
+    module = layers.BatchNorm(epsilon=0.5)
+    with jax.enable_x64(True):
+        variables = module.init(jax.random.key(0), jnp.asarray(X), train=False)
+        y = module.apply(variables, jnp.asarray(X), train=train, mutable=["batch_stats"])[0]
+    mean, variance = (X.mean((0, 1, 2)), X.var((0, 1, 2))) if train else (0, 1)
+    np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 0.5), rtol=1e-10)
+
+
 MANY = RNG.normal(size=(64, 8, 8, 5))
 
 
@@ -171,6 +181,11 @@ def test_a_linear_layer_starts_uniform_as_pytorchs_does():
     for value in params.values():
         assert np.abs(value).max() <= 1 / 8
         np.testing.assert_allclose(np.std(value), 1 / 8 / np.sqrt(3), rtol=0.05)
+
+
+def test_a_depthwise_convolution_starts_normal_with_variance_two_over_its_taps():
+    kernel = layers.depthwise_init(jax.random.key(0), (3, 3, 1, 512))
+    np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / 9), rtol=0.05)
 
 
 def test_a_convolution_starts_normal_with_variance_two_over_its_outputs():
