@@ -158,6 +158,7 @@ class Network(NamedTuple):
     torch_key: Callable[[tuple[str, ...]], str] | None = None  # path in the variables -> PyTorch's key; None: no names
     name: str = "the network"  # for people
     published: Preprocessing | None = None  # of its published weights, where there are some
+    other_key: Callable[[str], str] | None = None  # a key of another layout of its weights -> that of `torch_key`
 
 
 class Networks(NamedTuple):

@@ -60,7 +60,7 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
     else:
         state_dict = torch_names.without_prefix(read(source))
     names = torch_names.keys(variables, network)
-    state_dict = torch_names.renamed(state_dict, names.values())
+    state_dict = torch_names.renamed(state_dict, names.values(), network)
     flat = flatten_dict(dict(variables))
     head = {path for path in flat if path[1] in network.head}
     if not trained:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from kd_jax import keys, registry
 from kd_jax.errors import InputError, check_callable, choose
-from kd_jax.models import cifar_resnet, convnext, mobilenet, resnet, shufflenet, vgg, vit, wrn
+from kd_jax.models import cifar_resnet, convnext, efficientnet, mobilenet, regnet, resnet, shufflenet, vgg, vit, wrn
 from kd_jax.models.function import from_function
 from kd_jax.models.linen import TorchKey, from_linen
 from kd_jax.models.taps import Taps
@@ -27,7 +27,7 @@ Builder = Callable[..., Network]  # (num_classes, **options)
 
 NETWORKS: dict[str, Builder] = {
     name: functools.partial(family.create, name)
-    for family in (resnet, cifar_resnet, wrn, vgg, mobilenet, shufflenet, convnext, vit)
+    for family in (resnet, cifar_resnet, wrn, vgg, mobilenet, shufflenet, efficientnet, regnet, convnext, vit)
     for name in family.FAMILY
 }
 # Parameters of a builder that are not options of a config; Flax gives every module the last two.

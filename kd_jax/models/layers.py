@@ -25,6 +25,8 @@ FAR = 8.0  # deviations: as far may a guess of the mean be off; the variance the
 conv_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2))
 # PyTorch's default for a convolution's kernel [k, k, fan_in / k^2, out]: uniform in +-1/sqrt(fan_in).
 default_conv_init = jax.jit(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), static_argnums=(1, 2))
+# The same of a depthwise convolution [k, k, 1, c], whose fan_out is that of one channel.
+depthwise_init = jax.jit(nn.initializers.variance_scaling(2.0, "fan_in", "normal"), static_argnums=(1, 2))
 small_init = nn.initializers.normal(0.01)  # normal_(0, 0.01)
 # trunc_normal_(std=0.02) of transformers, which cuts at 2: a hundred deviations.
 transformer_init = jax.jit(nn.initializers.normal(0.02), static_argnums=(1, 2))
@@ -48,24 +50,27 @@ def linear_init(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float
     return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
-@jax.custom_vjp
-def normalize_batch(x: Array, scale: Array, bias: Array, guess: Array) -> tuple[Array, Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def normalize_batch(
+    x: Array, scale: Array, bias: Array, guess: Array, epsilon: float = EPSILON
+) -> tuple[Array, Array, Array]:
     """Batch normalization over all axes but the last, by the batch's own statistics.
 
     Args:
       x: [..., c]. scale, bias: [c], at least float32, the type in which statistics are computed.
       guess: [c], of the batch's mean. It changes nothing beyond rounding: where it is good, a TPU reads the batch once.
+      epsilon: what is added to the biased variance.
     Returns:
       (y [..., c] of x's type, mean [c], biased variance [c]). The statistics carry no gradient, and the guess has none.
     """
-    return _normalize_batch_forward(x, scale, bias, guess)[0]
+    return _normalize_batch_forward(x, scale, bias, guess, epsilon)[0]
 
 
-def _normalize_batch_forward(x: Array, scale: Array, bias: Array, guess: Array) -> tuple[Any, Any]:
+def _normalize_batch_forward(x: Array, scale: Array, bias: Array, guess: Array, epsilon: float) -> tuple[Any, Any]:
     mean, variance = jax.lax.platform_dependent(
         x, guess, tpu=_statistics_in_one_pass, default=_statistics_in_two_passes
     )
-    inverse = jax.lax.rsqrt(variance + EPSILON)
+    inverse = jax.lax.rsqrt(variance + epsilon)
     y = ((x.astype(scale.dtype) - mean) * (inverse * scale) + bias).astype(x.dtype)
     return (y, mean, variance), (x, scale, mean, inverse)
 
@@ -92,8 +97,9 @@ def _statistics_in_one_pass(x: Array, guess: Array) -> tuple[Array, Array]:
     return jax.lax.cond(far, lambda: _statistics_in_two_passes(x, guess), lambda: (guess + offset, variance))
 
 
-def _normalize_batch_backward(residuals: Any, gradients: Any) -> tuple[Array, Array, Array, Array]:
+def _normalize_batch_backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[Array, Array, Array, Array]:
     """The closed form, with two reductions over the batch: autodiff takes more, and twice the time on a CPU."""
+    del epsilon  # which is in the inverse
     x, scale, mean, inverse = residuals
     dy = gradients[0].astype(scale.dtype)
     axes = tuple(range(x.ndim - 1))
@@ -108,19 +114,21 @@ def _normalize_batch_backward(residuals: Any, gradients: Any) -> tuple[Array, Ar
 normalize_batch.defvjp(_normalize_batch_forward, _normalize_batch_backward)
 
 
-@jax.jit
-def _train(x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> tuple[Array, Array, Array]:
+@functools.partial(jax.jit, static_argnums=5)
+def _train(
+    x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
     """(y, the next running mean, the next running variance)."""
-    y, batch_mean, batch_variance = normalize_batch(x, scale, bias, mean)
+    y, batch_mean, batch_variance = normalize_batch(x, scale, bias, mean, epsilon)
     count = x.size // x.shape[-1]
     unbiased = batch_variance * (count / max(count - 1, 1))
     mean, variance = ((1 - MOMENTUM) * a + MOMENTUM * b for a, b in ((mean, batch_mean), (variance, unbiased)))
     return y, mean, variance
 
 
-@jax.jit
-def _infer(x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> Array:
-    factor = scale * jax.lax.rsqrt(variance + EPSILON)
+@functools.partial(jax.jit, static_argnums=5)
+def _infer(x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float) -> Array:
+    factor = scale * jax.lax.rsqrt(variance + epsilon)
     return (x * factor + (bias - mean * factor)).astype(x.dtype)
 
 
@@ -130,17 +138,20 @@ class BatchNorm(nn.Module):
     Under `jit` over a mesh the statistics are those of the global batch.
     """
 
+    epsilon: float = EPSILON
+    scale_init: Initializer = nn.initializers.ones
+
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """x [..., c] -> [..., c] of the same type."""
         channels, dtype = x.shape[-1], wide(x.dtype)
-        scale = self.param("scale", nn.initializers.ones, (channels,), dtype)
+        scale = self.param("scale", self.scale_init, (channels,), dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), dtype)
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,), dtype)
         if not train:
-            return _infer(x, scale, bias, mean.value, variance.value)
-        y, *averages = _train(x, scale, bias, mean.value, variance.value)
+            return _infer(x, scale, bias, mean.value, variance.value, self.epsilon)
+        y, *averages = _train(x, scale, bias, mean.value, variance.value, self.epsilon)
         if not self.is_initializing():
             mean.value, variance.value = averages
         return y
@@ -180,13 +191,14 @@ class LayerNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution, padded as PyTorch's networks pad it: by half the kernel on every side."""
+    """A square convolution, padded as PyTorch's networks pad it unless `padding` is "same", see `convolution`."""
 
     features: int
     size: int = 1
     stride: int = 1
     groups: int = 1
     use_bias: bool = False
+    padding: str = "half"
     kernel_init: Initializer = conv_init
     dtype: DTypeLike = jnp.float32
 
@@ -195,7 +207,7 @@ class Conv(nn.Module):
         """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features] of `dtype`."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, wide(self.dtype))
-        y = convolution(x.astype(self.dtype), kernel, self.stride, self.groups)
+        y = convolution(x.astype(self.dtype), kernel, self.stride, self.groups, self.padding)
         if not self.use_bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, (self.features,), wide(self.dtype)).astype(y.dtype)
@@ -278,6 +290,24 @@ class Linear(nn.Module):
     def head(self) -> Head:
         params = self.variables["params"]
         return Head(params["kernel"], params["bias"])
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by a gate that two 1x1 convolutions compute of their averages."""
+
+    width: int  # between the two
+    names: tuple[str, str] = ("fc1", "fc2")
+    activation: Callable[[Array], Array] = nn.relu
+    gate: Callable[[Array], Array] = nn.sigmoid
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, h, w, c] -> [B, h, w, c] of the same type."""
+        y = at_least_float32(x).mean((1, 2), keepdims=True)
+        conv = functools.partial(Conv, use_bias=True, dtype=self.dtype)
+        y = self.activation(conv(self.width, name=self.names[0])(y))
+        return x * self.gate(conv(x.shape[-1], name=self.names[1])(y)).astype(x.dtype)
 
 
 class MlpHead(nn.Module):

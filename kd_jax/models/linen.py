@@ -20,6 +20,7 @@ def from_linen(
     head: tuple[str, ...] = (),
     torch_key: TorchKey | None = None,
     published: Preprocessing | None = None,
+    other_key: Callable[[str], str] | None = None,
 ) -> Network:
     """Wraps a Flax module whose `__call__(images, *, train, perturbations)` returns `Outputs` or logits [B, K].
 
@@ -28,7 +29,7 @@ def from_linen(
 
     Args:
       module: with or without batch statistics.
-      head, torch_key, published: see `Network`.
+      head, torch_key, published, other_key: see `Network`.
     Returns:
       A network, whose `init` raises InputError when `head` names a module that does not exist.
     """
@@ -67,4 +68,4 @@ def from_linen(
             outputs = Outputs(at_least_float32(outputs))
         return outputs, changed.get("batch_stats", {})
 
-    return Network(init, apply, head, torch_key, published=published)
+    return Network(init, apply, head, torch_key, published=published, other_key=other_key)

@@ -116,8 +116,10 @@ def num_classes(state_dict: StateDict, network: Network) -> int:
     return len(state_dict[key])
 
 
-def renamed(state_dict: StateDict, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The same, with modules that others call by a synonym called as in `names`."""
+def renamed(state_dict: StateDict, names: Iterable[str], network: Network | None = None) -> dict[str, np.ndarray]:
+    """The same by the keys `names`, where it has those of the network's other layout, or modules by a synonym."""
+    if network is not None and network.other_key is not None:
+        state_dict = {network.other_key(key): array for key, array in state_dict.items()}
     own, theirs = ({part for key in keys for part in key.split(".")} for keys in (names, state_dict))
     renamed = {b: a for pair in SYNONYMS for a, b in (pair, pair[::-1]) if {a, b} & own == {a} and a not in theirs}
     return {".".join(renamed.get(part, part) for part in key.split(".")): array for key, array in state_dict.items()}

@@ -24,7 +24,7 @@ class Recorded:
     def state_dict(self):
         """The fixed weights under PyTorch's keys, with running statistics that matter."""
         shapes = zip(self["keys"].tolist(), self["shapes"].tolist(), strict=True)
-        return {key: np.float32(fixed.weight(key, tuple(n for n in shape if n))) for key, shape in shapes}
+        return {key: fixed.weight(key, tuple(n for n in shape if n)) for key, shape in shapes}
 
 
 def close(got, expected, *, scale=None):
@@ -45,11 +45,11 @@ def variables_of(network, recorded, size):
     """The recorded network's variables, each key accounted for."""
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     names = torch_names.keys(shapes, network)
-    return torch_names.match(torch_names.renamed(recorded.state_dict(), names.values()), shapes, network)
+    return torch_names.match(torch_names.renamed(recorded.state_dict(), names.values(), network), shapes, network)
 
 
 def outputs_of(network, variables, name, count, size, **options):
-    images = fixed.images(name, count, size).astype(np.float32)
+    images = fixed.images(name, count, size).astype(jax.tree.leaves(variables)[0].dtype)
     return jit(functools.partial(network.apply, **options))(variables, images)
 
 

@@ -94,6 +94,16 @@ def test_layer_norms_gradient_is_that_of_finite_differences(argument):
     np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norms_epsilon_may_be_another(train):
+    module = layers.BatchNorm(epsilon=0.5)
+    with jax.enable_x64(True):
+        variables = module.init(jax.random.key(0), jnp.asarray(X), train=False)
+        y = module.apply(variables, jnp.asarray(X), train=train, mutable=["batch_stats"])[0]
+    mean, variance = (X.mean((0, 1, 2)), X.var((0, 1, 2))) if train else (0, 1)
+    np.testing.assert_allclose(y, (X - mean) / np.sqrt(variance + 0.5), rtol=1e-10)
+
+
 MANY = RNG.normal(size=(64, 8, 8, 5))
 
 
@@ -234,6 +244,11 @@ def test_a_linear_layer_starts_uniform_as_pytorchs_does():
     for value in params.values():
         assert np.abs(value).max() <= 1 / 8
         np.testing.assert_allclose(np.std(value), 1 / 8 / np.sqrt(3), rtol=0.05)
+
+
+def test_a_depthwise_convolution_starts_normal_with_variance_two_over_its_taps():
+    kernel = layers.depthwise_init(jax.random.key(0), (3, 3, 1, 512))
+    np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / 9), rtol=0.05)
 
 
 def test_a_convolution_starts_normal_with_variance_two_over_its_outputs():
