@@ -127,7 +127,11 @@ KEYS: dict[str, Key] = {
     ),
     "deterministic": Key(False, FLAG, "deterministic kernels on a GPU, at a cost in speed; a CPU always is"),
     # The images.
-    "dataset.source": Key("digits", text(), '"digits" (of the package), "folder" (class folders of images), "tfds"'),
+    "dataset.source": Key(
+        "digits",
+        text(),
+        '"digits" (of the package), "folder" (class folders of images), "npz" (a file of arrays), "tfds"',
+    ),
     "dataset.name": Key("cifar10", text(), 'for "tfds": any image classification set'),
     "dataset.path": Key("", text(), 'for "folder": the folder; for "tfds": where its data lies ("": the TFDS default)'),
     "dataset.image_size": Key(16, whole(1, 4096), "pixels; images are resized inside the step"),
@@ -250,7 +254,9 @@ KEYS: dict[str, Key] = {
     "optimizer.b1": Key(0.9, FRACTION, 'for "adam" and "adamw"'),
     "optimizer.b2": Key(0.999, FRACTION, 'for "adam" and "adamw"'),
     "optimizer.weight_decay": Key(5e-4, AT_LEAST_0, "pulls every parameter to zero"),
-    "optimizer.decay_norms_and_biases": Key(True, FLAG, "False: weight decay on kernels only"),
+    "optimizer.decay_norms_and_biases": Key(
+        True, FLAG, "False: weight decay on kernels only, not on factors, tokens and positions either"
+    ),
     "optimizer.schedule": Key(
         "cosine", text(), '"constant", "cosine", "step" or "exponential"; each after a linear warmup'
     ),
@@ -349,6 +355,24 @@ def _is_window(value: Any) -> bool:
 def later(name: str) -> dict[str, Any]:
     """{key: default} of the keys of a section that were added when there were runs already."""
     return {key: entry.default for key, entry in section(name).items() if entry.later}
+
+
+def complete(config: Any) -> Any:
+    """A config with the keys that have been added since there were runs, down to those of its teachers."""
+    if not isinstance(config, Mapping):
+        return config
+    new = {name: {**later(name), **tree} if isinstance(tree, Mapping) else tree for name, tree in config.items()}
+    if isinstance(teacher := new.get("teacher"), dict):
+        if "config" in teacher:
+            teacher["config"] = complete(teacher["config"])
+        if isinstance(members := teacher["members"], Mapping):
+            teacher["members"] = {name: _complete_member(member) for name, member in members.items()}
+    return new
+
+
+def _complete_member(member: Any) -> Any:
+    has_own = isinstance(member, Mapping) and member.get("config")
+    return {**member, "config": complete(member["config"])} if has_own else member
 
 
 def section(name: str) -> dict[str, Key]:

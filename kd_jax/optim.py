@@ -87,6 +87,8 @@ OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation]
 }
 SCHEDULES = ("constant", "cosine", "step", "exponential")
 FREEZES = ("none", "backbone", "backbone_and_norms")
+# By their last name: biases, the factors of norms and of blocks, the tokens and positions of transformers.
+NO_KERNELS = ("bias", "scale", "gamma", "cls_token", "dist_token", "pos_embed")
 
 
 def register(
@@ -179,8 +181,8 @@ def _steps(epochs: float, steps_per_epoch: int) -> Fraction:
 
 
 def is_kernel(path: Path) -> bool:
-    """Whether the parameter at this path is neither a bias nor a batch norm's scale."""
-    return path[-1] not in ("bias", "scale")
+    """Whether the parameter at this path is a kernel: no bias, factor, token or position."""
+    return path[-1] not in NO_KERNELS
 
 
 def split_frozen(params: Any, freeze: str, head: tuple[str, ...]) -> tuple[dict[Path, Any], dict[Path, Any]]:

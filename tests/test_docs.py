@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax import cli, methods
+from kd_jax import cli, methods, models
 from kd_jax.config import base, checks, experiment, shipped
 from kd_jax.keys import TERM
 from kd_jax.main import add_term
@@ -39,6 +39,12 @@ def test_every_link_leads_somewhere(page):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+def test_every_network_stands_on_its_page():
+    families = (module.FAMILY for module in vars(models).values() if hasattr(module, "FAMILY"))
+    listed = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "networks.md").read_text()))
+    assert {name for family in families for name in family} - listed == set()
 
 
 @pytest.fixture(scope="module")

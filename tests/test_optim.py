@@ -67,8 +67,19 @@ def test_adam_adds_decay_to_the_gradient_and_adamw_to_the_step(name):
     np.testing.assert_allclose(trajectory({"name": name}, GRADIENTS), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "decays"), [(("fc", "kernel"), True), (("fc", "bias"), False)])
-def test_biases_are_left_out_of_weight_decay_on_request(name, decays):
+@pytest.mark.parametrize(
+    ("name", "decays"),
+    [
+        (("fc", "kernel"), True),
+        (("fc", "bias"), False),
+        (("norm", "scale"), False),
+        (("block", "gamma"), False),
+        (("body", "cls_token"), False),
+        (("body", "dist_token"), False),
+        (("body", "pos_embed"), False),
+    ],
+)
+def test_biases_factors_and_tokens_are_left_out_of_weight_decay_on_request(name, decays):
     options = {"name": "sgd", "momentum": 0.0, "decay_norms_and_biases": False}
     expected = 1 - 0.1 * 0.1 if decays else 1.0
     np.testing.assert_allclose(trajectory(options, [0.0], name=name), [expected], rtol=1e-6)

@@ -210,7 +210,7 @@ def test_a_teacher_that_reports_logits_alone_teaches_by_them(registered):
 
 
 def test_what_such_a_teacher_lacks_is_named_before_anything_is_trained(registered):
-    for method, missing in (("rkd_distance", "embedding"), ("fitnet", "features"), ("simkd", "features")):
+    for method, missing in (("rkd_distance", "embedding"), ("fitnet", "features"), ("simkd", "head")):
         run = tiny.create({method: {}}, **registered)
         with pytest.raises(InputError, match=f"method.{method}: the teacher reports logits and no {missing}"):
             tiny.trace(run)

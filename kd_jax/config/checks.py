@@ -25,6 +25,8 @@ OLD_VALUES = {"model.freeze": {"convolutions": "backbone", "encoder": "backbone_
 def plain(config: Any) -> dict[str, Any]:
     """Nested dictionaries of numbers, strings, booleans and lists, out of a ConfigDict or of such dictionaries.
 
+    Keys that were added when there were runs already get their defaults where they are missing.
+
     Raises:
       InputError: for anything else.
     """
@@ -53,8 +55,8 @@ def plain(config: Any) -> dict[str, Any]:
             raise InputError(f"{what} is a number of more than 400 digits; expected a smaller one")
         return value
 
-    converted: dict[str, Any] = convert(config)
-    return converted
+    completed: dict[str, Any] = keys.complete(convert(config))
+    return completed
 
 
 def check(config: Mapping[str, Any]) -> None:

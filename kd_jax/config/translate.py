@@ -29,32 +29,18 @@ def translate(saved: Mapping[str, Any], teacher_hash: str | None) -> dict[str, A
       teacher_hash: of the teacher's run as that version computed it, by which its folder is called.
     """
     if saved.get("format", 1) >= FORMAT:
-        return {**saved, "config": _complete(saved["config"])}
+        return {**saved, "config": keys.complete(saved["config"])}
     data = {("labeled" if key == "labelled" else key): value for key, value in saved["data"].items()}
     dataset = saved["config"]["dataset"]
     names = {"folder": str(dataset["path"]).rstrip("/").rpartition("/")[2], "tfds": dataset["name"]}
     return {
         **saved,
         "format": 1,
-        "config": _complete(_config(saved["config"])),
+        "config": keys.complete(_config(saved["config"])),
         "identity": _identity(saved["identity"]),
         "data": {"name": names.get(dataset["source"], dataset["source"]), **data},
         "teacher_hash": teacher_hash,
     }
-
-
-def _complete(config: Any) -> Any:
-    """A config with the keys that have been added since, down to those of its teachers."""
-    if not isinstance(config, Mapping):
-        return config
-    new = {name: {**keys.later(name), **tree} if isinstance(tree, Mapping) else tree for name, tree in config.items()}
-    if isinstance(teacher := new.get("teacher"), dict):
-        teacher["config"] = _complete(teacher.get("config", {}))
-        teacher["members"] = {
-            name: {**member, "config": _complete(member["config"])} if member.get("config") else member
-            for name, member in teacher["members"].items()
-        }
-    return new
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:

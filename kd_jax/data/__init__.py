@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax import augment, keys, registry
-from kd_jax.data import digits
+from kd_jax.data import digits, npz
 from kd_jax.data.names import printable
 from kd_jax.data.split import Source, cut, select, stratified_split
 from kd_jax.errors import InputError, check_callable, choose, first_few
@@ -80,6 +80,7 @@ SOURCES: dict[str, Kind] = {
     "digits": Kind(lambda section: digits.load(image_size=section["image_size"]), reads_path=False),
     "folder": Kind(_folder, _folder_fingerprint, owned=True, former_fingerprint=_former_folder_fingerprint),
     "tfds": Kind(_tfds, owned=True, former_fingerprint=_former_tfds_fingerprint),
+    "npz": Kind(lambda section: npz.load(section["path"])),
     "memory": Kind(_memory, reads_path=False),
 }
 
@@ -241,7 +242,7 @@ def _check(section: Section) -> None:
     if section["path"] and not SOURCES[section["source"]].reads_path:
         raise InputError(
             f"dataset.path is {section['path']!r}, which the source {section['source']!r} does not read; expected"
-            " dataset.source 'folder' or 'tfds', or no path"
+            " dataset.source 'folder', 'npz' or 'tfds', or no path"
         )
     choose("dataset.normalize", section["normalize"], NORMALIZE)
     choose("dataset.augment", section["augment"], augment.KINDS)

@@ -12,7 +12,7 @@ NORMS = [Norm(jnp.ones(3), jnp.zeros(3)), Norm(jnp.ones(6), jnp.zeros(6))]
 
 
 def test_logits_alone_are_outputs_without_the_rest():
-    assert Taps().outputs(LOGITS)._replace(logits=None) == (None, (), (), None, None, None, (), None)
+    assert Taps().outputs(LOGITS)._replace(logits=None) == (None, (), (), None, None, None, (), None, None)
 
 
 def test_maps_preactivations_and_norms_are_kept_in_the_order_of_the_stages():
