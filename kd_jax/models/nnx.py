@@ -42,8 +42,8 @@ def from_nnx(
     ...         return self.fc(images.mean((1, 2)))
     >>> network = from_nnx(lambda rngs: Softmax(10, rngs), head=("fc",))
     >>> variables = network.init(jax.random.key(0), jax.numpy.zeros((2, 8, 8, 3)))
-    >>> variables["params"]["fc"]["kernel"].shape
-    (3, 10)
+    >>> {name: x.shape for name, x in variables["params"].pop("fc").items()}
+    {'bias': (10,), 'kernel': (3, 10)}
     """
     check_callable("the builder of a network", build)
 
