@@ -7,12 +7,17 @@ import pytest
 
 from kd_jax import models
 
-SMALL = {"resnet8": 1 / 4, "wrn_16_1": 1 / 4, "vgg8": 1 / 16, "mobilenetv2_half": 1 / 4, "regnety_002": 1 / 4}
+SMALL = {"resnet8": 1 / 4, "wrn_16_1": 1 / 4, "vgg8": 1 / 16, "mobilenetv2_half": 1 / 4, "shufflenetv2": 1 / 8}
+SLOW = ("mobilenetv1", "shufflenetv1", "mobilenetv2_100", "efficientnet_lite0", "regnety_002")
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    "name", [*SMALL, "mobilenetv1", "shufflenetv1", "shufflenetv2", "mobilenetv2_100", "efficientnet_lite0"]
+    "name",
+    [
+        *SMALL,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
 )
 def test_logits_are_the_head_of_the_averaged_last_map(name):
     network = models.create(name, 5, width=SMALL.get(name, 1 / 8))
