@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
         weights_file=WEIGHTS.value,
         num_classes=NUM_CLASSES.value,
         class_names=_lines(CLASS_NAMES.value) if CLASS_NAMES.value else None,
+        again=f"kd_jax import-teacher {shlex.join(sys.argv[1:])}",
         **_given(),
     )
 
@@ -74,6 +75,7 @@ def import_teacher(
     weights_file: str | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    again: str = "",
     **changes: Any,
 ) -> None:
     """Writes the folder of a teacher, see `teachers.exported`.
@@ -84,6 +86,7 @@ def import_teacher(
       weights_file: a file of safetensors or of PyTorch; None for those of timm's, from the hub; "none" for random ones.
       num_classes: of the weights, for a network of timm's.
       class_names: of its classes, in order.
+      again: the command that makes the folder, which the folder names.
       changes: what of the `Preprocessing` is otherwise than timm says; for an own network, than torchvision's.
     Raises:
       InputError: for a network that does not exist or cannot be converted, weights that are not its own, a folder that
@@ -112,7 +115,7 @@ def import_teacher(
         num_classes=classes,
         class_names=class_names,
         head=reports.head,
-        again=f"kd_jax import-teacher {shlex.join(sys.argv[1:])}",
+        again=again,
         packages=("torch", "torchax", *(("timm",) if of_timm else ())),
     )
     try:
@@ -141,7 +144,7 @@ def import_teacher(
 
     try:
         exported.write(folder, report, arrays, about, check)
-    except InputError:
+    except (InputError, OSError):  # of the disk
         raise
     except Exception as error:  # of torchax, while it traces
         raise InputError(f"{source} cannot be exported: {one_line(error, 160)}") from error

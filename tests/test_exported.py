@@ -147,6 +147,12 @@ def test_what_was_checked_is_written_down(tmp_path):
     assert exported.read(str(tmp_path / "teacher"))["parity"] == {"difference": 0.5}
 
 
+def test_a_folder_may_be_given_with_a_slash_behind_it(tmp_path):
+    exported.write(f"{tmp_path}/teacher/", function, WEIGHTS, ABOUT)
+    assert exported.read(str(tmp_path / "teacher"))["num_classes"] == CLASSES
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
 def test_a_folder_that_exists_is_not_replaced_and_a_failed_check_leaves_none(folder, tmp_path):
     with pytest.raises(InputError, match="which already exists; expected a new folder"):
         exported.write(str(folder), function, WEIGHTS, ABOUT)

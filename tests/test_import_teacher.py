@@ -1,5 +1,7 @@
 """Teachers of PyTorch networks, as `kd_jax import-teacher` makes them. `launch/test.sh --torch` runs these."""
 
+import errno
+import os
 import textwrap
 
 import jax
@@ -156,3 +158,13 @@ def test_weights_of_another_network_are_refused(file, tmp_path):
         InputError, match=r"the weights are not those of .*:Net: the file lacks bn.bias, bn.running_mean"
     ):
         import_teacher(f"{file}:Net", str(tmp_path / "teacher"), weights_file=str(tmp_path / "weights.pth"), **CHANGES)
+
+
+def test_a_full_disk_is_not_bad_input(file, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(exported, "_export", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        import_teacher(f"{file}:Net", str(tmp_path / "teacher"), weights_file="none", **CHANGES)
+    assert not (tmp_path / "teacher").exists()

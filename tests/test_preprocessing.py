@@ -196,7 +196,8 @@ def test_how_weights_read_images_is_part_of_what_they_teach(tmp_path):
 
     plain = identified()
     assert plain == identified(image_size=0, normalize="")
-    assert plain != identified(normalize="half") != identified(image_size=16)
+    assert plain != identified(normalize="half")
+    assert plain != identified(image_size=16)
     assert not {"image_size", "normalize"} & plain["model"].keys()
 
 

@@ -121,8 +121,8 @@ def renamed(state_dict: StateDict, names: Iterable[str], network: Network | None
     if network is not None and network.other_key is not None:
         state_dict = {network.other_key(key): array for key, array in state_dict.items()}
     own, theirs = ({part for key in keys for part in key.split(".")} for keys in (names, state_dict))
-    renamed = {b: a for pair in SYNONYMS for a, b in (pair, pair[::-1]) if {a, b} & own == {a} and a not in theirs}
-    return {".".join(renamed.get(part, part) for part in key.split(".")): array for key, array in state_dict.items()}
+    new = {b: a for pair in SYNONYMS for a, b in (pair, pair[::-1]) if {a, b} & own == {a} and a not in theirs}
+    return {".".join(new.get(part, part) for part in key.split(".")): array for key, array in state_dict.items()}
 
 
 def torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

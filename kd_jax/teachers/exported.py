@@ -73,6 +73,7 @@ def write(
     """
     from safetensors.numpy import save
 
+    folder = os.path.normpath(os.path.expanduser(folder))
     if os.path.exists(folder):
         raise InputError(f"--to is {folder!r}, which already exists; expected a new folder")
     partial, parity = f"{folder}.{os.getpid()}.tmp", None

@@ -17,22 +17,32 @@ import torch
 from tests.models import fixed
 from tests.models.record_resnet import load_weights, nchw
 
+RESNETS = (
+    "resnet8",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet8x4",
+    "resnet32x4",
+)
 NAMES = {  # ours: RepDistiller's
-    "resnet8x4": "resnet8x4",
-    "resnet20": "resnet20",
+    **{name: name for name in (*RESNETS, "vgg8", "vgg11", "vgg13", "vgg16", "vgg19")},
     "resnet50": "ResNet50",
-    "wrn_16_1": "wrn_16_1",
-    "wrn_16_2": "wrn_16_2",
-    "wrn_40_1": "wrn_40_1",
-    "wrn_40_2": "wrn_40_2",
-    "vgg8": "vgg8",
-    "vgg11": "vgg11",
-    "vgg13": "vgg13",
-    "vgg16": "vgg16",
-    "vgg19": "vgg19",
     "mobilenetv2_half": "MobileNetV2",
     "shufflenetv1": "ShuffleV1",
     "shufflenetv2": "ShuffleV2",
+}
+WIDE = {  # depth and factor on the channels
+    "wrn_16_1": (16, 1),
+    "wrn_16_2": (16, 2),
+    "wrn_16_8": (16, 8),
+    "wrn_28_10": (28, 10),
+    "wrn_40_1": (40, 1),
+    "wrn_40_2": (40, 2),
+    "wrn_40_4": (40, 4),
 }
 
 
@@ -73,9 +83,11 @@ if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     repdistiller, mdistiller = sys.argv[1:]
     recorded = {}
-    models = package(repdistiller, "models").model_dict
-    for name, theirs in NAMES.items():
-        model = models[theirs](num_classes=fixed.CLASSES)
+    theirs = package(repdistiller, "models")
+    models = {name: theirs.model_dict[of_theirs](num_classes=fixed.CLASSES) for name, of_theirs in NAMES.items()}
+    for name, (depth, factor) in WIDE.items():
+        models[name] = theirs.wrn.WideResNet(depth=depth, widen_factor=factor, num_classes=fixed.CLASSES)
+    for name, model in models.items():
         recorded |= record(name, model, 32, lambda x, preact, m=model: m(x, is_feat=True, preact=preact))
 
     mobilenet = package(mdistiller, "mdistiller.models.imagenet.mobilenetv1").MobileNetV1()

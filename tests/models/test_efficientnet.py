@@ -90,46 +90,6 @@ def test_each_map_halves_that_of_the_stage_before(tiny):
     assert [norm.scale.shape for norm in out.norms] == [x.shape[-1:] for x in out.features]
 
 
-def test_logits_are_the_head_of_the_embedding(tiny):
-    network, variables, out = tiny
-    embedding, kernel = np.asarray(out.embedding, np.float64), np.asarray(out.head.kernel, np.float64)
-    np.testing.assert_allclose(out.logits, embedding @ kernel + out.head.bias, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(out.head.kernel, variables["params"][network.head[-1]]["kernel"])
-
-
-def test_every_map_moves_the_logits(tiny):
-    network, variables, out = tiny
-    zeros = tuple(jnp.zeros_like(x) for x in out.features)
-
-    @jax.jit
-    def gradients(perturbations):
-        def loss(p):
-            return network.apply(variables, IMAGES, train=False, perturbations=p)[0].logits[:, 0].sum()
-
-        return jax.grad(loss)(perturbations)
-
-    assert all(np.abs(g).max() > 0 for g in gradients(zeros))
-
-
-def test_a_frozen_backbone_keeps_its_statistics(tiny):
-    network, variables, out = tiny
-    frozen = models.create(network.name, 5, frozen_backbone=True, drop_path=0.5, **TINY[network.name])
-    trained, stats = jax.jit(lambda v: frozen.apply(v, IMAGES, train=True, rng=jax.random.key(0)))(variables)
-    np.testing.assert_allclose(trained.logits, out.logits, rtol=1e-5, atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
-
-
-def test_bfloat16_keeps_parameters_logits_and_embedding_in_float32(tiny):
-    network, variables, out = tiny
-    half = models.create(network.name, 5, dtype=jnp.bfloat16, **TINY[network.name])
-    shapes = jax.eval_shape(half.init, jax.random.key(0), IMAGES)
-    assert shapes == jax.eval_shape(lambda: variables)
-    reported = jax.jit(lambda v: half.apply(v, IMAGES, train=False)[0])(variables)
-    assert (reported.logits.dtype, reported.embedding.dtype) == (jnp.float32, jnp.float32)
-    assert {x.dtype for x in reported.features} == {jnp.dtype(jnp.bfloat16)}
-    np.testing.assert_allclose(reported.logits, out.logits, rtol=0, atol=0.05 * np.abs(out.logits).max())
-
-
 def test_float64_is_kept():
     network = models.create("mobilenetv3_small_100", 5, dtype=jnp.float64, **TINY["mobilenetv3_small_100"])
     with jax.enable_x64(True):

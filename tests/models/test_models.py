@@ -123,7 +123,7 @@ def test_a_stem_that_suits_the_size_does_not_warn(stem, size):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("resnet19", {}, "is 'resnet19'; expected one of: .*; did you mean 'resnet1"),
+        ("resnet19", {}, "is 'resnet19'; expected one of: convnext_atto, .*, resnet101, .*; did you mean 'resnet1"),
         ("resnet18", {"stem": "image"}, "model.stem is 'image'; expected one of: cifar, imagenet"),
         ("resnet18", {"head": "conv"}, "model.head is 'conv'; expected one of: linear, mlp"),
         ("resnet20", {"shortcut": "none"}, "model.shortcut is 'none'; expected one of: conv, pad"),

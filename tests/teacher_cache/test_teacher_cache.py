@@ -92,7 +92,10 @@ ENSEMBLE = {"a": {"kind": "random"}, "b": {"kind": "random", "mode": "train"}}
         ({"teacher.cache": "all"}, "teacher.cache is 'all'; expected one of: auto, none, recording, views"),
         ({"teacher.kind": "none", "method": {"cross_entropy": {}}}, "'recording' and teacher.kind 'none'; expected"),
         ({"teacher.kind": "mean", "train.ema": 0.9}, "'recording' and teacher.kind 'mean'; expected cache 'none'"),
-        ({"teacher.cache": "views", "train.mixup": 0.5}, "which mixup, CutMix, cutout,"),
+        (
+            {"teacher.cache": "views", "train.mixup": 0.5},
+            "which mixup, CutMix, cutout, resized crops, RandAugment, teacher.mode 'train' and",
+        ),
         ({"teacher.cache": "views", "train.cutmix": 0.5}, "which mixup, CutMix, cutout,"),
         ({"teacher.cache": "views", "dataset.cutout": 0.5}, "which mixup, CutMix, cutout,"),
         ({"teacher.cache": "views", "dataset.augment": "resized_crop"}, "which mixup, CutMix, cutout,"),
