@@ -181,6 +181,12 @@ KEYS: dict[str, Key] = {
         ' its published weights); "": what dataset.normalize says',
         later=True,
     ),
+    "model.quantize": Key(
+        "",
+        text(),
+        '"int8": it is trained and evaluated as with 8-bit weights and activations, simulated; "": it is not',
+        later=True,
+    ),
     "model.pretrained": Key(
         "",
         text(),

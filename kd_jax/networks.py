@@ -10,6 +10,7 @@ import numpy as np
 
 from kd_jax import augment, models
 from kd_jax.errors import InputError, choose
+from kd_jax.models.quantize import quantized
 from kd_jax.types import (
     Array,
     Method,
@@ -24,24 +25,27 @@ from kd_jax.types import (
 # float64 is for checks of numbers, and needs JAX_ENABLE_X64.
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 # Of the section `model`; the others are options of the network.
-NOT_OPTIONS = ("name", "image_size", "normalize", "freeze", "pretrained")
+NOT_OPTIONS = ("name", "image_size", "normalize", "quantize", "freeze", "pretrained")
 NORMALIZE = ("imagenet", "half", "published")
+QUANTIZE = ("", "int8")
 
 
 def create(config: Mapping[str, Any], num_classes: int) -> Network:
     """The network of a config's `model` section, in its precision.
 
     Raises:
-      InputError: for an unknown network, option or precision.
+      InputError: for an unknown network, option, quantization or precision.
     """
     model = config["model"]
-    return models.create(
+    kind = choose("model.quantize", model.get("quantize", ""), QUANTIZE)
+    network = models.create(
         model["name"],
         num_classes,
         dtype=precision(config),
         frozen_backbone=model["freeze"] == "backbone_and_norms",
         **{key: value for key, value in model.items() if key not in NOT_OPTIONS},
     )
+    return quantized(network) if kind else network
 
 
 def described(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kd_jax import methods, registry, runs
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
+from kd_jax.models.quantize import RANGE, is_range
 from kd_jax.steps import method_variables
 from kd_jax.types import MethodVariables, Network, Variables, student_logits
 
@@ -26,6 +27,7 @@ PathLike = str | os.PathLike[str]
 FETCH_SECONDS = 5.0  # to reach the hub
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
 FILE = "model.safetensors"  # of a repository of the hub
+RANGE_KEY = re.compile(rf"\.({'|'.join(RANGE)})( |$)")  # see `_run_key`
 
 
 class Loaded(NamedTuple):
@@ -47,7 +49,8 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
       strict: refuse a source with another head, instead of leaving the head out.
     Returns:
       All variables, or only those of the backbone where the source has a head of another shape or kind, or none, or is
-      a run that predicts by its method alone and so never trained it.
+      a run that predicts by its method alone and so never trained it. The ranges of a quantized network's inputs are
+      among them where the source has some too.
     Raises:
       InputError: when the source cannot be read, or is not of this network.
     """
@@ -59,6 +62,7 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
         trained = _trains_head(source)
     else:
         state_dict = torch_names.without_prefix(read(source))
+    state_dict, variables = _with_ranges_of_both(state_dict, variables, network)
     names = torch_names.keys(variables, network)
     state_dict = torch_names.renamed(state_dict, names.values(), network)
     flat = flatten_dict(dict(variables))
@@ -85,6 +89,21 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
         why = "is of another kind" if any(_module(key) not in modules for key in state_dict) else "is not there"
     shapes_of_backbone = {name: unflatten_dict(backbone).get(name, {}) for name in variables}
     return Loaded(torch_names.match(rest, shapes_of_backbone, network), False, why)
+
+
+def _with_ranges_of_both(
+    state_dict: Mapping[str, np.ndarray], variables: Variables, network: Network
+) -> tuple[Mapping[str, np.ndarray], Variables]:
+    """Both without the ranges of a quantized network's inputs, unless both have them."""
+    flat = flatten_dict(dict(variables))
+    theirs, own = {key for key in state_dict if RANGE_KEY.search(key)}, {path for path in flat if is_range(path)}
+    if bool(theirs) == bool(own):
+        return state_dict, variables
+    left = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in own})
+    return (
+        {key: array for key, array in state_dict.items() if key not in theirs},
+        {name: left.get(name, {}) for name in variables},
+    )
 
 
 def _trains_head(folder: str) -> bool:
