@@ -62,7 +62,7 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
         trained = _trains_head(source)
     else:
         state_dict = torch_names.without_prefix(read(source))
-    state_dict, variables = _with_ranges_of_both(state_dict, variables, network)
+    state_dict, variables = _with_ranges_of_both(state_dict, variables)
     names = torch_names.keys(variables, network)
     state_dict = torch_names.renamed(state_dict, names.values(), network)
     flat = flatten_dict(dict(variables))
@@ -92,8 +92,8 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
 
 
 def _with_ranges_of_both(
-    state_dict: Mapping[str, np.ndarray], variables: Variables, network: Network
-) -> tuple[Mapping[str, np.ndarray], Variables]:
+    state_dict: dict[str, np.ndarray], variables: Variables
+) -> tuple[dict[str, np.ndarray], Variables]:
     """Both without the ranges of a quantized network's inputs, unless both have them."""
     flat = flatten_dict(dict(variables))
     theirs, own = {key for key in state_dict if RANGE_KEY.search(key)}, {path for path in flat if is_range(path)}

@@ -75,13 +75,10 @@ def quantized(network: Network) -> Network:
       Its `init` raises InputError for a network without such layers.
     """
 
-    seen: list[str] = []
-
     def layers_of(train: bool) -> Any:
         def intercept(next_call: Callable[..., Any], inputs: Any, named: Any, context: Any) -> Any:
             if context.method_name != "__call__" or not isinstance(context.module, QUANTIZED):
                 return next_call(*inputs, **named)
-            seen.append(context.module.name)
             return next_call(_rounded(inputs[0], context.module.scope, train), *inputs[1:], **named)
 
         return nn.intercept_methods(intercept)
@@ -89,7 +86,7 @@ def quantized(network: Network) -> Network:
     def init(rng: Array, images: Array) -> Variables:
         with layers_of(train=False):
             variables = network.init(rng, images)
-        if not seen:
+        if not any(is_range(path) for path in flatten_dict(dict(variables["batch_stats"]))):
             raise InputError(
                 f"model.quantize is 'int8', and {network.name} has no convolution or linear layer of Flax; expected ''"
             )
