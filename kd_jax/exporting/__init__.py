@@ -99,6 +99,7 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
       InputError: when it cannot be written, or its runtime is not installed. TrainingError: when the program differs.
     """
     from kd_jax import runs
+    from kd_jax.exporting import measure
 
     module, partial, sidecar = FORMATS[name].module(name), f"{path}.{os.getpid()}.tmp", path + SIDECAR
     try:
@@ -107,7 +108,20 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
         raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
     try:
         module.write(program, partial, options)
-        found = compare(program.logits, module.runner(partial), images)
+        if options.quantize:  # whose runtime may end the process
+
+            def run(images: np.ndarray) -> np.ndarray:
+                try:
+                    return measure.measure(name, partial, images).logits
+                except TrainingError as error:
+                    raise InputError(
+                        f"--quantize is {options.quantize!r}, and the runtime cannot run this network so ({error});"
+                        " expected none with it"
+                    ) from error
+
+        else:
+            run = module.runner(partial)
+        found = compare(program.logits, run, images)
         if not options.quantize and (found["error"] > TOLERANCE or found["same"] < 1):
             raise TrainingError(
                 f"the program of format {name} differs from the network: by {found['error']:.1e} of the largest logit,"

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +9,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-import kd_jax
 from kd_jax import exporting, runs
 from kd_jax.errors import InputError, TrainingError, one_line
 from kd_jax.exporting import Options, measure, program, safetensors
 
 BATCHES = (1, 32)
-WEIGHTS, IMAGES = "model.safetensors", "images.npy"
+WEIGHTS = "model.safetensors"
 ONNX_PYTHON = os.path.join(".venv-onnx", "bin", "python")  # of launch/onnx.sh
 
 
@@ -55,7 +53,6 @@ def run(source: str, folder: str, data: str | None = None, count: int = 1000) ->
     times = {str(batch): measure.latency(lambda x: np.asarray(network(x)), read.test[:batch]) for batch in BATCHES}
     weights = os.path.join(folder, WEIGHTS)
     safetensors.write(source, weights)
-    np.save(os.path.join(folder, IMAGES), read.test)
     accuracy = float((expected == read.labels).mean())
     rows = [Row("kd_jax", exporting.megabytes(weights), accuracy, 1.0, times)]
     for name, kind in exporting.FORMATS.items():
@@ -69,7 +66,6 @@ def run(source: str, folder: str, data: str | None = None, count: int = 1000) ->
             found = ran.logits.argmax(1)
             accuracy, same = float((found == read.labels).mean()), float((found == expected).mean())
             rows.append(Row(title, ran.megabytes, accuracy, same, ran.milliseconds))
-    os.remove(os.path.join(folder, IMAGES))
     value = {"images": len(read.test), "rows": [row._asdict() for row in rows]}
     runs.write_json(os.path.join(folder, "export_benchmark.json"), value)
     return rows
@@ -95,35 +91,17 @@ class _Ran(NamedTuple):
 
 def _run_format(name: str, quantize: str, read: program.Source, folder: str) -> _Ran:
     """Exports to a format, for each batch where it is fixed, and runs it in a process of its own."""
-    kind, times, path = exporting.FORMATS[name], {}, ""
-    for batch in BATCHES:
-        path = os.path.join(folder, f"{name}{quantize}{f'-{batch}' if kind.fixed_batch else ''}{kind.ending}")
-        python = _write(name, path, Options(batch if kind.fixed_batch else None, quantize, read.training), read)
-        result = os.path.join(folder, "result.npz")
-        _call(python, "kd_jax.exporting.measure", name, path, os.path.join(folder, IMAGES), result, str(batch))
-        with np.load(result) as found:
-            times[str(batch)], logits = float(found["milliseconds"]), found["logits"]
-        os.remove(result)
-    return _Ran(exporting.megabytes(path), times, logits)
-
-
-def _write(name: str, path: str, options: Options, read: program.Source) -> str:
-    """Exports, unless that is done, and returns the Python that runs the program."""
+    kind, path = exporting.FORMATS[name], ""
+    times: dict[str, float] = {}
     elsewhere = name == "onnx" and not importlib.util.find_spec("jax2onnx") and os.path.exists(ONNX_PYTHON)
     python = ONNX_PYTHON if elsewhere else sys.executable
-    if os.path.exists(path):
-        return python
-    if elsewhere:
-        weights = os.path.join(os.path.dirname(path), WEIGHTS)
-        _call(python, "kd_jax.export", f"--workdir={weights}", f"--to={path}")
-    else:
-        exporting.export(name, read.program, path, options, read.test[: exporting.CHECKED])
-    return python
-
-
-def _call(python: str, module: str, *arguments: str) -> None:
-    """Runs a module of kd_jax; raises TrainingError, with the last line that it said, when it fails."""
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(kd_jax.__file__))}
-    ran = subprocess.run([python, "-m", module, *arguments], capture_output=True, text=True, env=environment)
-    if ran.returncode:
-        raise TrainingError(ran.stderr.strip().splitlines()[-1] if ran.stderr.strip() else f"{module} ended early")
+    for batch in BATCHES:
+        path = os.path.join(folder, f"{name}{quantize}{f'-{batch}' if kind.fixed_batch else ''}{kind.ending}")
+        if elsewhere and not times:
+            measure.call(python, "kd_jax.export", f"--workdir={os.path.join(folder, WEIGHTS)}", f"--to={path}")
+        elif not os.path.exists(path):
+            options = Options(batch if kind.fixed_batch else None, quantize, read.training)
+            exporting.export(name, read.program, path, options, read.test[: exporting.CHECKED])
+        measured = measure.measure(name, path, read.test, batch, python)
+        times[str(batch)] = measured.milliseconds
+    return _Ran(exporting.megabytes(path), times, measured.logits)

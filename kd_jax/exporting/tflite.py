@@ -10,6 +10,7 @@ import numpy as np
 from kd_jax.errors import InputError, one_line
 from kd_jax.exporting import Options, Program, Runner, in_batches
 from kd_jax.exporting.savedmodel import tensorflow, tensorflow_function
+from kd_jax.quiet_tensorflow import no_stderr
 
 
 def write(program: Program, path: str, options: Options) -> None:
@@ -26,7 +27,8 @@ def write(program: Program, path: str, options: Options) -> None:
         converter.representative_dataset = lambda: ([part] for part in each)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     try:
-        converted = converter.convert()
+        with no_stderr():
+            converted = converter.convert()
     except Exception as error:  # of the converter's own kinds, with pages of text
         raise InputError(f"TensorFlow Lite cannot hold the network: {one_line(error, 160)}") from error
     with open(path, "xb") as file:
@@ -45,11 +47,11 @@ def runner(path: str) -> Runner:
 
 def _runner(content: bytes, kernels: str) -> Runner:
     lite = tensorflow().lite
-    with warnings.catch_warnings(action="ignore"):  # that it has moved to the package ai-edge-litert
+    with no_stderr(), warnings.catch_warnings(action="ignore"):  # that it has moved to the package ai-edge-litert
         interpreter = lite.Interpreter(
             model_content=content, experimental_op_resolver_type=lite.experimental.OpResolverType[kernels]
         )
-    interpreter.allocate_tensors()
+        interpreter.allocate_tensors()
     (given,), (said,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(images: np.ndarray) -> np.ndarray:
