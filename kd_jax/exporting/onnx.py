@@ -1,6 +1,7 @@
 """ONNX, of any batch. jax2onnx writes it, which needs another Orbax than kd_jax: `launch/onnx.sh` has its place."""
 
 import json
+import logging
 
 import numpy as np
 
@@ -20,12 +21,19 @@ def write(program: Program, path: str, options: Options) -> None:
         ) from error
     import jax
     import jax.export
+    from jax.extend.core import jaxpr_as_fun
 
     from kd_jax.exporting.plain import plain
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *program.shape), program.dtype)
-    model = jax2onnx.to_onnx(plain(program.logits), [images], input_names=["images"], output_names=["logits"])
+    # Traced before jax2onnx puts functions of its own, with other arguments, in the place of Flax's. Its maximum over
+    # windows is one over four axes, which no runtime has.
+    traced = jax.make_jaxpr(plain(program.logits, pools=False))(images)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every shape without a type
+    model = jax2onnx.to_onnx(
+        lambda x: jaxpr_as_fun(traced)(x)[0], [images], input_names=["images"], output_names=["logits"]
+    )
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in program.about.items()})
     with open(path, "xb") as file:
         file.write(model.SerializeToString())
