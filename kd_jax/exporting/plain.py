@@ -90,7 +90,7 @@ def _sum_pool(
 
 
 def _edge_repeated(x: Array, padding: Any) -> Array:
-    """Around a maximum, in the place of minus infinity, which 8-bit integers lack: each window holds the edge anyway."""
+    """Around a maximum in the place of minus infinity, which 8-bit integers lack: each window has the edge anyway."""
     for axis, (before, after) in enumerate(padding):
         if before or after:
             first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, -1, None, axis=axis)
