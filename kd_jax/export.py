@@ -25,7 +25,7 @@ PREPROCESS = flags.DEFINE_enum(
     "inside: the program reads pixels, uint8; beside: normalized images, by the numbers in PATH.json.",
 )
 BATCH = flags.DEFINE_integer("batch", None, "tflite: images of a call, by default 1.", lower_bound=1)
-QUANTIZE = flags.DEFINE_enum("quantize", "", ["", "int8"], "tflite: weights and activations as 8-bit integers.")
+QUANTIZE = flags.DEFINE_enum("quantize", None, ["int8"], "tflite: weights and activations as 8-bit integers.")
 for name in ("workdir", "to", "path", "import"):
     flags.declare_key_flag(name)
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
         FORMAT.value,
         preprocess=PREPROCESS.value,
         batch=BATCH.value,
-        quantize=QUANTIZE.value,
+        quantize=QUANTIZE.value or "",
         data=cli.PATH.value,
     )
     print(said)

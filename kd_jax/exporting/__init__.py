@@ -76,7 +76,9 @@ def check(name: str, path: str, options: Options) -> None:
     if options.batch is not None and not kind.fixed_batch:
         raise InputError(f"--batch is {options.batch}, and a program of format {name} takes any; expected no --batch")
     if options.quantize not in kind.quantize:
-        raise InputError(f"--quantize is {options.quantize!r}; expected --format=tflite with it, or none with {name}")
+        raise InputError(
+            f"--quantize is {options.quantize!r}; expected 'int8' with --format=tflite, and none with others"
+        )
     for taken in (path, path + SIDECAR):
         if os.path.lexists(taken):
             raise InputError(f"--to is {path!r}, and {taken} already exists; expected a new file")
@@ -128,7 +130,8 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
                 f" and {found['same']:.1%} of the classes are the same; expected {TOLERANCE:.0e} and all"
             )
         with open(sidecar, "w") as file:
-            json.dump({"format": name, **program.about, "batch": options.batch, "quantize": options.quantize}, file)
+            batch = options.batch or (1 if FORMATS[name].fixed_batch else None)
+            json.dump({"format": name, **program.about, "batch": batch, "quantize": options.quantize}, file)
         os.rename(partial, path)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -49,7 +49,7 @@ def test_the_sidecar_says_what_is_known(written, name):
     path, _ = written(name)
     with open(path + exporting.SIDECAR) as file:
         said = json.load(file)
-    assert said == {"format": name, **small.ABOUT, "batch": None, "quantize": ""}
+    assert said == {"format": name, **small.ABOUT, "batch": 1 if name == "tflite" else None, "quantize": ""}
     assert sorted(os.listdir(os.path.dirname(path))) == ["model", "model.json"]
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_is_there_is_never_replaced(tmp_path, name):
     ("options", "said"),
     [
         (Options(batch=2), "--batch is 2, and a program of format onnx takes any"),
-        (Options(quantize="int8"), "--quantize is 'int8'; expected --format=tflite with it"),
+        (Options(quantize="int8"), "--quantize is 'int8'; expected 'int8' with --format=tflite"),
     ],
 )
 def test_an_option_of_another_format_is_refused(options, said):
