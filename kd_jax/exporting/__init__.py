@@ -76,9 +76,7 @@ def check(name: str, path: str, options: Options) -> None:
     if options.batch is not None and not kind.fixed_batch:
         raise InputError(f"--batch is {options.batch}, and a program of format {name} takes any; expected no --batch")
     if options.quantize not in kind.quantize:
-        raise InputError(
-            f"--quantize is {options.quantize!r}; expected 'int8' with --format=tflite, and none with others"
-        )
+        raise InputError(f"--quantize is {options.quantize!r}; expected 'int8' with --format=tflite, or none")
     for taken in (path, path + SIDECAR):
         if os.path.lexists(taken):
             raise InputError(f"--to is {path!r}, and {taken} already exists; expected a new file")

@@ -79,6 +79,7 @@ def test_tflite_has_the_networks_convolutions_as_its_own(written):
     assert not [name for name in names if name.startswith(("STABLEHLO", "Flex"))]
 
 
+@pytest.mark.slow
 def test_a_program_of_integers_is_smaller_and_says_much_the_same(tmp_path):
     images = small.images(PROGRAM, 16)
     for quantize in ("", "int8"):
