@@ -119,5 +119,5 @@ def test_an_unknown_command_has_its_near_choice_and_status_2(monkeypatch, capsys
         cli.command()
     assert raised.value.code == 2
     assert capsys.readouterr().err.startswith(
-        "error: the command is 'reprot'; expected one of: benchmark-export, evaluate, "
+        "error: the command is 'reprot'; expected one of: benchmark-export, compare, "
     )
