@@ -92,7 +92,7 @@ def prepare(images: Array, *, size: int, mean: np.ndarray, std: np.ndarray, dtyp
     compute = jnp.promote_types(dtype, jnp.float32)
     x = (images.astype(compute) / 255 - jnp.asarray(mean, compute)) / jnp.asarray(std, compute)
     if images.shape[1:3] != (size, size):
-        x = jax.image.resize(x, (len(x), size, size, x.shape[-1]), "linear")
+        x = jax.image.resize(x, (x.shape[0], size, size, x.shape[-1]), "linear")
     return x.astype(dtype)
 
 

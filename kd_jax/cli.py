@@ -28,7 +28,8 @@ COMMANDS = {  # each is a module of this package
     "explain": "Compare where students and their teacher look, by Grad-CAM.",
     "report": "Write a report on runs, as HTML and Markdown.",
     "compare": "Print a table of finished runs over seeds, with paired differences.",
-    "export": "Write a student as safetensors, under PyTorch's names.",
+    "export": "Write a student for other programs: safetensors, StableHLO, SavedModel, TFLite, ONNX.",
+    "benchmark-export": "Compare the formats of a student: size, accuracy, latency.",
     "import-teacher": "Make a teacher of a PyTorch network, which trains without PyTorch.",
     "table": "Run a table of experiments over seeds.",
     "quickstart": "Train and distill on handwritten digits, and print a table.",
@@ -78,7 +79,7 @@ TO = define_path(
     "to",
     None,
     "Where to write. export: a new file; explain: a folder, by default the run's; report: a folder, by default"
-    " `report`; import-teacher: a new folder.",
+    " `report`; import-teacher, benchmark-export: a new folder.",
 )
 AGAINST = define_paths(
     "against", "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`."
@@ -97,7 +98,7 @@ def command() -> None:
     """Runs the command that the command line names first; without one, training."""
     first, *others = sys.argv[1:] or ["--help"]
     if first in ("--help", "-h", "-help"):
-        print(USAGE + "\n".join(f"  {name:14}  {what}" for name, what in COMMANDS.items()))
+        print(USAGE + "\n".join(f"  {name:16}  {what}" for name, what in COMMANDS.items()))
     elif first.startswith("-"):
         _run_module("main", [first, *others])
     elif first in COMMANDS:

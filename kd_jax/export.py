@@ -1,95 +1,100 @@
-"""Writes the student of a finished run as safetensors, under PyTorch's key names.
+"""Writes the student of a finished run for other programs.
 
-usage: python -m kd_jax.export --workdir=FOLDER --to=model.safetensors
+usage: python -m kd_jax.export --workdir=RUN --to=model.safetensors
+       python -m kd_jax.export --workdir=RUN --to=model.stablehlo|model.tflite|model.onnx [FLAGS]
+       python -m kd_jax.export --workdir=RUN --to=FOLDER --format=savedmodel [FLAGS]
 
-An existing file is never replaced.
+A .safetensors file holds the weights, under PyTorch's key names. The other formats are programs: images in, logits out.
+They are made of a run's folder or of a .safetensors file of this command, and each is run by its own runtime and
+compared with the network before the file appears. PATH.json beside it says what is known of it. An existing file is
+never replaced.
 """
 
-import contextlib
-import json
 import os
 
 from absl import flags
 
-import kd_jax
 from kd_jax import cli
-from kd_jax.errors import InputError, one_line
+from kd_jax.errors import InputError, choose
 
-for name in ("workdir", "to", "import"):
+FORMAT = flags.DEFINE_string("format", None, "safetensors, stablehlo, savedmodel, tflite or onnx; by default by --to.")
+PREPROCESS = flags.DEFINE_enum(
+    "preprocess",
+    "inside",
+    ["inside", "beside"],
+    "inside: the program reads pixels, uint8; beside: normalized images, by the numbers in PATH.json.",
+)
+BATCH = flags.DEFINE_integer("batch", None, "tflite: images of a call, by default 1.", lower_bound=1)
+QUANTIZE = flags.DEFINE_enum("quantize", None, ["int8"], "tflite: weights and activations as 8-bit integers.")
+for name in ("workdir", "to", "path", "import"):
     flags.declare_key_flag(name)
 
 
 def main(arguments: list[str]) -> None:
     if arguments or not cli.WORKDIR.value or not cli.TO.value:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and --to=FILE")
-    named = export(cli.WORKDIR.value, cli.TO.value)
-    print(f"wrote {cli.TO.value}" + ("" if named else ", under Flax's key names: the network has no PyTorch names"))
+    said = export(
+        cli.WORKDIR.value,
+        cli.TO.value,
+        FORMAT.value,
+        preprocess=PREPROCESS.value,
+        batch=BATCH.value,
+        quantize=QUANTIZE.value or "",
+        data=cli.PATH.value,
+    )
+    print(said)
 
 
-def export(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
-    """Writes the student's weights, with all that `kd_jax.load` needs to build the network again as metadata.
+def export(
+    run: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    preprocess: str = "inside",
+    batch: int | None = None,
+    quantize: str = "",
+    data: str | None = None,
+) -> str:
+    """Writes the student's weights, with all that `kd_jax.load` needs to build the network again; or a program.
 
     Args:
-      run: the folder of a finished run.
-      path: of a new .safetensors file.
+      run: the folder of a finished run; for a program also a .safetensors file that this function wrote.
+      path: of a new file; for a SavedModel of a new folder.
+      format: "safetensors", or one of `exporting.FORMATS`; by default what the ending of `path` says.
+      preprocess: "inside": a program reads uint8 images [B, h, w, C], as the run's data has them. "beside": float32
+        ones [B, size, size, C], resized and normalized by the numbers in `path`.json.
+      batch: of a TensorFlow Lite program, by default 1.
+      quantize: "int8" for a TensorFlow Lite program of 8-bit integers, calibrated on training images.
+      data: the data's path, if it has moved.
     Returns:
-      Whether the keys and layouts are PyTorch's. Those of a network without such names are Flax's: the path in the
-      variables, joined by ".".
+      What was written, in one line.
     Raises:
-      InputError: when the folder holds no finished run, or the file already exists or cannot be written.
+      InputError: when there is no such run, or the file already exists or cannot be written, or the format's library
+        is not installed or cannot hold the network. TrainingError: when the program differs from the network.
     """
-    import numpy as np
-    from flax.traverse_util import flatten_dict
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from kd_jax import exporting
 
-    from kd_jax import methods, networks, runs, weights
-    from kd_jax.models import torch_names
-    from kd_jax.types import student_logits
+    run, path = os.path.expanduser(run), os.path.normpath(os.path.expanduser(path))
+    format = format or exporting.by_path(path)
+    options = exporting.Options(batch, quantize)
+    if choose("--format", format, {*exporting.FORMATS, "safetensors"}) == "safetensors":
+        from kd_jax.exporting import safetensors
 
-    run, path = os.path.expanduser(run), os.path.expanduser(path)
-    if not path.endswith(".safetensors"):
-        raise InputError(f"--to is {path!r}; expected a file that ends in .safetensors, the one format that is written")
-    saved = runs.read_config(run)
-    network = networks.create(saved["config"], len(saved["data"]["class_names"]))
-    variables = weights.read_run(run)[0]
-    if os.path.exists(path):
-        raise InputError(f"--to is {path!r}, which already exists; expected a new file")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise InputError(f"--to is {path!r}; expected a file in an existing folder")
-    if methods.create(saved["config"]["method"]).predict is not student_logits:
-        print(f"the run predicts through its method ({', '.join(saved['config']['method'])}), which the file lacks")
-    if network.torch_key:
-        tensors = torch_names.to_state_dict(variables, network)
-    else:
-        tensors = {key: np.asarray(array) for key, array in flatten_dict(dict(variables), sep=".").items()}
-    mean, std = networks.normalization(saved["config"], network, saved["data"]["mean"], saved["data"]["std"])
-    described = {**saved["data"], "mean": mean.tolist(), "std": std.tolist()}
-    metadata = {key: json.dumps(described[key]) for key in ("class_names", "mean", "std", "image_shape")}
-    metadata |= {
-        "model": saved["config"]["model"]["name"],
-        "config": json.dumps(networks.described(saved["config"])),
-        "names": "torch" if network.torch_key else "flax",
-        "hash": saved["hash"],
-        "kd_jax": kd_jax.__version__,
-    }
-    partial = f"{path}.{os.getpid()}.tmp"
-    try:
-        open(path, "x").close()  # the name is this one's from now on
-    except OSError as error:
-        raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
-    try:
-        # Copies, as safetensors takes no account of transposed axes.
-        save_file({key: array.copy() for key, array in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        for left in (partial, path):
-            with contextlib.suppress(OSError):
-                os.remove(left)
-        if any(os.strerror(number) in str(error) for number in runs.DISK_ERRORS):
-            raise
-        raise InputError(f"--to is {path!r}, which cannot be written: {one_line(error)}") from None
-    return network.torch_key is not None
+        if options != exporting.Options() or preprocess != "inside":
+            raise InputError("--format is safetensors, of weights; expected no --preprocess, --batch, --quantize")
+        named = safetensors.write(run, path)
+        return f"wrote {path}" + ("" if named else ", under Flax's key names: the network has no PyTorch names")
+
+    exporting.check(format, path, options)
+    from kd_jax.exporting import program
+
+    source = program.read(run, preprocess, data)
+    options = options._replace(images=source.training)
+    found = exporting.export(format, source.program, path, options, source.test)
+    return (
+        f"wrote {path} and {path}{exporting.SIDECAR}, {exporting.megabytes(path):.2f} MB; on {source.images} its logits"
+        f" differ by {found['error']:.1e} of the largest, and {found['same']:.1%} of the classes are the same"
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_jax import methods, networks, runs, weights
 from kd_jax.errors import InputError, shown
-from kd_jax.types import Array, Network, Variables
+from kd_jax.types import Array, Network, Preprocessing, Variables
 
 
 class LoadedRun(NamedTuple):
@@ -23,14 +23,17 @@ class LoadedRun(NamedTuple):
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (h, w, C) of the images that it was trained on
     logits: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> [B, K]; jit it
+    preprocessing: Preprocessing  # the numbers of `preprocess`
+    hash: str  # of the run, see `runs.digest`
 
 
-def load(source: str | os.PathLike[str]) -> LoadedRun:
+def load(source: str | os.PathLike[str], *, precision: str | None = None) -> LoadedRun:
     """Loads a finished run, or the student that `kd_jax export` wrote.
 
     Args:
       source: the folder of a run, or a .safetensors file of `kd_jax export`. What registered a network of one's own is
         imported again for a run; for a file it has to be registered already.
+      precision: to compute in, as the config's; by default the run's own.
     Raises:
       InputError: when it is neither.
     """
@@ -38,19 +41,23 @@ def load(source: str | os.PathLike[str]) -> LoadedRun:
         raise InputError(f"the run is {shown(source)}; expected its folder, or a file of `kd_jax export`")
     source = os.path.expanduser(source)
     if os.path.isfile(source):
-        return _load_file(source)
+        return _load_file(source, precision)
     saved = runs.read_config(source)
-    config, described = saved["config"], saved["data"]
+    config, described = _in_precision(saved["config"], precision), saved["data"]
     method = methods.create(config["method"])
     network = networks.predicting(networks.create(config, len(described["class_names"])), method)
     variables = networks.predicting_variables(method, *weights.read_run(source))
-    return _loaded(network, variables, config, described)
+    return _loaded(network, variables, config, described, saved["hash"])
 
 
-def _load_file(path: str) -> LoadedRun:
+def _in_precision(config: Mapping[str, Any], precision: str | None) -> Mapping[str, Any]:
+    return {**config, "precision": precision or config["precision"]}
+
+
+def _load_file(path: str, precision: str | None) -> LoadedRun:
     metadata = weights.read_metadata(path)
     try:
-        config = json.loads(metadata["config"])
+        config = _in_precision(json.loads(metadata["config"]), precision)
         described = {key: json.loads(metadata[key]) for key in ("class_names", "mean", "std", "image_shape")}
         network = networks.create(config, len(described["class_names"]))
         size, (_, _, channels) = networks.image_size(config), described["image_shape"]
@@ -65,17 +72,26 @@ def _load_file(path: str) -> LoadedRun:
         ) from error
     images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), images)
-    return _loaded(network, weights.read_exported(path, metadata, shapes, network), config, described)
+    variables = weights.read_exported(path, metadata, shapes, network)
+    return _loaded(network, variables, config, described, metadata.get("hash", ""))
 
 
 def _loaded(
-    network: Network, variables: Variables, config: Mapping[str, Any], described: Mapping[str, Any]
+    network: Network, variables: Variables, config: Mapping[str, Any], described: Mapping[str, Any], digest: str
 ) -> LoadedRun:
     preprocess = networks.preprocessor(config, network, described["mean"], described["std"])
+    mean, std = networks.normalization(config, network, described["mean"], described["std"])
 
     def logits(images: Array) -> Array:
         return network.apply(variables, preprocess(images), train=False)[0].logits
 
     return LoadedRun(
-        network, variables, preprocess, tuple(described["class_names"]), tuple(described["image_shape"]), logits
+        network,
+        variables,
+        preprocess,
+        tuple(described["class_names"]),
+        tuple(described["image_shape"]),
+        logits,
+        Preprocessing(networks.image_size(config), tuple(mean.tolist()), tuple(std.tolist())),
+        digest,
     )

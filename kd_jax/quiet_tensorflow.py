@@ -9,7 +9,7 @@ from types import ModuleType
 def import_tensorflow() -> ModuleType:
     """The module; raises ImportError where it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _no_stderr():
+    with no_stderr():
         import tensorflow as tf
 
         with contextlib.suppress(RuntimeError):  # it runs already, and its devices are settled
@@ -18,8 +18,8 @@ def import_tensorflow() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """TensorFlow's C++ writes to the descriptor before its own log level is read."""
+def no_stderr() -> Iterator[None]:
+    """TensorFlow's C++ writes to the descriptor, before its own log level is read and where that is none."""
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)

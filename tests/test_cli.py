@@ -118,4 +118,6 @@ def test_an_unknown_command_has_its_near_choice_and_status_2(monkeypatch, capsys
     with pytest.raises(SystemExit) as raised:
         cli.command()
     assert raised.value.code == 2
-    assert capsys.readouterr().err.startswith("error: the command is 'reprot'; expected one of: compare, evaluate, ")
+    assert capsys.readouterr().err.startswith(
+        "error: the command is 'reprot'; expected one of: benchmark-export, compare, "
+    )

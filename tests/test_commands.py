@@ -255,7 +255,7 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
         ("kd_jax.report", ["/nowhere"], "'/nowhere' is not a folder"),
         ("launch.compare", [], "expected the folder of one run or more"),
         ("kd_jax", ["compare"], "expected the folder of one run or more"),
-        ("kd_jax", ["evaluat"], "the command is 'evaluat'; expected one of: compare, "),
+        ("kd_jax", ["evaluat"], "the command is 'evaluat'; expected one of: benchmark-export, "),
     ],
 )
 def test_the_other_commands_refuse_bad_input_in_one_line_too(trained, module, arguments, said):

@@ -30,7 +30,7 @@ LAYERS = (
         "tracing",
         "eval_steps",
     },
-    {"training", "evaluation", "explaining", "reporting", "teacher_cache"},
+    {"training", "evaluation", "explaining", "exporting", "reporting", "teacher_cache"},
     {
         "__main__",
         "main",
@@ -38,6 +38,7 @@ LAYERS = (
         "explain",
         "predict",
         "export",
+        "benchmark_export",
         "import_teacher",
         "report",
         "compare",

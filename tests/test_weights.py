@@ -64,17 +64,11 @@ def test_an_exported_file_is_loaded_as_the_network_that_it_was(run):
     assert_loads_with_equal_logits(*run)
 
 
-@pytest.mark.parametrize("name", ["student.onnx", "student.pth", "student"])
-def test_an_export_under_another_suffix_is_refused(run, tmp_path, name):
-    with pytest.raises(InputError, match=r"expected a file that ends in \.safetensors"):
-        export.export(run[0], tmp_path / name)
-
-
 def test_an_export_that_fails_leaves_no_file(run, tmp_path, monkeypatch):
     def fails(old, new):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("kd_jax.export.os.replace", fails)
+    monkeypatch.setattr("kd_jax.exporting.safetensors.os.replace", fails)
     with pytest.raises(InputError, match="which cannot be written: Permission denied"):
         export.export(run[0], tmp_path / "model.safetensors")
     assert [*tmp_path.iterdir()] == []
@@ -114,7 +108,7 @@ def test_metadata_that_are_not_those_of_an_export_are_refused(run, tmp_path, key
 def test_an_export_never_replaces_a_file_that_came_meanwhile(run, tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     exists = os.path.exists
-    monkeypatch.setattr("kd_jax.export.os.path.exists", lambda name: name != str(path) and exists(name))
+    monkeypatch.setattr("kd_jax.exporting.safetensors.os.path.exists", lambda name: name != str(path) and exists(name))
     path.write_bytes(b"another's")
     with pytest.raises(InputError, match="which cannot be written: File exists"):
         export.export(run[0], path)
@@ -153,7 +147,7 @@ def unnamed(monkeypatch):
 
 @pytest.mark.usefixtures("unnamed")
 def test_a_network_without_pytorch_names_is_exported_under_flaxs(run, tmp_path):
-    assert not export.export(run[0], tmp_path / "model.safetensors")
+    assert "under Flax's key names" in export.export(run[0], tmp_path / "model.safetensors")
     expected = flatten_dict(kd_jax.load(run[0]).variables, sep=".")
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == expected.keys()

@@ -1,0 +1,68 @@
+"""Runs a program in a process of its own, in which its runtime may end as it likes.
+
+python -m kd_jax.exporting.measure FORMAT PATH IMAGES.npy BATCH RESULT.npz
+
+The result holds the "logits" of all images [N, K], and the median "milliseconds" of a call with BATCH images.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+import kd_jax
+from kd_jax.errors import TrainingError
+from kd_jax.exporting import Runner, runner
+
+CALLS, SECONDS = 200, 5.0  # of a measurement at most, after two calls that are not counted
+
+
+class Measured(NamedTuple):
+    """What a program did."""
+
+    logits: np.ndarray  # [N, K]
+    milliseconds: float  # of a call
+
+
+def measure(name: str, path: str, images: np.ndarray, batch: int = 1, python: str = sys.executable) -> Measured:
+    """Runs a program of a format on images [N, h, w, C].
+
+    Raises:
+      TrainingError: when the process fails, with the last line that it said.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = os.path.join(folder, "images.npy"), os.path.join(folder, "result.npz")
+        np.save(given, images)
+        call(python, "kd_jax.exporting.measure", name, path, given, str(batch), result)
+        with np.load(result) as found:
+            return Measured(found["logits"], float(found["milliseconds"]))
+
+
+def call(python: str, module: str, *arguments: str) -> None:
+    """Runs a module of kd_jax; raises as `measure`."""
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(kd_jax.__file__))}
+    ran = subprocess.run([python, "-m", module, *arguments], capture_output=True, text=True, env=environment)
+    if ran.returncode:
+        lines = ran.stderr.strip().splitlines() if ran.returncode > 0 else ()
+        raise TrainingError(lines[-1].removeprefix("error: ") if lines else f"{module} was ended by what it runs")
+
+
+def latency(run: Runner, images: np.ndarray) -> float:
+    """The median milliseconds of a call."""
+    run(images), run(images)
+    times: list[float] = []
+    while len(times) < CALLS and sum(times) < SECONDS:
+        start = time.perf_counter()
+        run(images)
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+if __name__ == "__main__":
+    name, path, given, batch, result = sys.argv[1:]
+    run, images = runner(name, path), np.load(given)
+    np.savez(result, logits=run(images), milliseconds=latency(run, images[: int(batch)]))

@@ -1,0 +1,77 @@
+"""The program of a run, and the images of its data set that it is checked and calibrated by."""
+
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import kd_jax
+from kd_jax import data, loaded, runs
+from kd_jax.errors import InputError, choose, one_line
+from kd_jax.exporting import CALIBRATED, CHECKED, PREPROCESS, Program
+from kd_jax.types import Array
+
+
+class Source(NamedTuple):
+    """What is exported, with images [N, h, w, C] of the program's type."""
+
+    program: Program
+    test: np.ndarray
+    labels: np.ndarray | None  # [N] of `test`; None where its images are random
+    training: np.ndarray | None  # None where the data set cannot be read
+    images: str  # what `test` is, for people
+
+
+def read(source: str, preprocess: str = "inside", path: str | None = None, count: int = CHECKED) -> Source:
+    """The program of a finished run, or of a file of `kd_jax export`; it computes in float32 whatever the run did.
+
+    Args:
+      source: what `kd_jax.load` takes.
+      preprocess: "inside": the program reads pixels, as the run's data has them; "beside": it reads what the network
+        does, normalized and of its size.
+      path: of the data, if it has moved.
+      count: of test images.
+    Returns:
+      Its images are of the run's data set, or random where that cannot be read.
+    """
+    choose("--preprocess", preprocess, PREPROCESS)
+    found = loaded.load(source, precision="float32")
+    test, labels, training, what = _images(source, path, count, found.image_shape)
+    about = {
+        "preprocess": preprocess,
+        "class_names": found.class_names,
+        "image_shape": found.image_shape,
+        "size": found.preprocessing.size,
+        "mean": found.preprocessing.mean,
+        "std": found.preprocessing.std,
+        "hash": found.hash,
+        "kd_jax": kd_jax.__version__,
+    }
+    if preprocess == "inside":
+        return Source(Program(found.logits, found.image_shape, "uint8", about), test, labels, training, what)
+
+    def logits(images: Array) -> Array:
+        return found.network.apply(found.variables, images, train=False)[0].logits
+
+    prepare = jax.jit(found.preprocess)
+    test = np.asarray(prepare(test))
+    training = None if training is None else np.asarray(prepare(training))
+    return Source(Program(logits, test.shape[1:], "float32", about), test, labels, training, what)
+
+
+def _images(
+    source: str, path: str | None, count: int, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, str]:
+    """Test images, their labels, training images of all classes; and what the first are."""
+    try:
+        if not os.path.isdir(source):
+            raise InputError("the file has no data set")
+        section = runs.read_config(source)["config"]["dataset"]
+        dataset = data.load({**section, "path": path} if path else section)
+    except InputError as error:
+        random = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
+        return random, None, None, f"{count} random images, as {one_line(error, 160)}"
+    chosen = np.random.default_rng(0).permutation(len(dataset.test.labels))[:count]
+    training = dataset.train.images[:CALIBRATED]  # they are in class-balanced order
+    return dataset.test.images[chosen], dataset.test.labels[chosen], training, f"{len(chosen)} test images"
