@@ -91,6 +91,10 @@ def export(
     source = program.read(run, preprocess, data)
     options = options._replace(images=source.training)
     found = exporting.export(format, source.program, path, options, source.test)
+    if source.program.rounded and not quantize:
+        print(
+            "the run was trained with 8 bits, which the program does without; --format=tflite --quantize=int8 has them"
+        )
     return (
         f"wrote {path} and {path}{exporting.SIDECAR}, {exporting.megabytes(path):.2f} MB; on {source.images} its logits"
         f" differ by {found['error']:.1e} of the largest, and {found['same']:.1%} of the classes are the same"

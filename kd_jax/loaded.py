@@ -27,13 +27,14 @@ class LoadedRun(NamedTuple):
     hash: str  # of the run, see `runs.digest`
 
 
-def load(source: str | os.PathLike[str], *, precision: str | None = None) -> LoadedRun:
+def load(source: str | os.PathLike[str], *, precision: str | None = None, rounded: bool = True) -> LoadedRun:
     """Loads a finished run, or the student that `kd_jax export` wrote.
 
     Args:
       source: the folder of a run, or a .safetensors file of `kd_jax export`. What registered a network of one's own is
         imported again for a run; for a file it has to be registered already.
       precision: to compute in, as the config's; by default the run's own.
+      rounded: whether a network that was trained with 8 bits computes as with them, see `model.quantize`.
     Raises:
       InputError: when it is neither.
     """
@@ -41,23 +42,24 @@ def load(source: str | os.PathLike[str], *, precision: str | None = None) -> Loa
         raise InputError(f"the run is {shown(source)}; expected its folder, or a file of `kd_jax export`")
     source = os.path.expanduser(source)
     if os.path.isfile(source):
-        return _load_file(source, precision)
+        return _load_file(source, precision, rounded)
     saved = runs.read_config(source)
-    config, described = _in_precision(saved["config"], precision), saved["data"]
+    config, described = _changed(saved["config"], precision, rounded), saved["data"]
     method = methods.create(config["method"])
     network = networks.predicting(networks.create(config, len(described["class_names"])), method)
     variables = networks.predicting_variables(method, *weights.read_run(source))
     return _loaded(network, variables, config, described, saved["hash"])
 
 
-def _in_precision(config: Mapping[str, Any], precision: str | None) -> Mapping[str, Any]:
-    return {**config, "precision": precision or config["precision"]}
+def _changed(config: Mapping[str, Any], precision: str | None, rounded: bool) -> Mapping[str, Any]:
+    model = config["model"] if rounded else {**config["model"], "quantize": ""}
+    return {**config, "model": model, "precision": precision or config["precision"]}
 
 
-def _load_file(path: str, precision: str | None) -> LoadedRun:
+def _load_file(path: str, precision: str | None, rounded: bool) -> LoadedRun:
     metadata = weights.read_metadata(path)
     try:
-        config = _in_precision(json.loads(metadata["config"]), precision)
+        config = json.loads(metadata["config"])
         described = {key: json.loads(metadata[key]) for key in ("class_names", "mean", "std", "image_shape")}
         network = networks.create(config, len(described["class_names"]))
         size, (_, _, channels) = networks.image_size(config), described["image_shape"]
@@ -73,6 +75,8 @@ def _load_file(path: str, precision: str | None) -> LoadedRun:
     images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), images)
     variables = weights.read_exported(path, metadata, shapes, network)
+    config = _changed(config, precision, rounded)
+    network = networks.create(config, len(described["class_names"]))
     return _loaded(network, variables, config, described, metadata.get("hash", ""))
 
 

@@ -31,6 +31,7 @@ class Program(NamedTuple):
     shape: tuple[int, int, int]  # (h, w, C)
     dtype: str  # of the images: uint8, or float32 where they are prepared already
     about: dict[str, Any]  # of the sidecar
+    rounded: Callable[[Any], Any] | None = None  # `logits` as with the 8 bits that the network was trained with
 
 
 class Options(NamedTuple):
@@ -121,7 +122,7 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
 
         else:
             run = module.runner(partial)
-        found = compare(program.logits, run, images)
+        found = compare((options.quantize and program.rounded) or program.logits, run, images)
         if not options.quantize and (found["error"] > TOLERANCE or found["same"] < 1):
             raise TrainingError(
                 f"the program of format {name} differs from the network: by {found['error']:.1e} of the largest logit,"

@@ -48,7 +48,7 @@ def run(source: str, folder: str, data: str | None = None, count: int = 1000) ->
         os.mkdir(folder)
     except OSError as error:
         raise runs.refused(f"--to is {folder!r}; expected a new folder", error) from None
-    network = jax.jit(read.program.logits)
+    network = jax.jit(read.program.rounded or read.program.logits)
     expected = np.asarray(network(read.test)).argmax(1)
     times = {str(batch): measure.latency(lambda x: np.asarray(network(x)), read.test[:batch]) for batch in BATCHES}
     weights = os.path.join(folder, WEIGHTS)

@@ -1,15 +1,18 @@
 """The program of a run, and the images of its data set that it is checked and calibrated by."""
 
+import functools
 import os
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 import kd_jax
 from kd_jax import data, loaded, runs
 from kd_jax.errors import InputError, choose, one_line
 from kd_jax.exporting import CALIBRATED, CHECKED, PREPROCESS, Program
+from kd_jax.models.quantize import is_range
 from kd_jax.types import Array
 
 
@@ -26,6 +29,8 @@ class Source(NamedTuple):
 def read(source: str, preprocess: str = "inside", path: str | None = None, count: int = CHECKED) -> Source:
     """The program of a finished run, or of a file of `kd_jax export`; it computes in float32 whatever the run did.
 
+    That of a run that was trained with 8 bits computes without them, as a runtime rounds in its own way.
+
     Args:
       source: what `kd_jax.load` takes.
       preprocess: "inside": the program reads pixels, as the run's data has them; "beside": it reads what the network
@@ -36,7 +41,9 @@ def read(source: str, preprocess: str = "inside", path: str | None = None, count
       Its images are of the run's data set, or random where that cannot be read.
     """
     choose("--preprocess", preprocess, PREPROCESS)
-    found = loaded.load(source, precision="float32")
+    trained = loaded.load(source, precision="float32")
+    with_8_bits = any(map(is_range, flatten_dict(dict(trained.variables))))
+    found = loaded.load(source, precision="float32", rounded=False) if with_8_bits else trained
     test, labels, training, what = _images(source, path, count, found.image_shape)
     about = {
         "preprocess": preprocess,
@@ -49,15 +56,19 @@ def read(source: str, preprocess: str = "inside", path: str | None = None, count
         "kd_jax": kd_jax.__version__,
     }
     if preprocess == "inside":
-        return Source(Program(found.logits, found.image_shape, "uint8", about), test, labels, training, what)
+        rounded = trained.logits if with_8_bits else None
+        program = Program(found.logits, found.image_shape, "uint8", about, rounded)
+        return Source(program, test, labels, training, what)
 
-    def logits(images: Array) -> Array:
-        return found.network.apply(found.variables, images, train=False)[0].logits
+    def prepared(run: loaded.LoadedRun, images: Array) -> Array:
+        return run.network.apply(run.variables, images, train=False)[0].logits
 
     prepare = jax.jit(found.preprocess)
     test = np.asarray(prepare(test))
     training = None if training is None else np.asarray(prepare(training))
-    return Source(Program(logits, test.shape[1:], "float32", about), test, labels, training, what)
+    logits = functools.partial(prepared, found)
+    rounded = functools.partial(prepared, trained) if with_8_bits else None
+    return Source(Program(logits, test.shape[1:], "float32", about, rounded), test, labels, training, what)
 
 
 def _images(

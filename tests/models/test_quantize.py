@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 import kd_jax
 from kd_jax import experiment, export, models, networks, training
 from kd_jax.errors import InputError
+from kd_jax.exporting import program
 from kd_jax.models import from_function, from_linen
 from kd_jax.models.quantize import fake_quant, fake_quant_kernel, quantized
 from tests import tiny
@@ -152,3 +153,19 @@ def test_a_run_with_8_bits_predicts_otherwise_than_the_same_weights_without(runs
     plain = networks.create(tiny.config(), 10)
     without = jax.jit(lambda x: plain.apply(run.variables, run.preprocess(x), train=False)[0].logits)(images)
     assert 0 < np.abs(jax.jit(run.logits)(images) - without).max() < 0.5
+
+
+def test_an_exported_program_of_a_run_with_8_bits_computes_without_and_is_compared_with(runs):
+    made = program.read(str(runs[1]), count=4)
+    run = kd_jax.load(runs[1])
+    plain = networks.create(tiny.config(), 10)
+    without = jax.jit(lambda x: plain.apply(run.variables, run.preprocess(x), train=False)[0].logits)(made.test)
+    assert np.array_equal(jax.jit(made.program.logits)(made.test), without)
+    assert np.array_equal(jax.jit(made.program.rounded)(made.test), jax.jit(run.logits)(made.test))
+
+
+def test_an_exported_file_is_loaded_without_its_8_bits_where_that_is_asked(runs, tmp_path):
+    export.export(runs[1], tmp_path / "model.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    run, file = kd_jax.load(runs[1], rounded=False), kd_jax.load(tmp_path / "model.safetensors", rounded=False)
+    assert np.array_equal(jax.jit(run.logits)(images), jax.jit(file.logits)(images))
