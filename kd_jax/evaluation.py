@@ -146,6 +146,7 @@ def restore(
     variables, method = weights.read_run(folder)
     config = saved["config"]
     config["model"]["pretrained"] = ""  # where training started from need not exist any more
+    config["dataset"]["class_names"] = ""  # the run knows them
     config["dataset"]["path"] = os.path.expanduser(path) if path else config["dataset"]["path"]
     config["teacher"] = teachers.finished(saved, folder, runs_folder)
     source = memory.source_of(data)

@@ -133,9 +133,9 @@ def create(
     if training and (project := config["log"]["wandb"]):
         wandb_run.check(project)
     dataset = data.load(config["dataset"], source)
-    if finished:  # the run was normalized by what its version of this library took for the training images
+    if finished:  # normalized by what its version of this library took for the training images, and with its own names
         mean, std = (np.asarray(finished[key], np.float32) for key in ("mean", "std"))
-        dataset = dataset._replace(mean=mean, std=std)
+        dataset = dataset._replace(mean=mean, std=std, class_names=tuple(finished["class_names"]))
     mesh = sharding.mesh(devices)
     total, per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
     nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices, traced=False)

@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from kd_jax import cli, weights
+from kd_jax.data.names import read_class_names
 from kd_jax.errors import InputError, choose, one_line
 from kd_jax.teachers import exported
 from kd_jax.types import Array, Outputs, Preprocessing
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> None:
         cli.TO.value,
         weights_file=WEIGHTS.value,
         num_classes=NUM_CLASSES.value,
-        class_names=_lines(CLASS_NAMES.value) if CLASS_NAMES.value else None,
+        class_names=read_class_names("--class_names", CLASS_NAMES.value) if CLASS_NAMES.value else None,
         again=f"kd_jax import-teacher {shlex.join(sys.argv[1:])}",
         **_given(),
     )
@@ -161,14 +162,6 @@ def _given() -> dict[str, Any]:
             except ValueError:
                 raise InputError(f"--{key} is {','.join(flag.value)!r}; expected numbers with commas between") from None
     return given
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path) as file:
-            return [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class_names is {path!r}, which cannot be read; expected a text file") from error
 
 
 def _torch() -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ LAYERS = (
         "weights",
         "networks",
         "identity",
+        "hub",
         "loaded",
         "quiet_tensorflow",
         "experiment",
@@ -53,6 +54,7 @@ HEAVY = {
     "wandb": {"logging"},
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
+    "datasets": {"data"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 EXPERIMENTS = sorted((PACKAGE.parent / "configs").glob("*.py"))
