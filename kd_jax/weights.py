@@ -66,14 +66,18 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
             raise InputError(f"the head of {source} was not trained, and {network.name} does not say what its head is")
         state_dict = {key: array for key, array in state_dict.items() if key not in {names[path] for path in head}}
     shapes = {key: np.shape(array) for key, array in state_dict.items()}
-    if strict or all(shapes.get(names[path]) == torch_names.torch_shape(path, flat[path].shape) for path in head):
+    no_classes = network.num_classes == 0
+    same = all(shapes.get(names[path]) == torch_names.torch_shape(path, flat[path].shape) for path in head)
+    if strict or (same and not no_classes):
         return Loaded(torch_names.match(state_dict, variables, network), head=True)
     # What the source has outside of the backbone's modules is its own head.
     backbone = {path: leaf for path, leaf in flat.items() if path not in head}
     modules = {_module(names[path]) for path in backbone}
     others = {names[path] for path in head}
     rest = {key: array for key, array in state_dict.items() if _module(key) in modules and key not in others}
-    if not trained:
+    if no_classes:
+        why = "is left out"
+    elif not trained:
         why = "was not trained"
     elif all(names[path] in shapes for path in head):
         why = "is of another shape"

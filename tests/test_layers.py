@@ -31,11 +31,12 @@ LAYERS = (
         "tracing",
         "eval_steps",
     },
-    {"training", "evaluation", "explaining", "reporting", "teacher_cache"},
+    {"training", "evaluation", "probing", "explaining", "reporting", "teacher_cache"},
     {
         "__main__",
         "main",
         "evaluate",
+        "probe",
         "explain",
         "predict",
         "export",

@@ -31,7 +31,7 @@ from kd_jax.types import Array, Feed, Variables
 
 LARGEST_TABLE = 2**33  # bytes, which lie on every device
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable")  # settings of JAX by which views are drawn
-FIELDS = (("logits",), ("logits", "embedding"))  # what can be kept, from little to much
+FIELDS = (("logits",), ("embedding",), ("logits", "embedding"))  # what can be kept, from little to much
 
 
 class TeacherCache:
@@ -74,7 +74,8 @@ class TeacherCache:
         """What is kept, for people."""
         top_k = self._experiment.config["teacher"]["top_k"]
         logits = f"{top_k} largest of {len(self._experiment.dataset.class_names)} logits" if top_k else "logits"
-        return logits + " and embedding" * ("embedding" in self.sizes)
+        kept = [logits] * bool(self.sizes.keys() & {"logits", "largest"}) + ["embedding"] * ("embedding" in self.sizes)
+        return " and ".join(kept)
 
     def error_of_top_k(self, teacher_variables: Variables) -> str:
         """How far from the teacher's probabilities those are that its largest logits leave, for people."""

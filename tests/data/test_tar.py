@@ -204,7 +204,7 @@ def test_a_damaged_archive_is_named(tmp_path, damage, mode):
 def test_a_path_without_archives_is_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match="dataset.path is (empty|'nothing.tar', where no archive|'.', where no archive)"
+        InputError, match=r"dataset.path is (empty|'nothing.tar', where no archive|'.', where no archive)"
     ):
         tar.load(path, image_size=8)
 
@@ -213,6 +213,6 @@ def test_some_names_with_a_split_and_some_without_are_refused(tmp_path):
     pack(tmp_path / "train-0.tar", shard(0, LABELS["cls"][0]))
     pack(tmp_path / "more.tar", shard(6, LABELS["cls"][0]))
     with pytest.raises(
-        InputError, match="it holds train-0.tar and more.tar; expected the name of a split in all names"
+        InputError, match=r"it holds train-0.tar and more.tar; expected the name of a split in all names"
     ):
         load(tmp_path)
