@@ -142,7 +142,8 @@ def _load_teacher(experiment: Experiment) -> tuple[Variables, Evaluator, dict[st
     if result is None:
         found = _checked(evaluate.of_teacher(experiment.dataset.test), f"for the teacher {teacher.name}")
         result = {"name": teacher.name, "test": found}
-    print(f"teacher {result['name']}: {_describe(result)}  {teacher.source}", flush=True)
+    said = "it teaches its embedding" if result["test"]["accuracy"] is None else _describe(result)
+    print(f"teacher {result['name']}: {said}  {teacher.source}", flush=True)
     return variables, evaluate, result
 
 

@@ -12,7 +12,7 @@ from kd_jax.configs import original
 from kd_jax.errors import InputError
 from kd_jax.models import cifar_resnet, resnet
 
-DISTILLED = ("kd", "rkd", "adversarial", "gradcam", "dkd", "fitnet", "crd", "simkd", "mlkd")
+DISTILLED = ("kd", "rkd", "adversarial", "gradcam", "dkd", "fitnet", "crd", "simkd", "mlkd", "embedding")
 NAMES = ("student", "teacher", *DISTILLED)
 
 
