@@ -19,7 +19,8 @@ from kd_jax.logging.progress import counted
 from kd_jax.types import Array, RawBatch, Split
 
 OF = ("student", "teacher", "initial")
-STRENGTHS = tuple(10.0**power for power in (1, 0, -1, -2, -3, -4, -5, -6))  # of the penalty, the strongest first
+STRENGTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the penalty, the strongest first
+ITERATIONS = 300  # of a fit at most; with the weakest penalties more change no accuracy
 HELD_OUT = 0.1  # of the training images, to choose the strength by, where the data holds none out
 BATCH = 256  # images that are embedded at a time
 
@@ -60,7 +61,9 @@ def fit(embeddings: np.ndarray, labels: np.ndarray, strength: float, start: Prob
         return float(value), np.asarray(slope, np.float64)
 
     first = np.concatenate([start.kernel.ravel(), start.bias]) if start else np.zeros((shape[0] + 1) * shape[1])
-    found = scipy.optimize.minimize(value_and_slope, first, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
+    found = scipy.optimize.minimize(
+        value_and_slope, first, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS}
+    )
     return Probe(mean, std, *split(found.x))
 
 

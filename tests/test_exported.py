@@ -269,5 +269,5 @@ def test_a_network_without_classes_reports_an_embedding_alone(tmp_path):
     said = jax.jit(lambda v, x: exported.apply(program, v, x))(WEIGHTS, jnp.asarray(images, jnp.float32))
     np.testing.assert_allclose(said.embedding, in_numpy(images)[1], rtol=1e-4, atol=1e-5)
     assert said.num_classes == 0
-    with pytest.raises(InputError, match="method.kd: it reads the logits, and a network without classes has none"):
+    with pytest.raises(InputError, match=r"method.kd: it reads the logits, and a network without classes has none"):
         create(tmp_path / "teacher").trace()

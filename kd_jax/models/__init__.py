@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from kd_jax import keys, registry
+from kd_jax import keys, registry, types
 from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.models import cifar_resnet, convnext, efficientnet, mobilenet, regnet, resnet, shufflenet, vgg, vit, wrn
 from kd_jax.models.function import from_function
 from kd_jax.models.linen import TorchKey, from_linen
 from kd_jax.models.taps import Taps
-from kd_jax.types import NO_LOGITS, Array, Network, Outputs, Variables
+from kd_jax.types import Array, Network, Outputs, Variables
 
 if TYPE_CHECKING:
     from kd_jax.models.nnx import from_nnx
@@ -124,7 +124,7 @@ def create(
 def _without_logits(network: Network) -> Network:
     def apply(variables: Variables, images: Array, **options: Any) -> tuple[Outputs, Any]:
         outputs, batch_stats = network.apply(variables, images, **options)
-        return outputs._replace(logits=NO_LOGITS, head=None), batch_stats
+        return outputs._replace(logits=types.NO_LOGITS, head=None), batch_stats
 
     return network._replace(apply=apply, head=())
 
