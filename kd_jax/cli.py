@@ -25,6 +25,7 @@ from kd_jax.errors import InputError, Preempted, TrainingError, choose, one_line
 COMMANDS = {  # each is a module of this package
     "evaluate": "Evaluate a finished run on its test set.",
     "predict": "Classify images with a finished run.",
+    "probe": "Measure the embeddings of a finished run by a linear probe.",
     "explain": "Compare where students and their teacher look, by Grad-CAM.",
     "report": "Write a report on runs, as HTML and Markdown.",
     "compare": "Print a table of finished runs over seeds, with paired differences.",

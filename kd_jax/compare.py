@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> None:
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for folder in arguments:
         result = runs.read_json(folder, "result.json")
+        if result["test"]["accuracy"] is None:
+            raise InputError(f"{folder} was trained without labels and has no accuracy; expected `kd_jax probe` for it")
         row = rows.setdefault(result["name"], {})
         if result["seed"] in row:
             raise InputError(

@@ -77,6 +77,7 @@ def load_pretrained(model: Mapping[str, Any], components: Components, dataset: d
     student = components.student
     shapes = jax.eval_shape(student.init, jax.random.key(0), jax.eval_shape(components.prepare, images))
     loaded = weights.load(source, shapes, student)
-    head = "is included" if loaded.head else f"{loaded.why}, and is reinitialized"
+    again = ", and is reinitialized" if dataset.class_names else ""
+    head = "is included" if loaded.head else loaded.why + again
     print(f"{model['name']} starts from weights of {source}; its head {head}", flush=True)
     return loaded.variables

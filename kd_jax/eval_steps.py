@@ -1,5 +1,6 @@
 """What is compiled to evaluate: a batch, many batches in one call, what the teacher says of them. All pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from kd_jax import metrics, steps
 from kd_jax.data import resident
 from kd_jax.steps import Components, StepOptions
 from kd_jax.types import (
+    NO_LOGITS,
     Array,
     Batch,
     Context,
@@ -22,6 +24,8 @@ from kd_jax.types import (
     at_least_float32,
 )
 
+Said = Mapping[str, Array]  # what a teacher says of the images of an evaluation
+
 
 def eval_step(
     variables: Variables,
@@ -29,25 +33,29 @@ def eval_step(
     split: Split,
     ids: Array,
     mask: Array,
-    taught: Array | None = None,
+    taught: Said | None = None,
     *,
     components: Components,
     options: StepOptions,
 ) -> metrics.Sums:
     """Metric sums over the images at `ids` [B] that `mask` [B] keeps, with the student in inference mode.
 
-    `taught` [B, K] are the teacher's logits, see `teach_evaluation`.
+    `taught` is what the teacher says of them, see `teach_evaluation`.
     """
     raw = resident.gather(split, ids, options=options)
     images = components.prepare(raw.images)
     outputs = components.student.apply(variables, images, train=False)[0]
-    batch = batch_of(images, raw, outputs.logits.shape[-1])
-    view = View(batch, outputs, None if taught is None else Outputs(taught))
-    own = Networks((components.student, variables), None)
+    batch = batch_of(images, raw, outputs.num_classes)
+    view = View(batch, outputs, None if taught is None else Outputs(**{"logits": NO_LOGITS, **taught}))
+    context = Context((view,), networks=Networks((components.student, variables), None))
+    distances = components.method.measures(method, context) if taught and "embedding" in taught else {}
+    if not outputs.num_classes:
+        return metrics.sums_of(distances, mask)
     compares = taught is not None or not components.method.needs_teacher
-    others = components.method.others(method, Context((view,), networks=own)) if compares else {}
+    others = components.method.others(method, context) if compares else {}
     logits = components.method.predict(method, outputs)
-    return metrics.sums(logits, raw.labels, mask, taught, others)
+    teacher_logits = taught.get("logits") if taught else None
+    return metrics.sums(logits, raw.labels, mask, teacher_logits, others) | metrics.sums_of(distances, mask)
 
 
 def eval_steps(
@@ -56,14 +64,14 @@ def eval_steps(
     split: Split,
     ids: Array,
     mask: Array,
-    taught: Array | None = None,
+    taught: Said | None = None,
     *,
     components: Components,
     options: StepOptions,
 ) -> metrics.Sums:
     """The total of `eval_step` over n batches, one after another; all but the variables and `split` are [n, ...]."""
 
-    def one(row: tuple[Array, Array, Array | None]) -> metrics.Sums:
+    def one(row: tuple[Array, Array, Said | None]) -> metrics.Sums:
         return eval_step(variables, method, split, *row, components=components, options=options)
 
     rows = (ids, mask, taught)
@@ -86,16 +94,22 @@ def teach_evaluation(
     num_classes: int,
     components: Components,
     options: StepOptions,
-) -> Array:
-    """The teacher's logits [n, B, K] of the images at `ids` [n, B] in inference mode."""
+) -> Said:
+    """What the teacher says of the images at `ids` [n, B] in inference mode, {"logits": [n, B, K]}.
 
-    def one(ids: Array) -> Array:
+    Where it or the student, whose data has `num_classes`, has none, {"embedding": [n, B, D]}.
+    """
+
+    def one(ids: Array) -> Said:
         raw = resident.gather(split, ids, options=options)
         rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
-        return steps.ask(components, teacher_variables, batch_of(raw.images, raw, num_classes), rng, False).logits
+        said = steps.ask(components, teacher_variables, batch_of(raw.images, raw, num_classes), rng, False)
+        if num_classes and said.num_classes:
+            return {"logits": said.logits}
+        return {"embedding": said.embedding} if said.embedding is not None else {}
 
     if len(ids) == 1:
-        return one(ids[0])[None]
+        return jax.tree.map(lambda x: x[None], one(ids[0]))
     return jax.lax.map(one, ids)
 
 

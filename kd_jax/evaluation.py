@@ -22,7 +22,7 @@ class _Placed(NamedTuple):
 
     split: Split  # on the host, kept alive as it is known by its identity
     on_devices: Split
-    calls: list[tuple[Array, Array, Array | None]]  # ids, mask, what the teacher says
+    calls: list[tuple[Array, Array, eval_steps.Said | None]]  # ids, mask, what the teacher says
 
 
 class Evaluator:
@@ -46,8 +46,11 @@ class Evaluator:
         return jax.device_get(functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), each))
 
     def of_teacher(self, split: Split) -> dict[str, Any]:
-        """Metrics of the teacher by name."""
-        logits = [np.asarray(taught) for *_, taught in self._placed_of(split).calls]
+        """Metrics of the teacher by name; None for all that it or the images have no classes for."""
+        each = [taught or {} for *_, taught in self._placed_of(split).calls]
+        if "logits" not in each[0]:
+            return metrics.summarize({"images": np.asarray(len(split.labels))})
+        logits = [np.asarray(taught["logits"]) for taught in each]
         whole = np.concatenate([part.reshape(-1, part.shape[-1]) for part in logits])[: len(split.labels)]
         of_all = jax.jit(metrics.sums)(whole, split.labels, np.ones(len(split.labels), bool), None, {})
         return metrics.summarize(jax.device_get(of_all))
@@ -66,18 +69,20 @@ class Evaluator:
         names = {id(made.dataset.test): "test", id(made.dataset.validation): "validation"}
         name = names.get(id(split), "")  # of others nothing is kept
         store = self._kept if name else None
-        kept = store.read(name, 0) if store else None
-        if kept is None:
+        files = {"logits": name, "embedding": f"{name}_embedding"}
+        kept = {field: array for field, file in files.items() if store and (array := store.read(file, 0)) is not None}
+        if not kept:
             said = [self._teach(self._teacher_variables, on_devices, ids) for ids, _ in each]
-            if store:
-                logits = np.concatenate([np.asarray(part).reshape(-1, part.shape[-1]) for part in said])
+            for field in said[0] if store else ():
+                assert store is not None
+                whole = np.concatenate([np.asarray(part[field]).reshape(-1, part[field].shape[-1]) for part in said])
                 try:
-                    store.write(name, 0, logits[: len(split.labels)])
+                    store.write(files[field], 0, whole[: len(split.labels)])
                 except OSError as error:
                     print(f"what the teacher says of {name} images is not kept: {one_line(error)}", flush=True)
         else:
             ids = (np.asarray(ids) for ids, _ in each)
-            said = [made.place(kept[own]) for own in ids]
+            said = [{field: made.place(array[own]) for field, array in kept.items()} for own in ids]
         return _Placed(split, on_devices, [(*call, taught) for call, taught in zip(each, said, strict=True)])
 
 
@@ -146,6 +151,7 @@ def restore(
     variables, method = weights.read_run(folder)
     config = saved["config"]
     config["model"]["pretrained"] = ""  # where training started from need not exist any more
+    config["dataset"]["class_names"] = ""  # the run knows them
     config["dataset"]["path"] = os.path.expanduser(path) if path else config["dataset"]["path"]
     config["teacher"] = teachers.finished(saved, folder, runs_folder)
     source = memory.source_of(data)

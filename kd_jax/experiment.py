@@ -133,9 +133,11 @@ def create(
     if training and (project := config["log"]["wandb"]):
         wandb_run.check(project)
     dataset = data.load(config["dataset"], source)
-    if finished:  # the run was normalized by what its version of this library took for the training images
+    if finished:  # normalized by what its version of this library took for the training images, and with its own names
         mean, std = (np.asarray(finished[key], np.float32) for key in ("mean", "std"))
-        dataset = dataset._replace(mean=mean, std=std)
+        dataset = dataset._replace(mean=mean, std=std, class_names=tuple(finished["class_names"]))
+    if training and not dataset.class_names:
+        _check_label_free(config, method)
     mesh = sharding.mesh(devices)
     total, per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
     nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices, traced=False)
@@ -233,6 +235,19 @@ def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, i
     if steps > LARGEST:
         raise InputError(f"train.epochs is {train['epochs']}, which makes {steps} steps; expected at most {LARGEST}")
     return steps, steps_per_epoch
+
+
+def _check_label_free(config: Mapping[str, Any], method: Method) -> None:
+    """Raises InputError for what cannot be without labels."""
+    if terms := sorted(method.needs_labels):
+        raise InputError(
+            f"the images have no labels, which method.{' and method.'.join(terms)} would read; expected terms without,"
+            " such as 'embedding'"
+        )
+    if smoothing := config["train"]["label_smoothing"]:
+        raise InputError(f"train.label_smoothing is {smoothing}, and the images have no labels; expected 0")
+    if (select := config["evaluate"]["select"]) != "last":
+        raise InputError(f"evaluate.select is {select!r}, and without labels there is no accuracy; expected 'last'")
 
 
 def _check_views(config: Mapping[str, Any], method: Method) -> None:

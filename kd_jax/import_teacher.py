@@ -7,6 +7,9 @@ A name of timm's is built with its weights from the Hugging Face hub, or with th
 file of your own is called without arguments, and returns a torch.nn.Module that reads images [B, 3, H, W], normalized
 by --mean and --std, and returns logits [B, K]. Then `teacher.kind=exported teacher.path=FOLDER` teaches. This needs the
 extra `torch`: pip install "kd_jax[torch]".
+
+What a network without classes returns is an embedding [B, D]: that of DINOv2 and of CLIP's image towers, or with
+--embedding of any. Such a teacher teaches embeddings, as in --config=embedding.
 """
 
 import contextlib
@@ -26,6 +29,7 @@ import numpy as np
 from absl import flags
 
 from kd_jax import cli, weights
+from kd_jax.data.names import read_class_names
 from kd_jax.errors import InputError, choose, one_line
 from kd_jax.teachers import exported
 from kd_jax.types import Array, Outputs, Preprocessing
@@ -38,11 +42,14 @@ STD = flags.DEFINE_list("std", None, "Of pixels in [0, 1], one for each channel.
 CLASS_NAMES = cli.define_path(
     "class_names", None, "A file with the name of a class in each line, in the network's order."
 )
+EMBEDDING = flags.DEFINE_bool(
+    "embedding", None, "Whether it returns an embedding and no logits; by default what timm knows of it."
+)
 for name in ("to", "import"):
     flags.declare_key_flag(name)
 
 IMAGES = 4  # that the program is compared with PyTorch on
-LARGEST_ERROR = 1e-4  # of the largest logit
+LARGEST_ERROR = 1e-4  # of the largest number
 STAGES = 4  # maps that are kept of a network whose blocks all have maps of one shape
 
 
@@ -52,6 +59,7 @@ class Source(NamedTuple):
     name: str
     module: Any  # a torch.nn.Module with its weights, in inference mode
     preprocessing: Preprocessing
+    embeds: bool = False  # whether it returns an embedding and no logits
 
 
 def main(arguments: list[str]) -> None:
@@ -62,7 +70,8 @@ def main(arguments: list[str]) -> None:
         cli.TO.value,
         weights_file=WEIGHTS.value,
         num_classes=NUM_CLASSES.value,
-        class_names=_lines(CLASS_NAMES.value) if CLASS_NAMES.value else None,
+        class_names=read_class_names("--class_names", CLASS_NAMES.value) if CLASS_NAMES.value else None,
+        embedding=EMBEDDING.value,
         again=f"kd_jax import-teacher {shlex.join(sys.argv[1:])}",
         **_given(),
     )
@@ -75,6 +84,7 @@ def import_teacher(
     weights_file: str | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    embedding: bool | None = None,
     again: str = "",
     **changes: Any,
 ) -> None:
@@ -86,6 +96,7 @@ def import_teacher(
       weights_file: a file of safetensors or of PyTorch; None for those of timm's, from the hub; "none" for random ones.
       num_classes: of the weights, for a network of timm's.
       class_names: of its classes, in order.
+      embedding: whether it returns an embedding and no logits; None for what timm knows, and else logits.
       again: the command that makes the folder, which the folder names.
       changes: what of the `Preprocessing` is otherwise than timm says; for an own network, than torchvision's.
     Raises:
@@ -96,7 +107,9 @@ def import_teacher(
         raise InputError(f"--to is {folder!r}, which already exists; expected a new folder")
     torch, torchax = _torch()
     of_timm = source.startswith("timm/")
-    found = _of_timm(source, weights_file, num_classes) if of_timm else _of_file(source, weights_file)
+    size = changes.get("size")
+    found = _of_timm(source, weights_file, num_classes, size) if of_timm else _of_file(source, weights_file)
+    embeds = found.embeds if embedding is None else embedding
     preprocessing = found.preprocessing._replace(**changes)
     if len(preprocessing.mean) != len(preprocessing.std):
         raise InputError(
@@ -104,8 +117,9 @@ def import_teacher(
         )
     size, channels = preprocessing.size, len(preprocessing.mean)
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((IMAGES, channels, size, size), np.float32))
-    reports, expected = _reports(torch, found.module, images, source)
-    classes = expected["logits"].shape[-1]
+    said = "embedding" if embeds else "logits"  # of what it returns
+    reports, expected = _reports(torch, found.module, images, source, said)
+    classes = 0 if embeds else expected["logits"].shape[-1]
     if class_names is not None and len(class_names) != classes:
         raise InputError(f"--class_names names {len(class_names)} classes; expected the {classes} of {source}")
     print(f"{found.name}: {_described(expected, found.module)}; converting", flush=True)
@@ -128,19 +142,23 @@ def import_teacher(
         _, function = torchax.extract_jax(copy.deepcopy(reports))  # some keep what they computed, of another trace
         state = {f"module.{key}": array for key, array in own.items()}
         with _linear_by_place(torch):
-            said = function(state, (image.transpose(2, 0, 1)[None],))
-        maps = {"features": tuple(x[0].transpose(1, 2, 0) for x in said["features"])} if "features" in said else {}
-        return {key: said[key][0] for key in said if key != "features"} | maps
+            reported = function(state, (image.transpose(2, 0, 1)[None],))
+        maps = {}
+        if "features" in reported:
+            maps = {"features": tuple(x[0].transpose(1, 2, 0) for x in reported["features"])}
+        return {key: reported[key][0] for key in reported if key != "features"} | maps
 
     def check(say: Callable[[Array], Outputs]) -> Mapping[str, float]:
-        logits, theirs = say(jnp.asarray(images.permute(0, 2, 3, 1).numpy())).logits, expected["logits"].numpy()
-        difference, largest = float(np.abs(logits - theirs).max()), float(np.abs(theirs).max())
-        print(f"its logits differ from PyTorch's by {difference:.2g}; the largest is {largest:.3g}", flush=True)
+        own = getattr(say(jnp.asarray(images.permute(0, 2, 3, 1).numpy())), said)
+        theirs, what = expected[said].numpy(), "number" if embeds else "logit"
+        difference, largest = float(np.abs(own - theirs).max()), float(np.abs(theirs).max())
+        does = "embedding differs" if embeds else "logits differ"
+        print(f"its {does} from PyTorch's by {difference:.2g}; the largest {what} is {largest:.3g}", flush=True)
         if not difference <= LARGEST_ERROR * largest:
             raise InputError(
-                f"{source} is not converted exactly; expected at most {LARGEST_ERROR:g} of the largest logit"
+                f"{source} is not converted exactly; expected at most {LARGEST_ERROR:g} of the largest {what}"
             )
-        return {"images": IMAGES, "difference": difference, "largest_logit": largest}
+        return {"images": IMAGES, "difference": difference, f"largest_{what}": largest}
 
     try:
         exported.write(folder, report, arrays, about, check)
@@ -161,14 +179,6 @@ def _given() -> dict[str, Any]:
             except ValueError:
                 raise InputError(f"--{key} is {','.join(flag.value)!r}; expected numbers with commas between") from None
     return given
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path) as file:
-            return [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class_names is {path!r}, which cannot be read; expected a text file") from error
 
 
 def _torch() -> tuple[Any, Any]:
@@ -195,8 +205,8 @@ def _linear_by_place(torch: Any) -> Iterator[None]:
         torch.nn.functional.linear = linear
 
 
-def _of_timm(source: str, weights_file: str | None, num_classes: int | None) -> Source:
-    """A network of timm's."""
+def _of_timm(source: str, weights_file: str | None, num_classes: int | None, size: int | None) -> Source:
+    """A network of timm's, for images of another size where that is given."""
     try:
         import timm
     except ImportError as error:
@@ -227,7 +237,13 @@ def _of_timm(source: str, weights_file: str | None, num_classes: int | None) -> 
         crop=float(known["crop_pct"]),
         interpolation=known["interpolation"],
     )
-    return Source(f"timm/{name}", module.eval(), preprocessing)
+    if size not in (None, preprocessing.size) and hasattr(module, "set_input_size"):  # else it reads images of any size
+        try:
+            module.set_input_size(img_size=(size, size))  # by which positions are interpolated
+        except Exception as error:  # of the sizes that its patches or windows do not divide
+            raise InputError(f"{source} does not read images of {size} pixels: {one_line(error, 160)}") from error
+    is_tower = "clip" in name and "_ft_" not in name and num_classes is None  # CLIP's, which returns a projection
+    return Source(f"timm/{name}", module.eval(), preprocessing, embeds=not module.num_classes or is_tower)
 
 
 def _of_file(source: str, weights_file: str | None) -> Source:
@@ -273,11 +289,11 @@ def _load(module: Any, path: str, source: str) -> None:
         raise InputError(f"the weights are not those of {source}: {one_line(error, 200)}") from error
 
 
-def _reports(torch: Any, module: Any, images: Any, source: str) -> tuple[Any, dict[str, Any]]:
+def _reports(torch: Any, module: Any, images: Any, source: str, returns: str) -> tuple[Any, dict[str, Any]]:
     """A module that reports all that a network gives, with its attribute `head`, and what it says of images.
 
-    The embedding is what the network's final linear layer reads, where its logits are what that returns; the maps are
-    those of timm's networks.
+    What it `returns` is "logits" or "embedding". Beside logits, the embedding is what the network's final linear layer
+    reads, where its logits are what that returns; the maps are those of timm's networks.
     """
     calls: list[tuple[str, Any, Any]] = []
     hooks = [
@@ -287,16 +303,18 @@ def _reports(torch: Any, module: Any, images: Any, source: str) -> tuple[Any, di
     ]
     try:
         with torch.no_grad():
-            logits = module(images)
+            returned = module(images)
     except Exception as error:  # whatever it raises
         raise InputError(f"{source} does not read images {tuple(images.shape[1:])}: {one_line(error, 160)}") from error
     finally:
         for hook in hooks:
             hook.remove()
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputError(f"{source} returns {what}; expected a tensor of logits [B, K]")
-    last = next(((name, linear) for name, linear, out in calls if out is logits), None)
+    if not isinstance(returned, torch.Tensor) or returned.ndim != 2:
+        is_tensor = isinstance(returned, torch.Tensor)
+        what = f"a tensor of shape {tuple(returned.shape)}" if is_tensor else type(returned).__name__
+        expected = "logits [B, K]" if returns == "logits" else "embeddings [B, D]"
+        raise InputError(f"{source} returns {what}; expected a tensor of {expected}")
+    last = next(((name, linear) for name, linear, out in calls if out is returned and returns == "logits"), None)
 
     class Reports(torch.nn.Module):
         def __init__(self, maps: bool) -> None:
@@ -311,11 +329,11 @@ def _reports(torch: Any, module: Any, images: Any, source: str) -> tuple[Any, di
             hook = final_layer and final_layer.register_forward_pre_hook(lambda layer, given: read.append(given[0]))
             try:
                 if not self.maps:
-                    found = {"logits": network(images)}
+                    found = {returns: network(images)}
                 else:
                     final, maps = network.forward_intermediates(images)
-                    found = {"logits": network.forward_head(final), "features": _of_stages(maps)}
-                    if not final_layer:
+                    found = {returns: network.forward_head(final), "features": _of_stages(maps)}
+                    if not final_layer and returns == "logits":
                         read.append(network.forward_head(final, pre_logits=True))
             finally:
                 if hook:
@@ -326,7 +344,8 @@ def _reports(torch: Any, module: Any, images: Any, source: str) -> tuple[Any, di
     with torch.no_grad(), contextlib.suppress(Exception):  # a network that has such functions, and others in them
         staged = Reports(maps=True).eval()
         said = staged(images)
-        if torch.allclose(said["logits"], logits, rtol=1e-4, atol=1e-5) and all(x.ndim == 4 for x in said["features"]):
+        same = torch.allclose(said[returns], returned, rtol=1e-4, atol=1e-5)
+        if same and all(x.ndim == 4 for x in said["features"]):
             return staged, said
     with torch.no_grad():
         return plain, plain(images)
@@ -343,10 +362,10 @@ def _of_stages(maps: Sequence[Any]) -> tuple[Any, ...]:
 
 def _described(said: Mapping[str, Any], module: Any) -> str:
     count = sum(x.numel() for x in module.parameters())
-    maps = [f"{x.shape[1]}x{x.shape[2]}" for x in said.get("features", ())]
-    parts = [f"{count:,} parameters", f"{said['logits'].shape[-1]} classes"]
+    maps = [f"{x.shape[2]}x{x.shape[3]}" for x in said.get("features", ())]
+    parts = [f"{count:,} parameters", f"{said['logits'].shape[-1]} classes" if "logits" in said else "no classes"]
     parts += [f"an embedding of {said['embedding'].shape[-1]}"] if "embedding" in said else []
-    return ", ".join([*parts, f"maps {', '.join(maps)}" if maps else "logits alone"])
+    return ", ".join([*parts, f"maps {', '.join(maps)}" if maps else "no maps"])
 
 
 if __name__ == "__main__":

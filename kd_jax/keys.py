@@ -130,10 +130,25 @@ KEYS: dict[str, Key] = {
     "dataset.source": Key(
         "digits",
         text(),
-        '"digits" (of the package), "folder" (class folders of images), "npz" (a file of arrays), "tfds"',
+        '"digits" (of the package), "folder" (class folders of images), "tar" (archives: WebDataset\'s, or of class'
+        ' folders), "npz" (a file of arrays), "hf" (the Hugging Face hub, or parquet files), "tfds"',
     ),
-    "dataset.name": Key("cifar10", text(), 'for "tfds": any image classification set'),
-    "dataset.path": Key("", text(), 'for "folder": the folder; for "tfds": where its data lies ("": the TFDS default)'),
+    "dataset.name": Key(
+        "cifar10", text(), 'for "tfds": any image classification set; for "hf": OWNER/NAME[/CONFIG][@REVISION]'
+    ),
+    "dataset.path": Key(
+        "",
+        text(),
+        'for "folder", "npz", "tar": the folder, the file, a file or a folder or a pattern; for "hf": parquet files in'
+        ' the place of a name; for "tfds": where its data lies ("": the TFDS default)',
+    ),
+    "dataset.class_names": Key(
+        "",
+        text(),
+        'a file with the name of a class in each line, in the order of the labels; "": as the source names them. Not'
+        " part of a run's identity",
+        later=True,
+    ),
     "dataset.image_size": Key(16, whole(1, 4096), "pixels; images are resized inside the step"),
     "dataset.normalize": Key("dataset", text(), 'mean and deviation: "dataset" (its training images\') or "imagenet"'),
     "dataset.holdout": Key(
@@ -145,6 +160,13 @@ KEYS: dict[str, Key] = {
     "dataset.train_images": Key(0, whole(0), "use only so many training images, class-balanced; 0: all"),
     "dataset.labeled": Key(0, whole(0), "only so many of them keep their label, class-balanced; 0: all"),
     "dataset.unlabeled": Key(True, FLAG, "keep the images that have no label"),
+    "dataset.label_free": Key(
+        False,
+        FLAG,
+        'no image has a label, and there are no classes: of a "folder" all images, wherever they lie in it (or in'
+        " folders train and test)",
+        later=True,
+    ),
     "dataset.skip_unreadable": Key(False, FLAG, "count and skip images that cannot be decoded, instead of stopping"),
     "dataset.augment": Key(
         "crop", text(), '"none", "crop", "crop_flip", "randaugment" (after crop and flip), or "resized_crop" (and flip)'

@@ -22,7 +22,7 @@ class LoadedRun(NamedTuple):
     preprocess: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> what `network.apply` reads
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (h, w, C) of the images that it was trained on
-    logits: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> [B, K]; jit it
+    logits: Callable[[Array], Array]  # uint8 images [B, h, w, C] -> [B, K]; jit it. Of a run without classes NO_LOGITS
     preprocessing: Preprocessing  # the numbers of `preprocess`
     hash: str  # of the run, see `runs.digest`
 

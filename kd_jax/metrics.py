@@ -113,11 +113,16 @@ def sums(
     return {"images": p.weight.sum(), "confusion": confusion, **own, **beside}
 
 
+def sums_of(values: Mapping[str, Array], mask: Array) -> Sums:
+    """{"images": []}, and the sum over the images that `mask` [B] keeps of each of `values`, {name: [B]}."""
+    return {"images": mask.astype(jnp.float32).sum(), **{name: (x * mask).sum() for name, x in values.items()}}
+
+
 def summarize(total: Mapping[str, np.ndarray]) -> dict[str, float | int | None]:
-    """Metrics of summed `sums`: those of `METRICS`, None where a teacher is missing, the others', and a count."""
+    """Metrics of summed `sums`: those of `METRICS`, None where it has none of them, the others', and a count."""
     images = float(total["images"])
     values = {name: metric.value(total[name], images) if name in total else None for name, metric in METRICS.items()}
-    values |= {name: float(total[name]) / images for name in total if name.endswith(f"/{ACCURACY}")}
+    values |= {name: float(total[name]) / images for name in total if "/" in name}
     return {**values, "images": round(images)}
 
 

@@ -43,6 +43,8 @@ def predict(run: str, paths: Sequence[str]) -> Iterator[list[tuple[str, float]]]
     from kd_jax.data.images import read_image
 
     finished = loaded.load(run)
+    if not finished.class_names:
+        raise InputError(f"{run} was trained without labels and knows no classes; expected `kd_jax probe` for it")
     height, _, channels = finished.image_shape
     for path in paths:
         if not os.path.isfile(path):

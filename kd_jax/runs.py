@@ -54,9 +54,10 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
             kept[name] = {key: value for key, value in tree.items() if key not in later or value != later[key]}
     outside = ("kind", "path", "config", "members", "cache")
     how = {key: value for key, value in kept["teacher"].items() if key not in outside}
+    dataset = {key: value for key, value in kept["dataset"].items() if key != "class_names"}  # which are for people
     return {
         **kept,
-        "dataset": {**kept["dataset"], "path": fingerprint},
+        "dataset": {**dataset, "path": fingerprint},
         "teacher": {**how, "run": teacher} if teacher is not None else None,
     }
 

@@ -205,20 +205,19 @@ def losses(
 ) -> tuple[Array, tuple[Any, Terms]]:
     """(loss, (the method's next state, scalars)): the weighted sum of the terms, and what of it is logged.
 
-    The scalars are "loss", "loss/TERM" of each weighted term, and the counts "right" and "labeled".
+    The scalars are "loss", "loss/TERM" of each weighted term, and, where there are classes, the counts "right" and
+    "labeled".
     """
     terms, state = method.apply(variables, dataclasses.replace(context, options=hyper.options))
     weighted = {name: _of_term(hyper.weights, name, 1.0) * term for name, term in terms.items()}
     for name in weighted:
         if factor := _of_term(method.schedules, name, None):
             weighted[name] *= factor(context.step)
-    loss = sum(weighted.values(), jnp.zeros((), context.student.logits.dtype))
-    right = method.predict(variables, context.student).argmax(-1) == context.batch.labels
-    scalars = {f"loss/{name}": term for name, term in weighted.items()} | {
-        "loss": loss,
-        "right": right.sum(),
-        "labeled": (context.batch.labels >= 0).sum(),
-    }
+    loss = sum(weighted.values(), jnp.zeros((), context.batch.targets.dtype))
+    scalars = {f"loss/{name}": term for name, term in weighted.items()} | {"loss": loss}
+    if context.student.num_classes:
+        right = method.predict(variables, context.student).argmax(-1) == context.batch.labels
+        scalars |= {"right": right.sum(), "labeled": (context.batch.labels >= 0).sum()}
     return loss, (state, scalars)
 
 
@@ -277,7 +276,8 @@ def train_step(
     gradient = gradient_of_parts(loss_of, components.method) if per_part else jax.grad(loss_of, has_aux=True)
     gradients, stats, scalars = _accumulate(gradient, params, state.stats, raw, options)
     of_student = optim.total(gradients)["student"] if per_part else gradients["student"]
-    scalars["accuracy"] = scalars.pop("right") / jnp.maximum(scalars.pop("labeled"), 1)
+    if "right" in scalars:
+        scalars["accuracy"] = scalars.pop("right") / jnp.maximum(scalars.pop("labeled"), 1)
     scalars["gradient_norm"] = optax.tree.norm(of_student)
     scalars["learning_rate"] = components.optimizer.learning_rate(state.step, hyper)
     with jax.named_scope("optimizer"):

@@ -31,7 +31,7 @@ MOST_INITIAL = 0.1  # of an average of weights may be what a run starts from, be
 class Result(NamedTuple):
     """A run that has finished."""
 
-    accuracy: float  # on the test set, in [0, 1]
+    accuracy: float | None  # on the test set, in [0, 1]; None where the images have no labels
     folder: str
     state: TrainState  # that was evaluated
     result: dict[str, Any]  # what result.json holds
@@ -39,9 +39,13 @@ class Result(NamedTuple):
     def _repr_html_(self) -> str:
         """A few lines for a notebook."""
         result, test = self.result, self.result["test"]
-        rows = {"test accuracy": f"{100 * self.accuracy:.2f}% of {test['images']:,} images"}
+        rows = {"test": _describe(result)}
+        if self.accuracy is not None:
+            rows = {"test accuracy": f"{100 * self.accuracy:.2f}% of {test['images']:,} images"}
         if result["teacher"]:
-            rows["teacher"] = f"{result['teacher']['name']}, {100 * result['teacher']['accuracy']:.2f}%"
+            rows["teacher"] = result["teacher"]["name"]
+            if (accuracy := result["teacher"]["accuracy"]) is not None:
+                rows["teacher"] += f", {100 * accuracy:.2f}%"
             rows["agreement"] = "" if test["agreement"] is None else f"{100 * test['agreement']:.2f}%"
         rows["network"] = f"{result['model']}, {result['parameters']:,} parameters"
         rows["trained"] = f"{result['steps']:,} steps in {result['seconds']:,.0f} s on {result['device']}"
@@ -138,7 +142,8 @@ def _load_teacher(experiment: Experiment) -> tuple[Variables, Evaluator, dict[st
     if result is None:
         found = _checked(evaluate.of_teacher(experiment.dataset.test), f"for the teacher {teacher.name}")
         result = {"name": teacher.name, "test": found}
-    print(f"teacher {result['name']}: {_describe(result)}  {teacher.source}", flush=True)
+    said = "it teaches its embedding" if result["test"]["accuracy"] is None else _describe(result)
+    print(f"teacher {result['name']}: {said}  {teacher.source}", flush=True)
     return variables, evaluate, result
 
 
@@ -254,7 +259,8 @@ def _train(
             "versions": versions(),
         }
         # Before the writer closes, which takes as long as W&B takes.
-        runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
+        if experiment.dataset.class_names:
+            runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
         runs.write_json(os.path.join(folder, "result.json"), result)
         writer.write_result(result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
@@ -329,6 +335,10 @@ def _prefixed(prefix: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(result: Mapping[str, Any]) -> str:
     test = result["test"]
-    others = {name.removesuffix("/accuracy"): value for name, value in test.items() if name.endswith("/accuracy")}
-    beside = "".join(f", {name} {100 * value:.2f}%" for name, value in others.items())
-    return f"test accuracy {100 * test['accuracy']:.2f}%{beside} of {test['images']} images"
+    said = [] if test["accuracy"] is None else [f"test accuracy {100 * test['accuracy']:.2f}%"]
+    for name, value in test.items():
+        if name.endswith("/accuracy"):
+            said.append(f"{name.removesuffix('/accuracy')} {100 * value:.2f}%")
+        elif "/" in name:
+            said.append(f"{name} {value:.4f}")
+    return f"{', '.join(said) or 'nothing measured'} of {test['images']} images"

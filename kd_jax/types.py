@@ -82,25 +82,34 @@ class Norm(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class NotKept:
-    """In the place of what is not kept of what a teacher says: whoever reads it gets an InputError."""
+    """In the place of what is not kept of what a teacher says, or of logits: whoever reads it gets an InputError."""
 
     what: str
+    whose: str = "the teacher's"
 
-    def _refuse(self, *_: Any) -> Any:
-        raise InputError(f"it reads the teacher's {self.what}")
+    def refuse(self, *_: Any) -> Any:
+        """Raises InputError."""
+        raise InputError(f"it reads {self.whose} {self.what}")
 
-    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = _refuse
+    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __jax_array__ = refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __matmul__ = refuse
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._refuse()
+        return self.refuse()
+
+
+NO_LOGITS: Any = NotKept(  # what a network without classes reports
+    "logits, and a network without classes has none; expected a method of embeddings, such as 'embedding'", "the"
+)
 
 
 class Outputs(NamedTuple):
     """What a network reports for a batch. Logits and embedding are at least float32, whatever the compute precision.
 
-    All but the logits may be missing: a method that needs more names what it lacks.
+    All but the logits may be missing: a method that needs more names what it lacks. Those of a network without classes
+    are `NO_LOGITS`.
     """
 
     logits: Float[Array, "B K"]
@@ -113,6 +122,11 @@ class Outputs(NamedTuple):
     # The map that the backbone ends with, where the final linear layer reads its global average.
     last: Float[Array, "B h w c"] | None = None
     members: Any = None  # of an ensemble, or of a network with several heads: {name: what each reports}
+
+    @property
+    def num_classes(self) -> int:
+        """K; 0 where there are no logits."""
+        return 0 if isinstance(self.logits, NotKept) else self.logits.shape[-1]
 
 
 class NetworkInit(Protocol):
@@ -157,6 +171,7 @@ class Network(NamedTuple):
     head: tuple[str, ...] = ()  # top-level modules behind the pooled features; the last is the final linear layer
     torch_key: Callable[[tuple[str, ...]], str] | None = None  # path in the variables -> PyTorch's key; None: no names
     name: str = "the network"  # for people
+    num_classes: int | None = None  # K, where it is known
     published: Preprocessing | None = None  # of its published weights, where there are some
     other_key: Callable[[str], str] | None = None  # a key of another layout of its weights -> that of `torch_key`
 
@@ -275,6 +290,10 @@ class Method(NamedTuple):
     # {name: logits [B, K]} of what else it trains to predict, a peer or an exit; each is evaluated beside the student,
     # in a context whose teacher has logits alone
     others: Callable[[MethodVariables, Context], Mapping[str, Array]] = no_others
+    # {name: [B]} of what an evaluation reports beside accuracies: of each image, a distance from its teacher; in a
+    # context whose teacher has an embedding
+    measures: Callable[[MethodVariables, Context], Mapping[str, Array]] = no_others
+    needs_labels: frozenset[str] = frozenset()  # the terms that read labels
     phases: bool = False  # whether terms count in some epochs only: what no open term reads then waits
     distills: frozenset[str] = frozenset()  # the terms that need a teacher; the others are the task's
     carries: bool = True  # whether it has variables; one that has none is given no views to start from

@@ -1,13 +1,10 @@
 """Weights from elsewhere: safetensors, PyTorch files, the Hugging Face hub, finished runs. Strict; no code is run."""
 
 import functools
-import http.client
 import logging
 import os
 import pickle
 import re
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import methods, registry, runs
+from kd_jax import hub, methods, registry, runs
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.models.quantize import RANGE, is_range
@@ -24,7 +21,6 @@ from kd_jax.types import MethodVariables, Network, Variables, student_logits
 
 PathLike = str | os.PathLike[str]
 
-FETCH_SECONDS = 5.0  # to reach the hub
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
 FILE = "model.safetensors"  # of a repository of the hub
 RANGE_KEY = re.compile(rf"\.({'|'.join(RANGE)})( |$)")  # see `_run_key`
@@ -74,14 +70,18 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
             raise InputError(f"the head of {source} was not trained, and {network.name} does not say what its head is")
         state_dict = {key: array for key, array in state_dict.items() if key not in {names[path] for path in head}}
     shapes = {key: np.shape(array) for key, array in state_dict.items()}
-    if strict or all(shapes.get(names[path]) == torch_names.torch_shape(path, flat[path].shape) for path in head):
+    no_classes = network.num_classes == 0
+    same = all(shapes.get(names[path]) == torch_names.torch_shape(path, flat[path].shape) for path in head)
+    if strict or (same and not no_classes):
         return Loaded(torch_names.match(state_dict, variables, network), head=True)
     # What the source has outside of the backbone's modules is its own head.
     backbone = {path: leaf for path, leaf in flat.items() if path not in head}
     modules = {_module(names[path]) for path in backbone}
     others = {names[path] for path in head}
     rest = {key: array for key, array in state_dict.items() if _module(key) in modules and key not in others}
-    if not trained:
+    if no_classes:
+        why = "is left out"
+    elif not trained:
         why = "was not trained"
     elif all(names[path] in shapes for path in head):
         why = "is of another shape"
@@ -227,8 +227,8 @@ def _file(source: str) -> str:
     """The path of a source's file, from the hub where it is not one here."""
     if os.path.isfile(source):
         return source
-    hub = HUB.fullmatch(source)
-    if not hub or source.endswith((".pth", ".pt", ".th", ".tar", ".safetensors")):
+    found = HUB.fullmatch(source)
+    if not found or source.endswith((".pth", ".pt", ".th", ".tar", ".safetensors")):
         raise InputError(
             f"no weights found at {source!r}; expected a file of safetensors or of PyTorch,"
             " the folder of a finished run, or a hub id OWNER/NAME@REVISION"
@@ -240,40 +240,20 @@ def _file(source: str) -> str:
             f"{source!r} needs huggingface_hub, which is not installed; expected that, or a file"
         ) from error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt before the error
-    ask = functools.partial(huggingface_hub.hf_hub_download, hub["repository"], FILE, revision=hub["revision"])
+    ask = functools.partial(huggingface_hub.hf_hub_download, found["repository"], FILE, revision=found["revision"])
     try:
         return ask(local_files_only=True)
     except Exception:  # each version of the library has its own
-        reason = "the hub is not to be asked (HF_HUB_OFFLINE)" if _is_offline() else _unreachable()
+        reason = hub.unreachable()
         if not reason:
             try:
-                return ask(etag_timeout=FETCH_SECONDS)
+                return ask(etag_timeout=hub.SECONDS)
             except Exception as error:  # of the connection, or an unknown repository
                 reason = one_line(error).split(". ")[0].rstrip(".")
         raise InputError(
             f"the weights {source!r} are not in the hub's cache and cannot be fetched: {reason}. Download {FILE} of"
             " it where there is a network and give its path, or fill the cache there and set HF_HUB_OFFLINE=1"
         ) from None
-
-
-def _is_offline() -> bool:
-    return any(
-        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
-
-
-def _unreachable() -> str:
-    """Why the hub does not answer within seconds, "" where it does: the library asks many times, for half a minute."""
-    from huggingface_hub.constants import ENDPOINT as endpoint
-
-    try:
-        urllib.request.urlopen(endpoint, timeout=FETCH_SECONDS).close()
-    except urllib.error.HTTPError:
-        return ""  # it answers
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{endpoint} does not answer ({one_line(getattr(error, 'reason', error), 80)})"
-    return ""
 
 
 def read_run(folder: PathLike, step: int = 0) -> tuple[Variables, MethodVariables]:

@@ -12,7 +12,7 @@ from kd_jax.configs import original
 from kd_jax.errors import InputError
 from kd_jax.models import cifar_resnet, resnet
 
-DISTILLED = ("kd", "rkd", "adversarial", "gradcam", "dkd", "fitnet", "crd", "simkd", "mlkd")
+DISTILLED = ("kd", "rkd", "adversarial", "gradcam", "dkd", "fitnet", "crd", "simkd", "mlkd", "embedding")
 NAMES = ("student", "teacher", *DISTILLED)
 
 
@@ -104,7 +104,8 @@ def test_the_experiments_share_one_recipe_and_one_teacher(name):
     student = get_config("student", "small")
     for section in ("optimizer", "train", "model"):
         assert config[section] == student[section]
-    assert {**config.dataset, "extra_views": ()} == {**student.dataset}
+    own = {"extra_views": (), "label_free": False}  # of a method, and of the experiment without labels
+    assert {**config.dataset, **own} == {**student.dataset}
 
 
 @pytest.mark.parametrize("key", ["path", "source", "train_images", "holdout", "image_size"])

@@ -45,7 +45,10 @@ def test_every_option_can_be_trained_with(overrides):
         ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate is inf; expected a number above 0"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; expected a number above 0"),
         ({"dataset.image_size": 0}, "dataset.image_size is 0; expected a whole number from 1 to 4096"),
-        ({"dataset.source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, memory, npz, tfds"),
+        (
+            {"dataset.source": "cifar"},
+            "dataset.source is 'cifar'; expected one of: digits, folder, hf, memory, npz, tar, tfds",
+        ),
         ({"train.batch_size": 65}, "train.batch_size is 65; expected at most the 64 training images"),
         ({"train.batch_size": 15}, "train.batch_size is 15; expected a multiple of 2"),
         ({"train.accumulate": 3}, "train.batch_size is 16; expected a multiple of 6"),

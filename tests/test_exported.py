@@ -259,3 +259,15 @@ def test_a_finished_run_is_compared_without_a_teacher_that_is_gone_or_another(co
     told = "is not the one that taught the run any more" if changed else "the teacher is gone"
     assert told in capsys.readouterr().err
     assert teachers.finished(saved, "", "")["kind"] == "none"
+
+
+def test_a_network_without_classes_reports_an_embedding_alone(tmp_path):
+    about = exported.About("an embedding", READS, num_classes=0)
+    exported.write(str(tmp_path / "teacher"), lambda w, x: {"embedding": function(w, x)["embedding"]}, WEIGHTS, about)
+    images = RNG.normal(size=(3, SIZE, SIZE, 1))
+    program = exported.program(str(tmp_path / "teacher"), exported.read(str(tmp_path / "teacher")), "float32")
+    said = jax.jit(lambda v, x: exported.apply(program, v, x))(WEIGHTS, jnp.asarray(images, jnp.float32))
+    np.testing.assert_allclose(said.embedding, in_numpy(images)[1], rtol=1e-4, atol=1e-5)
+    assert said.num_classes == 0
+    with pytest.raises(InputError, match=r"method.kd: it reads the logits, and a network without classes has none"):
+        create(tmp_path / "teacher").trace()

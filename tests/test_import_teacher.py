@@ -152,6 +152,27 @@ def test_what_cannot_be_imported_is_said(file, tmp_path, source, options, said):
     assert not (tmp_path / "teacher").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "width", "options"),
+    [
+        ("timm/test_vit", 64, {"num_classes": 0, "size": 80}),
+        ("timm/resnet18", 512, {"num_classes": 0, "size": 32}),
+        ("FILE:Net", 4, {"embedding": True, **CHANGES}),
+    ],
+)
+def test_what_a_network_without_classes_returns_is_an_embedding(file, tmp_path, capsys, source, width, options):
+    folder = str(tmp_path / "teacher")
+    import_teacher(source.replace("FILE", str(file)), folder, weights_file="none", **options)
+    assert f"no classes, an embedding of {width}" in capsys.readouterr().out
+    said = exported.read(folder)
+    assert (said["num_classes"], said["head"], said["preprocessing"].size) == (0, None, options["size"])
+    assert said["parity"]["difference"] < 1e-4 * said["parity"]["largest_number"]
+    program = exported.program(folder, said, "float32")
+    images = jnp.zeros((2, options["size"], options["size"], len(said["preprocessing"].mean)))
+    outputs = exported.apply(program, exported.variables(folder, said), images)
+    assert (outputs.num_classes, outputs.embedding.shape) == (0, (2, width))
+
+
 def test_weights_of_another_network_are_refused(file, tmp_path):
     torch.save({"fc.weight": torch.zeros(4, 6), "other": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(

@@ -23,6 +23,7 @@ LAYERS = (
         "weights",
         "networks",
         "identity",
+        "hub",
         "loaded",
         "quiet_tensorflow",
         "experiment",
@@ -30,11 +31,12 @@ LAYERS = (
         "tracing",
         "eval_steps",
     },
-    {"training", "evaluation", "explaining", "exporting", "reporting", "teacher_cache"},
+    {"training", "evaluation", "probing", "explaining", "exporting", "reporting", "teacher_cache"},
     {
         "__main__",
         "main",
         "evaluate",
+        "probe",
         "explain",
         "predict",
         "export",
@@ -54,6 +56,7 @@ HEAVY = {
     "wandb": {"logging"},
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
+    "datasets": {"data"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 EXPERIMENTS = sorted((PACKAGE.parent / "configs").glob("*.py"))

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import kd_jax
-from kd_jax import evaluation, experiment, export, models, runs, training, weights
+from kd_jax import evaluation, experiment, export, hub, models, runs, training, weights
 from kd_jax.errors import InputError
 from kd_jax.models import torch_names
 from tests import tiny
@@ -327,7 +327,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch, tmp_
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(weights, "FETCH_SECONDS", 0.2)
+        monkeypatch.setattr(hub, "SECONDS", 0.2)
         begin = time.monotonic()
         with pytest.raises(
             InputError, match=r"does not answer \(.*\)\. Download model.safetensors .* give its path"

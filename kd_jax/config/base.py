@@ -57,7 +57,7 @@ def with_teachers(config: ConfigDict, teachers: Mapping[str, ConfigDict]) -> Con
 def _beside(config: ConfigDict, teacher: ConfigDict) -> ConfigDict:
     """A teacher's config whose data and precision are those of its student."""
     for key in config.dataset:
-        if key not in ("labeled", "unlabeled", "augment", "least_area", "cutout", "extra_views"):
+        if key not in ("labeled", "unlabeled", "label_free", "augment", "least_area", "cutout", "extra_views"):
             teacher.dataset[key] = config.dataset.get_ref(key)
     teacher.precision = config.get_ref("precision")
     teacher.deterministic = config.get_ref("deterministic")

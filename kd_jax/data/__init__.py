@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax import augment, keys, registry
 from kd_jax.data import digits, npz
-from kd_jax.data.names import printable
+from kd_jax.data.names import printable, read_class_names
 from kd_jax.data.split import Source, cut, select, stratified_split
 from kd_jax.errors import InputError, check_callable, choose, first_few
 from kd_jax.types import Split
@@ -24,7 +24,7 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 # What of the section chooses among the images, and what happens to them later, and so not what is read.
 CHOICE = (
-    *("holdout", "train_images", "labeled", "unlabeled", "normalize"),
+    *("holdout", "train_images", "labeled", "unlabeled", "normalize", "class_names"),
     *("augment", "least_area", "cutout", "extra_views"),
 )
 
@@ -42,19 +42,47 @@ class Kind(NamedTuple):
 def _folder(section: Section) -> Source:
     from kd_jax.data import folder  # of Pillow, which a light installation lacks
 
-    return folder.load(section["path"], image_size=section["image_size"], skip_unreadable=section["skip_unreadable"])
+    return folder.load(
+        section["path"],
+        image_size=section["image_size"],
+        skip_unreadable=section["skip_unreadable"],
+        label_free=section["label_free"],
+    )
 
 
 def _folder_fingerprint(section: Section) -> str:
     from kd_jax.data import folder
 
-    return folder.fingerprint(section["path"])
+    return folder.fingerprint(section["path"], label_free=section["label_free"])
 
 
 def _former_folder_fingerprint(section: Section) -> str | None:
     from kd_jax.data import folder
 
-    return folder.former_fingerprint(section["path"])
+    return None if section["label_free"] else folder.former_fingerprint(section["path"])
+
+
+def _tar(section: Section) -> Source:
+    from kd_jax.data import tar
+
+    return tar.load(section["path"], image_size=section["image_size"], skip_unreadable=section["skip_unreadable"])
+
+
+def _tar_fingerprint(section: Section) -> str:
+    from kd_jax.data import tar
+
+    return tar.fingerprint(section["path"])
+
+
+def _hf(section: Section) -> Source:
+    from kd_jax.data import hf
+
+    return hf.load(
+        section["name"],
+        image_size=section["image_size"],
+        path=section["path"],
+        skip_unreadable=section["skip_unreadable"],
+    )
 
 
 def _tfds(section: Section) -> Source:
@@ -79,6 +107,8 @@ def _memory(section: Section) -> Source:
 SOURCES: dict[str, Kind] = {
     "digits": Kind(lambda section: digits.load(image_size=section["image_size"]), reads_path=False),
     "folder": Kind(_folder, _folder_fingerprint, owned=True, former_fingerprint=_former_folder_fingerprint),
+    "tar": Kind(_tar, _tar_fingerprint, owned=True),
+    "hf": Kind(_hf, owned=True),
     "tfds": Kind(_tfds, owned=True, former_fingerprint=_former_tfds_fingerprint),
     "npz": Kind(lambda section: npz.load(section["path"])),
     "memory": Kind(_memory, reads_path=False),
@@ -106,7 +136,7 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split | None  # None where nothing is held out
     test: Split
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none where no image has a label
     mean: np.ndarray  # [C] float32, of pixels in [0, 1]
     std: np.ndarray  # [C] float32
     fingerprint: str  # SHA-256 of the whole data set, whatever is left out of it
@@ -134,6 +164,7 @@ def load(section: Section, source: Source | None = None) -> Dataset:
     if source is None:
         source, held = _read_now(section)
     else:
+        source = _named(_without_labels(source) if section["label_free"] else source, _names(section))
         source, held = _arranged(source, section["holdout"], owned=False)
         _say(_described(source, held))
     classes = len(source.class_names)
@@ -181,17 +212,50 @@ def _read_now(section: Section) -> tuple[Source, int]:
     keys = {key: value for key, value in section.items() if key not in CHOICE}
     folder = os.path.abspath(os.path.expanduser(section["path"]))  # what a relative path means may change
     state = kind.fingerprint(section) if kind.fingerprint else ""
-    return _read(section["source"], json.dumps(keys, sort_keys=True), section["holdout"], folder, state)
+    return _read(
+        section["source"], json.dumps(keys, sort_keys=True), section["holdout"], folder, state, _names(section)
+    )
 
 
 @functools.lru_cache(maxsize=1)  # a teacher and its student read the same images
-def _read(name: str, section: str, holdout: float, folder: str, state: str) -> tuple[Source, int]:
+def _read(
+    name: str, section: str, holdout: float, folder: str, state: str, names: tuple[str, ...] | None
+) -> tuple[Source, int]:
     source = SOURCES[name].read(json.loads(section))
     if not isinstance(source, Source):
         raise InputError(f"dataset.source {name!r} returns {type(source).__name__}; expected a Source")
-    source, held = _arranged(source, holdout, owned=SOURCES[name].owned)
+    if json.loads(section)["label_free"]:
+        source = _without_labels(source)
+    source, held = _arranged(_named(source, names), holdout, owned=SOURCES[name].owned)
     print(_described(source, held), flush=True)
     return source, held
+
+
+def _without_labels(source: Source) -> Source:
+    """The same images, of no class."""
+
+    def split(part: Split) -> Split:
+        return Split(part.images, np.full(len(part.labels), -1, np.int32))
+
+    validation = source.validation and split(source.validation)
+    return source._replace(train=split(source.train), test=split(source.test), validation=validation, class_names=())
+
+
+def _names(section: Section) -> tuple[str, ...] | None:
+    """The names of the classes, where a file has them."""
+    path = section["class_names"]
+    return read_class_names("dataset.class_names", path) if path else None
+
+
+def _named(source: Source, names: tuple[str, ...] | None) -> Source:
+    if names is None:
+        return source
+    if len(names) != len(source.class_names):
+        own = first_few(map(printable, source.class_names))
+        raise InputError(
+            f"dataset.class_names has {len(names)} names; expected {len(source.class_names)}, in the order of {own}"
+        )
+    return source._replace(class_names=names)
 
 
 @functools.lru_cache(maxsize=1)  # a teacher and its student have the same arrays of a program
@@ -204,7 +268,7 @@ def _arranged(source: Source, holdout: float, *, owned: bool) -> tuple[Source, i
 
     Where the data has a validation split, that is none. The order is made once, and all choices are then slices.
     """
-    labels = source.train.labels
+    labels = source.train.labels if source.class_names else np.zeros_like(source.train.labels)
     held, rest = stratified_split(labels, holdout if source.validation is None else 0.0)
     if source.validation is None:
         _check_holdout(holdout, held, labels[rest], source.class_names)
@@ -214,11 +278,14 @@ def _arranged(source: Source, holdout: float, *, owned: bool) -> tuple[Source, i
 
 def _described(source: Source, held: int) -> str:
     """What was read, on one line; the first `held` training images are those held out."""
-    sizes = np.bincount(source.train.labels, minlength=len(source.class_names))
-    small, large = sizes.argmin(), sizes.argmax()
     parts = [f"{len(source.train.labels)} images to train on", f"{len(source.test.labels)} to test on"]
     if source.validation is not None:
         parts.append(f"{len(source.validation.labels)} to validate on, so that dataset.holdout is not used")
+    left_out = [f"left out: {', '.join(source.left_out)}"] if source.left_out else []
+    if not source.class_names:
+        return "; ".join([f"data {printable(source.name)}: no labels, {', '.join(parts)}", *left_out])
+    sizes = np.bincount(source.train.labels, minlength=len(source.class_names))
+    small, large = sizes.argmin(), sizes.argmax()
     range_of_sizes = (
         f"{sizes[small]} to train on in each class"
         if sizes[small] == sizes[large]
@@ -231,9 +298,7 @@ def _described(source: Source, held: int) -> str:
         if split and (without := set(range(len(sizes))) - set(np.asarray(split.labels).tolist())):
             names = first_few((printable(source.class_names[label]) for label in sorted(without)), 20)
             said.append(f"no {what} image of {names}")
-    if source.left_out:
-        said.append(f"left out: {', '.join(source.left_out)}")
-    return "; ".join(said)
+    return "; ".join(said + left_out)
 
 
 def _check(section: Section) -> None:
@@ -242,7 +307,12 @@ def _check(section: Section) -> None:
     if section["path"] and not SOURCES[section["source"]].reads_path:
         raise InputError(
             f"dataset.path is {section['path']!r}, which the source {section['source']!r} does not read; expected"
-            " dataset.source 'folder', 'npz' or 'tfds', or no path"
+            f" dataset.source {', '.join(repr(name) for name, kind in SOURCES.items() if kind.reads_path)}, or no path"
+        )
+    if section["label_free"] and (section["labeled"] or not section["unlabeled"] or section["class_names"]):
+        raise InputError(
+            "dataset.label_free is true, so no image has a label; expected dataset.labeled 0, dataset.unlabeled true"
+            " and no dataset.class_names"
         )
     choose("dataset.normalize", section["normalize"], NORMALIZE)
     choose("dataset.augment", section["augment"], augment.KINDS)
@@ -253,8 +323,10 @@ def _check(section: Section) -> None:
 def _check_holdout(holdout: float, held: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> None:
     if holdout and not len(held):
         raise InputError(f"dataset.holdout is {holdout}, less than one image per class; expected more, or 0 for none")
+    if not class_names and not len(labels):
+        raise InputError(f"dataset.holdout is {holdout}, which leaves no training image; expected less")
     without = np.bincount(labels, minlength=len(class_names)) == 0
-    if without.any():
+    if class_names and without.any():
         name = class_names[without.argmax()]
         raise InputError(
             f"dataset.holdout is {holdout}, which leaves no training image of class {name!r}; expected less"
@@ -263,9 +335,10 @@ def _check_holdout(holdout: float, held: np.ndarray, labels: np.ndarray, class_n
 
 def _amount(key: str, value: int, available: int, classes: int) -> int:
     """How many images to keep, where 0 stands for all."""
-    if value and not classes <= value <= available:
+    least = max(classes, 1)
+    if value and not least <= value <= available:
         raise InputError(
-            f"dataset.{key} is {value}; expected {classes} (one per class) to {available} (all there are), or 0 for all"
+            f"dataset.{key} is {value}; expected {least} (one per class) to {available} (all there are), or 0 for all"
         )
     return value or available
 

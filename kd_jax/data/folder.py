@@ -4,29 +4,19 @@ import collections
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from kd_jax.data import hashes, images
-from kd_jax.data.names import printable
-from kd_jax.data.split import TEST_SHARE, Source, cut, stratified_split
+from kd_jax.data import hashes, images, listed
+from kd_jax.data.names import NEW_SUFFIXES, SPLITS, SUFFIXES, printable, split_of
+from kd_jax.data.split import Source
 from kd_jax.errors import InputError, first_few
-from kd_jax.types import Split
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-NEW_SUFFIXES = (".jfif", ".avif", ".heic", ".heif")  # read where Pillow can; the former fingerprint knows none of them
-SPLITS = {  # what the folder of a split may be called, in small or capital letters
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 FORMER_TEST_NAMES = ("test", "val", "validation")  # the first that was there was the test set
 
-Files = list[tuple[str, int]]  # image files, relative to the whole folder, each with its label
+Files = listed.Listed[str]  # image files, relative to the whole folder, each with its label
 
 
 class Listing(NamedTuple):
@@ -37,7 +27,7 @@ class Listing(NamedTuple):
     left_out: collections.Counter[str]  # {why: how many}
 
 
-def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source:
+def load(path: str, *, image_size: int, skip_unreadable: bool = False, label_free: bool = False) -> Source:
     """Reads all images of a folder into memory, as RGB.
 
     Args:
@@ -48,6 +38,8 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
       image_size: in pixels. Images that all share one square size of at most this are kept as they are. Otherwise each
         is made upright and resized so that its shorter side has this size, and its center square is kept.
       skip_unreadable: leave out and count what cannot be decoded, instead of raising.
+      label_free: no image has a label, and all count wherever they lie: in the folders of the splits where there is one
+        for `train`, else in the whole folder.
 
     Returns:
       Images [N, H, H, 3]; the class names are the folders', sorted. The train and the test images are views of one
@@ -57,20 +49,17 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
       InputError: if folders, classes or images are missing or unreadable, or if the images do not fit in memory.
     """
     root = _existing_folder(path)
-    listing = _list_checked(root)
-    files = [file for part in listing.files.values() for file in part]
-    pixels, readable = _read(root, files, image_size, skip_unreadable)
+    listing = _list_checked(root, label_free)
+    names = [name for part in listing.files.values() for name, _ in part]
+    pixels, readable = listed.decode(
+        names,
+        len(names),
+        lambda name: images.read_shrunk(root / name, image_size, channels=3),
+        size=image_size,
+        skip=skip_unreadable,
+    )
     class_names = tuple(printable(name) for name in listing.class_names)
-    rest = Split(pixels, np.array([label for _, label in files], np.int32)[readable])
-    splits, start = {}, 0
-    for name, part in listing.files.items():
-        kept = readable[start : start + len(part)]
-        start += len(part)
-        splits[name], rest = cut(rest, int(np.count_nonzero(kept)))
-        lost = {label for _, label in part} - set(splits[name].labels.tolist())
-        if lost:
-            kind = {"train": "training"}.get(name, name)
-            raise InputError(f"no {kind} image of class {class_names[min(lost)]!r} in {root} can be read")
+    splits = listed.divide(listing.files, pixels, readable, class_names, str(root))
     skipped = int(np.count_nonzero(~readable))
     left_out = listing.left_out + collections.Counter({"unreadable images": skipped})  # without what is 0
     return Source(
@@ -85,10 +74,10 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
     )
 
 
-def fingerprint(path: str) -> str:
+def fingerprint(path: str, *, label_free: bool = False) -> str:
     """The `Source.fingerprint` of a folder, of the names and contents of its images; see `hashes` for what it costs."""
     root = _existing_folder(path)
-    return _fingerprint(root, _list_checked(root))
+    return _fingerprint(root, _list_checked(root, label_free))
 
 
 def former_fingerprint(path: str) -> str | None:
@@ -129,10 +118,10 @@ def _existing_folder(path: str) -> Path:
     return root
 
 
-def _list_checked(root: Path) -> Listing:
+def _list_checked(root: Path, label_free: bool = False) -> Listing:
     """The image files of every split; raises InputError for a layout that is not understood."""
     try:
-        return _list(root)
+        return _list_label_free(root) if label_free else _list(root)
     except InputError as error:
         raise InputError(f"dataset.path is {str(root)!r}: {error}") from None
 
@@ -143,10 +132,7 @@ def _list(root: Path) -> Listing:
     if not folders:
         class_names = _class_names(root, left_out)
         files = _class_files(root, "", class_names, left_out)
-        test, train = stratified_split(np.array([label for _, label in files]), TEST_SHARE)
-        if not len(test):
-            raise InputError("it holds too few images for a test set; expected at least three of each class")
-        parts = {"train": [files[i] for i in sorted(train)], "test": [files[i] for i in sorted(test)]}
+        parts = listed.with_test_set({"train": files})
         return Listing(parts, class_names, +left_out)
     if "test" not in folders:
         if "validation" not in folders:
@@ -176,13 +162,24 @@ def _list(root: Path) -> Listing:
     return Listing(files_of, names["train"], +left_out)
 
 
+def _list_label_free(root: Path) -> Listing:
+    left_out: collections.Counter[str] = collections.Counter()
+    found = {split: name for name in _entries(root, left_out)[0] if (split := split_of(name))}
+    folders = found if "train" in found else {"train": ""}
+    known, parts = listed.suffixes(), {}
+    for split, name in folders.items():
+        parts[split] = [(file, -1) for file in _walk(root, name, known, left_out, ())]
+        if not parts[split]:
+            raise InputError(f"{root / name} holds no images; expected files named {', '.join(known)}")
+    return Listing(listed.with_test_set(parts), (), +left_out)
+
+
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folders of the splits; empty for one that holds class folders itself."""
     found: dict[str, list[Path]] = collections.defaultdict(list)
     for name in _entries(root)[0]:
-        for split, names in SPLITS.items():
-            if name.lower() in names:
-                found[split].append(root / name)
+        if split := split_of(name):
+            found[split].append(root / name)
     # A folder `train` that holds files only is the class of the trains.
     if not any(_entries(folder)[0] for folder in found["train"]):
         return {}
@@ -218,7 +215,10 @@ def _class_names(folder: Path, left_out: collections.Counter[str]) -> tuple[str,
     left_out["files beside the class folders"] += len(files)
     if len(names) < 2:
         found = f"one class folder ({names[0]!r})" if names else "no class folders"
-        raise InputError(f"{folder} holds {found}; expected one folder of images for each of at least two classes")
+        raise InputError(
+            f"{folder} holds {found}; expected one folder of images for each of at least two classes, or"
+            " dataset.label_free=true"
+        )
     within = {tuple(_entries(folder / name)[0]) for name in names}
     if len(within) == 1 and len(same := within.pop()) > 1:
         raise InputError(
@@ -229,7 +229,7 @@ def _class_names(folder: Path, left_out: collections.Counter[str]) -> tuple[str,
 
 
 def _class_files(root: Path, split: str, class_names: Sequence[str], left_out: collections.Counter[str]) -> Files:
-    known = (*SUFFIXES, *(suffix for suffix in NEW_SUFFIXES if suffix in Image.registered_extensions()))
+    known = listed.suffixes()
     files = []
     for label, name in enumerate(class_names):
         found = list(_walk(root, os.path.join(split, name), known, left_out, ()))
@@ -256,54 +256,13 @@ def _walk(
         raise InputError(f"{root / folder} leads back to a folder that it lies in; expected links without a loop")
     for name in files:
         if name.lower().endswith(suffixes):
-            yield f"{folder}/{name}"
+            yield os.path.join(folder, name)
         elif name.lower().endswith(NEW_SUFFIXES):
             left_out["images of a kind that Pillow cannot read here"] += 1
         else:
             left_out["files that are no images by name"] += 1
     for name in folders:
-        yield from _walk(root, f"{folder}/{name}", suffixes, left_out, (*above, own))
-
-
-def _read(root: Path, files: Files, size: int, skip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels [M, H, H, 3] of the files that can be read, and which of the N files these are, [N] bool."""
-    readable = np.ones(len(files), bool)
-    threads = min(8, os.cpu_count() or 1)  # more threads than cores halve the speed on small images
-
-    def decoded(pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-        blocks = (files[start : start + 64] for start in range(0, len(files), 64))  # a task per image would cost more
-        running: collections.deque[Future] = collections.deque()
-        index = 0
-        while True:
-            # No more than this, which would take the memory of another copy.
-            while len(running) < 2 * threads and (block := next(blocks, None)):
-                running.append(
-                    pool.submit(lambda block: [_read_one(root / name, size, skip) for name, _ in block], block)
-                )
-            if not running:
-                return
-            for pixels in running.popleft().result():
-                if pixels is None:
-                    readable[index] = False
-                else:
-                    yield pixels
-                index += 1
-
-    # Pillow decodes outside the interpreter's lock.
-    with images.quiet(), ThreadPoolExecutor(threads) as pool:
-        try:
-            return images.collect(decoded(pool), len(files), size), readable
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _read_one(path: Path, size: int, skip: bool) -> np.ndarray | None:
-    try:
-        return images.read_shrunk(path, size, channels=3)
-    except InputError as error:
-        if skip:
-            return None
-        raise InputError(f"{error}; remove it, or set dataset.skip_unreadable=true to skip such images") from None
+        yield from _walk(root, os.path.join(folder, name), suffixes, left_out, (*above, own))
 
 
 def _fingerprint(root: Path, listing: Listing) -> str:

@@ -47,6 +47,11 @@ def read_shrunk(path: str | os.PathLike, size: int, channels: int) -> np.ndarray
     return _decode(path, size, channels, shrink_to)
 
 
+def decode_shrunk(content: bytes, name: str, size: int, channels: int) -> np.ndarray:
+    """`read_shrunk` of a file's content; `name` is what errors call it."""
+    return _decode(name, size, channels, shrink_to, content)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences Pillow's warnings, such as those of the damaged EXIF data that many good photographs carry."""
@@ -105,9 +110,16 @@ def to_image(pixels: np.ndarray) -> Image.Image:
 
 
 def _decode(
-    path: str | os.PathLike, size: int, channels: int, finish: Callable[[Image.Image, int], np.ndarray]
+    path: str | os.PathLike,
+    size: int,
+    channels: int,
+    finish: Callable[[Image.Image, int], np.ndarray],
+    content: bytes | None = None,
 ) -> np.ndarray:
-    """`finish(image, size)` of the upright image in a file, each of whose sides is whole or at least `2 * size`."""
+    """`finish(image, size)` of the upright image in a file, each of whose sides is whole or at least `2 * size`.
+
+    With `content`, that of the file, nothing is read.
+    """
 
     def read(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
         with Image.open(file) as image:
@@ -117,14 +129,14 @@ def _decode(
                 return finish(_convert(image, "L" if channels == 1 else "RGB"), size)
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if content is None and not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise ValueError("it is no regular file")
         try:
-            return read(path)
+            return read(path if content is None else io.BytesIO(content))
         except ValueError as error:  # Pillow limits the size of texts, which are not needed
             if "PngImagePlugin.MAX_TEXT" not in str(error) and "MAX_TEXT_MEMORY" not in str(error):
                 raise
-            return read(_without_texts(Path(path).read_bytes()))
+            return read(_without_texts(Path(path).read_bytes() if content is None else content))
     except Exception as error:  # Pillow raises a dozen types, SyntaxError among them, on damaged files
         cause = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
         raise InputError(f"{os.fspath(path)} cannot be read as an image: {cause}") from None

@@ -14,7 +14,7 @@ class Source(NamedTuple):
 
     train: Split
     test: Split
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none where no image has a label
     fingerprint: str  # SHA-256, hexadecimal; the same data set has the same one wherever it lies
     skipped: int  # unreadable images that were left out
     name: str  # for people

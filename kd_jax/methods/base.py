@@ -20,6 +20,7 @@ from kd_jax.types import (
     Head,
     Method,
     MethodVariables,
+    NotKept,
     Outputs,
     Terms,
     View,
@@ -80,6 +81,8 @@ def tap(outputs: Outputs, on: str, who: str = "the network") -> Array:
 def reported(outputs: Outputs, field: str, who: str) -> Any:
     """A field of `Outputs`; raises InputError where it is missing."""
     value = getattr(outputs, field)
+    if isinstance(value, NotKept):
+        value.refuse()
     if _is_missing(value):
         members = outputs.members.items() if outputs.members else ()
         report = sorted(name for name, member in members if not _is_missing(getattr(member, field)))
@@ -88,7 +91,8 @@ def reported(outputs: Outputs, field: str, who: str) -> Any:
                 f"{who} is an ensemble and reports no {field} of its own; expected the term's `teacher`, one of:"
                 f" {', '.join(report)}"
             )
-        has = ", ".join(name for name, x in outputs._asdict().items() if x is not None and len(x))
+        said = {name: x for name, x in outputs._asdict().items() if not isinstance(x, NotKept)}
+        has = ", ".join(name for name, x in said.items() if x is not None and len(x))
         raise InputError(f"{who} reports {has} and no {field}; expected a network that does, or a method without it")
     return value
 
@@ -250,6 +254,7 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
             init,
             apply,
             needs_teacher="teacher" in sides,
+            needs_labels=frozenset({name}) if labeled_only else frozenset(),
             views=1 + max(map(max, seen)),
             carries=False,
             traced=traced(options, chosen),
@@ -289,7 +294,8 @@ def from_module(module: type[nn.Module]) -> Constructor:
     differs from the student's: {}), `weights` (of parts that the term's weight does not reach: {}), `phases` (whether
     its parts count in some epochs only: False). A module with a method `predict(outputs)` replaces the student's
     prediction; one with `others(context)` returns {part: logits} of what else is evaluated, by the context of an
-    evaluation.
+    evaluation; one with `distances(context)` returns [B], how far each image is from what the teacher says of it, which
+    evaluations report where the teacher has no logits. `needs_labels` says that it reads labels.
     """
 
     if not isinstance(module, type) or not issubclass(module, nn.Module):
@@ -317,6 +323,10 @@ def from_module(module: type[nn.Module]) -> Constructor:
             logits: Any = instance.apply({"params": variables.params, **variables.state}, context, method="others")
             return {f"{name}/{part}": x for part, x in logits.items()}
 
+        def measures(variables: MethodVariables, context: Context) -> Mapping[str, Array]:
+            each: Any = instance.apply({"params": variables.params, **variables.state}, context, method="distances")
+            return {f"{name}/distance": each}
+
         def predict(variables: MethodVariables, outputs: Outputs) -> Array:
             logits: Any = instance.apply({"params": variables.params, **variables.state}, outputs, method="predict")
             return logits
@@ -330,6 +340,8 @@ def from_module(module: type[nn.Module]) -> Constructor:
             optimizers={name: getattr(module, "optimizer", {})},
             predict=predict if hasattr(module, "predict") else student_logits,
             others=others if hasattr(module, "others") else no_others,
+            measures=measures if hasattr(module, "distances") else no_others,
+            needs_labels=frozenset({name}) if getattr(module, "needs_labels", False) else frozenset(),
             phases=getattr(module, "phases", False),
             traced=traced(fields, options),
         )
@@ -435,6 +447,10 @@ def combine(methods: Mapping[str, Method]) -> Method:
         each = [method.others(of_term(variables, name), context) for name, method in methods.items()]
         return {name: logits for own in each for name, logits in own.items()}
 
+    def measures(variables: MethodVariables, context: Context) -> Mapping[str, Array]:
+        each = [_run(name, method.measures, of_term(variables, name), context) for name, method in methods.items()]
+        return {name: values for own in each for name, values in own.items()}
+
     def predict(variables: MethodVariables, outputs: Outputs) -> Array:
         (name,) = overridden
         logits = methods[name].predict(of_term(variables, name), outputs)
@@ -456,6 +472,8 @@ def combine(methods: Mapping[str, Method]) -> Method:
         optimizers={term: options for method in methods.values() for term, options in method.optimizers.items()},
         predict=predict if overridden else student_logits,
         others=others if any(method.others is not no_others for method in methods.values()) else no_others,
+        measures=measures,
+        needs_labels=frozenset().union(*(method.needs_labels for method in methods.values())),
         phases=any(method.phases for method in methods.values()),
         distills=frozenset(name for name, method in methods.items() if method.needs_teacher),
         carries=any(method.carries for method in methods.values()),

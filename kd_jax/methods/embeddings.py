@@ -26,7 +26,18 @@ def embeddings(context: Context) -> tuple[Array, Array]:
     return reported(context.student, "embedding", "the student"), teacher
 
 
-class Embedding(nn.Module):
+class OfEachImage(nn.Module):
+    """A method whose loss is the mean over the images of `distances`, which evaluations report too."""
+
+    def __call__(self, context: Context) -> Array:
+        return self.distances(context).mean()
+
+    def distances(self, context: Context) -> Array:
+        """[B], how far each image's embedding is from its teacher's."""
+        raise NotImplementedError
+
+
+class Embedding(OfEachImage):
     """The cosine distance or the squared error of the embeddings; needs no label, and a teacher of any kind.
 
     Where the widths differ, a linear layer brings the student's embedding to its teacher's.
@@ -39,14 +50,14 @@ class Embedding(nn.Module):
     project: bool = False
 
     @nn.compact
-    def __call__(self, context: Context) -> Array:
+    def distances(self, context: Context) -> Array:
         student, teacher = embeddings(context)
         if self.project or student.shape != teacher.shape:
             student = Linear(teacher.shape[-1], name="projector")(student)
-        return OBJECTIVES[self.objective](student, teacher).mean()
+        return OBJECTIVES[self.objective](student, teacher)
 
 
-class PEFD(nn.Module):
+class PEFD(OfEachImage):
     """Projector ensemble: the cosine distance of the mean of several projections, each a linear layer and a ReLU.
 
     Chen et al., "Improved Feature Distillation via Projector Ensemble", NeurIPS 2022 (weight 25, with three
@@ -59,11 +70,11 @@ class PEFD(nn.Module):
     projectors: Annotated[int, whole(1, 64)] = 3
 
     @nn.compact
-    def __call__(self, context: Context) -> Array:
+    def distances(self, context: Context) -> Array:
         student, teacher = embeddings(context)
         projected = nn.relu(Linear(self.projectors * teacher.shape[-1], name="projectors")(student))
         ensemble = projected.reshape(len(student), self.projectors, -1).mean(1)
-        return losses.cosine_distance(ensemble, teacher).mean()
+        return losses.cosine_distance(ensemble, teacher)
 
 
 class CC(nn.Module):
@@ -104,7 +115,7 @@ class SRD(nn.Module):
         return losses.srd(projected, teacher, exponent=self.exponent)
 
 
-class VKD(nn.Module):
+class VKD(OfEachImage):
     """Orthogonal projection: `losses.vkd` of the student's embedding through a projector that keeps angles and norms.
 
     Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024. The projector has no
@@ -114,12 +125,12 @@ class VKD(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, context: Context) -> Array:
+    def distances(self, context: Context) -> Array:
         student, teacher = embeddings(context)
         shape = student.shape[-1], teacher.shape[-1]
         # The projector moves as fast as the matrix only where that is about orthogonal itself, as it is at the start.
         free = self.param("projector", nn.initializers.orthogonal(), shape, student.dtype)
-        return losses.vkd(student @ orthogonal(free), teacher).mean()
+        return losses.vkd(student @ orthogonal(free), teacher)
 
 
 def orthogonal(free: Array) -> Array:
@@ -143,6 +154,7 @@ class ND(nn.Module):
       dropout: of that layer.
     """
 
+    needs_labels = True
     dropout: Annotated[float, FRACTION] = 0.5
 
     @nn.compact

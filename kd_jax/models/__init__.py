@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from kd_jax import keys, registry
+from kd_jax import keys, registry, types
 from kd_jax.errors import InputError, check_callable, choose
 from kd_jax.models import cifar_resnet, convnext, efficientnet, mobilenet, regnet, resnet, shufflenet, vgg, vit, wrn
 from kd_jax.models.function import from_function
 from kd_jax.models.linen import TorchKey, from_linen
 from kd_jax.models.taps import Taps
-from kd_jax.types import Network
+from kd_jax.types import Array, Network, Outputs, Variables
 
 if TYPE_CHECKING:
     from kd_jax.models.nnx import from_nnx
@@ -88,7 +88,7 @@ def create(
 
     Args:
       name: one of `NETWORKS`.
-      num_classes: K, at least 2.
+      num_classes: K, at least 2; or 0 for a network without a final layer, which reports no logits.
       dtype: of the computation. Parameters, statistics, logits and embedding are at least float32.
       frozen_backbone: all but the head stays in inference mode in training.
       options: of the network; None stands for its default.
@@ -105,8 +105,8 @@ def create(
     ((2, 10), (2, 16), 4)
     """
     build = choose("model.name", name, NETWORKS)
-    if not isinstance(num_classes, int | np.integer) or num_classes < 2:
-        raise InputError(f"num_classes is {num_classes!r}; expected a whole number of at least 2")
+    if not isinstance(num_classes, int | np.integer) or num_classes < 0 or num_classes == 1:
+        raise InputError(f"num_classes is {num_classes!r}; expected a whole number of at least 2, or 0 for no classes")
     parameters = inspect.signature(build).parameters
     own = {key: parameter for key, parameter in parameters.items() if key not in NOT_OPTIONS}
     options = {key: value for key, value in options.items() if value is not None}
@@ -118,7 +118,15 @@ def create(
         )
     given = {"num_classes": num_classes, "dtype": dtype, "frozen_backbone": frozen_backbone}
     network = build(**{key: value for key, value in given.items() if key in parameters}, **options)
-    return network._replace(name=name)
+    return (network if num_classes else _without_logits(network))._replace(name=name, num_classes=num_classes)
+
+
+def _without_logits(network: Network) -> Network:
+    def apply(variables: Variables, images: Array, **options: Any) -> tuple[Outputs, Any]:
+        outputs, batch_stats = network.apply(variables, images, **options)
+        return outputs._replace(logits=types.NO_LOGITS, head=None), batch_stats
+
+    return network._replace(apply=apply, head=())
 
 
 def __getattr__(name: str) -> Any:

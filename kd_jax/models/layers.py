@@ -270,7 +270,10 @@ def drop_path(x: Array, rate: float, *, train: bool) -> Array:
 
 
 class Linear(nn.Module):
-    """A linear layer, computed in at least float32. PyTorch's initialization, unless a kernel's is given."""
+    """A linear layer, computed in at least float32. PyTorch's initialization, unless a kernel's is given.
+
+    With no features, as of a network without classes, it has no parameters.
+    """
 
     features: int
     kernel_init: Initializer = linear_init
@@ -280,6 +283,8 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [B, D] -> [B, features]."""
         x = at_least_float32(x)
+        if not self.features:
+            return x[:, :0]
         bound = 1 / math.sqrt(x.shape[-1])
         uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), x.dtype)
@@ -287,7 +292,9 @@ class Linear(nn.Module):
         return x @ kernel + bias
 
     @property
-    def head(self) -> Head:
+    def head(self) -> Head | None:
+        if not self.features:
+            return None
         params = self.variables["params"]
         return Head(params["kernel"], params["bias"])
 

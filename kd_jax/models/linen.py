@@ -48,7 +48,7 @@ def from_linen(
                 raise InputError(
                     f"the network reads the collection {min(variables)!r}; expected 'params' and 'batch_stats' alone"
                 ) from error
-        for name in head:
+        for name in head if getattr(module, "num_classes", None) != 0 else ():  # then no layer is made of it
             choose("a module of the network's head", name, kept["params"])
         return kept
 

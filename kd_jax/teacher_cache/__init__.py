@@ -27,11 +27,12 @@ from kd_jax.teacher_cache.asking import Said
 from kd_jax.teacher_cache.recording import Recording
 from kd_jax.teacher_cache.store import Store, digest
 from kd_jax.teachers import kept
-from kd_jax.types import Array, Feed, Variables
+from kd_jax.types import Array, Feed, NotKept, Variables
 
 LARGEST_TABLE = 2**33  # bytes, which lie on every device
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable")  # settings of JAX by which views are drawn
-FIELDS = (("logits",), ("logits", "embedding"))  # what can be kept, from little to much
+# What can be kept, from little to much, and of a teacher without classes the last.
+FIELDS = (("logits",), ("logits", "embedding"), ("embedding",))
 
 
 class TeacherCache:
@@ -63,7 +64,7 @@ class TeacherCache:
         assert teacher is not None
         rows = min(made.steps_per_call, made.steps), made.config["train"]["batch_size"]
         said = tracing.taught_shapes(self._teach, teacher, train, rows, made.mesh)
-        if any(x is None for view in said for x in view.values()):
+        if any(x is None or isinstance(x, NotKept) for view in said for x in view.values()):
             return False
         tracing.trace(self.train_steps, made.state_shapes(), None, train, rows, made.hyper, made.mesh, said)
         self.sizes = {name: len(said) * math.prod(x.shape[1:]) * x.dtype.itemsize for name, x in said[0].items()}
@@ -74,7 +75,8 @@ class TeacherCache:
         """What is kept, for people."""
         top_k = self._experiment.config["teacher"]["top_k"]
         logits = f"{top_k} largest of {len(self._experiment.dataset.class_names)} logits" if top_k else "logits"
-        return logits + " and embedding" * ("embedding" in self.sizes)
+        kept = [logits] * bool(self.sizes.keys() & {"logits", "largest"}) + ["embedding"] * ("embedding" in self.sizes)
+        return " and ".join(kept)
 
     def error_of_top_k(self, teacher_variables: Variables) -> str:
         """How far from the teacher's probabilities those are that its largest logits leave, for people."""
@@ -213,6 +215,8 @@ def _readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
     """The cache of as little as the method reads; why not, where that cannot be kept."""
     reason = ""
     for fields in FIELDS:
+        if reason and "logits" not in fields:
+            break
         cache = TeacherCache(experiment, feed, fields)
         try:
             if cache.trace():

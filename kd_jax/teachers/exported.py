@@ -25,7 +25,7 @@ import numpy as np
 
 from kd_jax import augment, checksums, networks, registry, runs
 from kd_jax.errors import InputError, first_few, one_line
-from kd_jax.types import Array, Batch, Head, Outputs, Preprocessing, Teacher, Variables, at_least_float32
+from kd_jax.types import NO_LOGITS, Array, Batch, Head, Outputs, Preprocessing, Teacher, Variables, at_least_float32
 
 if TYPE_CHECKING:
     from kd_jax.teachers import Setting
@@ -36,7 +36,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PRECISIONS = ("float32", "bfloat16")
 NAMES = {"gpu": "cuda"}  # of a platform, where an export calls it otherwise
 
-# (weights, image [H, W, C]) -> {"logits" [K], and where there is one "embedding" [D] and "features" ([h, w, c], ...)}
+# (weights, image [H, W, C]) -> {"logits" [K], and where there is one "embedding" [D] and "features" ([h, w, c], ...)};
+# of a network without classes no logits
 Function = Callable[[Mapping[str, Array], Array], Mapping[str, Any]]
 
 
@@ -45,7 +46,7 @@ class About(NamedTuple):
 
     name: str
     preprocessing: Preprocessing
-    num_classes: int
+    num_classes: int  # 0 where it reports no logits
     class_names: Sequence[str] | None = None  # None: not known
     head: tuple[str, str] | None = None  # the names of the final layer's weight [K, D] and bias, where it is linear
     again: str = ""  # the command that makes the folder
@@ -202,7 +203,7 @@ def apply(
     said = dict(exported.call(dict(variables), images))
     features = tuple(said.get("features", ()))
     return Outputs(
-        logits=said["logits"],
+        logits=said.get("logits", NO_LOGITS),
         features=features,
         pooled=at_least_float32(features[-1]).mean((1, 2)) if features else None,
         embedding=said.get("embedding"),
@@ -249,6 +250,8 @@ def from_folder(setting: "Setting") -> Teacher:
 
 def _check_classes(folder: str, said: Mapping[str, Any], own: Sequence[str]) -> None:
     names = said["class_names"]
+    if not said["num_classes"] or not own:  # then nobody compares logits
+        return
     if said["num_classes"] == len(own) and (names is None or list(names) == list(own)):
         return
     theirs = f"{said['num_classes']} classes" + (f" ({first_few(names)})" if names else "")

@@ -30,7 +30,8 @@ def from_weights(setting: "Setting") -> Teacher:
     size, channels = networks.image_size(config), setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-    variables = weights.load(source, shapes, network, strict=True).variables
+    classes = bool(setting.dataset.class_names)  # without, its final layer is left out
+    variables = weights.load(source, shapes, network, strict=classes).variables
     return Teacher(
         apply=network_teacher(network, section["mode"]),
         load=lambda: (variables, None),

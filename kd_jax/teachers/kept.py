@@ -37,7 +37,7 @@ def restore(kept: Mapping[str, Array], *, num_classes: int) -> Outputs:
     same and right in sum.
     """
     fields = dict(kept)
-    if "logits" not in fields:
+    if "largest" in fields:
         largest, classes, rest = (fields.pop(name) for name in ("largest", "classes", "rest"))
         logits = jnp.broadcast_to(rest[:, None], (len(rest), num_classes))
         fields["logits"] = jnp.put_along_axis(logits, classes, largest, axis=-1, inplace=False)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kd_jax.teachers import Setting
 
 # In which a teacher may differ from its student.
-OWN_CHOICE = ("labeled", "unlabeled", "normalize", "augment", "least_area", "cutout", "extra_views")
+OWN_CHOICE = ("labeled", "unlabeled", "label_free", "normalize", "augment", "least_area", "cutout", "extra_views")
 
 
 def from_config(setting: "Setting") -> Teacher:
@@ -59,7 +59,8 @@ def from_config(setting: "Setting") -> Teacher:
         return steps.method_variables(state.params, state.stats)
 
     pixels = experiment.dataset.mean, experiment.dataset.std
-    return _teacher(setting, folder, experiment.config, pixels, method_shapes)._replace(
+    classes = len(experiment.dataset.class_names)
+    return _teacher(setting, folder, experiment.config, pixels, method_shapes, classes)._replace(
         config_hash=experiment.digest, untrained=experiment
     )
 
@@ -96,7 +97,7 @@ def finished(setting: "Setting") -> Teacher:
     _check_data(folder, saved, setting)
     pixels = saved["data"]["mean"], saved["data"]["std"]
     shapes = functools.partial(jax.eval_shape, lambda: weights.read_run(folder)[1])
-    teacher = _teacher(setting, folder, saved["config"], pixels, shapes)
+    teacher = _teacher(setting, folder, saved["config"], pixels, shapes, len(saved["data"]["class_names"]))
     return teacher._replace(config_hash=saved["hash"])
 
 
@@ -110,13 +111,13 @@ def _check_data(folder: str, saved: Mapping[str, Any], setting: "Setting") -> No
     section, dataset = setting.config["dataset"], setting.dataset
     theirs, data = saved["config"]["dataset"], saved["data"]
     class_names = tuple(data["class_names"])
-    if class_names != dataset.class_names:
+    if dataset.class_names and class_names != dataset.class_names:
         known, own = (f"{len(names)} classes ({first_few(names)})" for names in (class_names, dataset.class_names))
         raise InputError(f"the teacher {folder!r} knows {known}; expected the student's {own}")
     channels = dataset.train.images.shape[-1]
     if (there := data["image_shape"][-1]) != channels:
         raise InputError(f"the teacher {folder!r} reads images of {there} channels; expected the student's {channels}")
-    if not setting.training:
+    if not setting.training or not dataset.class_names:  # without labels nothing is measured that it may have seen
         return
     if data["fingerprint"] != dataset.fingerprint and (
         section["source"] == "memory" or data["fingerprint"] not in fingerprints(section)
@@ -163,11 +164,12 @@ def _teacher(
     config: Mapping[str, Any],
     pixels: tuple[Any, Any],  # mean and deviation of its data
     method_shapes: Callable[[], MethodVariables],
+    num_classes: int,
 ) -> Teacher:
     """The run in a folder as a teacher: it reads images and predicts as the run does, in the student's precision."""
     method = methods.create(config["method"])
     config = {**config, "precision": setting.config["precision"]}
-    network = networks.create(config, len(setting.dataset.class_names))
+    network = networks.create(config, num_classes)
     prepare = networks.preprocessor(config, network, *pixels)
     size, channels = networks.image_size(config), setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)

@@ -29,6 +29,8 @@ CONFIG = {
     "extra_views": (),
     "least_area": 0.08,
     "cutout": 0.0,
+    "class_names": "",
+    "label_free": False,
 }
 
 
@@ -150,7 +152,7 @@ def test_two_loads_are_equal():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, memory, npz, tfds"),
+        ({"source": "cifar"}, "dataset.source is 'cifar'; expected one of: digits, folder, hf, memory, npz, tar, tfds"),
         ({"normalize": "no"}, "dataset.normalize is 'no'; expected one of: dataset, imagenet"),
         ({"augment": "flip"}, "dataset.augment is 'flip'; expected one of: crop, crop_flip, none, rand"),
         ({"image_size": 0}, "dataset.image_size is 0; expected a whole number from 1 to 4096"),

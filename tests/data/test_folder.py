@@ -423,3 +423,35 @@ def test_a_few_images_of_cifar10_are_read_as_they_are(tmp_path):
     source = load(tmp_path / "cifar10_jpeg" / "test", image_size=32)
     assert source.train.images.shape == (40, 32, 32, 3)
     assert source.class_names[:2] == ("airplane", "automobile")
+
+
+def test_without_labels_all_images_count_wherever_they_lie(tmp_path):
+    for i in range(10):
+        write(tmp_path / ("" if i % 2 else "deep/er") / f"{i}.png", value=i)
+    (tmp_path / "notes.txt").write_text("")
+    source = load(tmp_path, label_free=True)
+    assert (source.class_names, source.left_out) == ((), ("files that are no images by name (1)",))
+    assert (len(source.train.labels), len(source.test.labels)) == (8, 2)
+    values = [*source.train.images[:, 0, 0, 0], *source.test.images[:, 0, 0, 0]]
+    assert sorted(values) == list(range(10))
+    assert set(source.train.labels) | set(source.test.labels) == {-1}
+    assert source.fingerprint == folder.fingerprint(str(tmp_path), label_free=True)
+
+
+def test_without_labels_the_folders_of_splits_are_known(split_root):
+    write(split_root / "train" / "loose.png", value=50)
+    source, labeled = load(split_root, label_free=True), load(split_root)
+    assert (len(source.train.labels), len(source.test.labels)) == (7, 6)
+    np.testing.assert_array_equal(source.test.images, labeled.test.images)
+
+
+def test_without_labels_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match=r"holds no images; expected files named .jpg"):
+        load(tmp_path, label_free=True)
+
+
+def test_a_flat_folder_is_told_of_the_key_for_images_without_labels(tmp_path):
+    write(tmp_path / "1.png")
+    with pytest.raises(InputError, match=r"holds no class folders; expected .*, or dataset.label_free=true"):
+        load(tmp_path)

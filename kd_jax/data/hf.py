@@ -1,0 +1,179 @@
+"""Image classification sets of the Hugging Face hub, or in local parquet files, by the library `datasets`."""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from kd_jax import hub
+from kd_jax.data import images, listed
+from kd_jax.data.names import printable, split_of, split_of_file
+from kd_jax.data.split import Source
+from kd_jax.errors import InputError, first_few, one_line
+
+NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
+
+
+def load(name: str, *, image_size: int, path: str = "", skip_unreadable: bool = False) -> Source:
+    """Reads a data set into memory, as RGB.
+
+    Args:
+      name: of the hub, OWNER/NAME[/CONFIG][@REVISION]; without a network, what its cache has.
+      image_size: in pixels, see `folder.load`.
+      path: a parquet file or a folder of some, in the place of `name`. The split of a file is a word of its name, or
+        its folder's, as in `data/train-00000-of-00001.parquet`; files without one are to train on.
+      skip_unreadable: leave out and count what cannot be decoded, instead of raising.
+
+    Returns:
+      Images [N, H, H, 3]. The class names are those of the column of labels, sorted where that holds text. Without a
+      test split the validation split is the test set, and without either a fixed, class-balanced fifth. The fingerprint
+      is of the class names, and of images and labels in their order.
+
+    Raises:
+      InputError: if `datasets` is missing, the set is not there or cannot be fetched, has no column of images and one
+        of labels, or does not fit in memory.
+    """
+    datasets = _import_datasets()
+    what = f"dataset.path is {path!r}" if path else f"dataset.name is {name!r}"
+    found = _local(datasets, path) if path else _of_hub(datasets, name)
+    image, label = _columns(datasets, what, next(iter(found.values())).features)
+    sets = {split: part for own, part in found.items() if (split := split_of(own))}
+    columns = {split: part.with_format(None)[label][:] for split, part in sets.items()}
+    left_out = [f"split {own} ({len(part)})" for own, part in found.items() if not split_of(own)]
+    for split in [
+        split for split, column in columns.items() if all(map(_is_missing, column))
+    ]:  # such as ImageNet's test
+        left_out.append(f"split {split} without labels ({len(columns.pop(split))})")
+    if "train" not in columns:
+        raise InputError(f"{what}, with splits {', '.join(found)}; expected a split train with labels")
+    if any(_is_missing(value) for column in columns.values() for value in column):
+        raise InputError(f"{what}, with images without a label; expected one for every image")
+    names = getattr(sets["train"].features[label], "names", None)
+    if names is None:
+        names = sorted({value for column in columns.values() for value in column})
+        columns = {split: [names.index(value) for value in column] for split, column in columns.items()}
+    class_names = tuple(printable(str(own)) for own in names)
+    raw = {
+        split: part.cast_column(image, datasets.Image(decode=False)) for split, part in sets.items() if split in columns
+    }
+    try:
+        parts = listed.with_test_set(
+            {split: [((split, row), int(own)) for row, own in enumerate(column)] for split, column in columns.items()}
+        )
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
+    digest = hashlib.sha256(repr((class_names, {split: len(part) for split, part in raw.items()})).encode())
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for part in parts.values():
+            for (split, row), own in part:
+                said = raw[split][row][image]
+                content = b"" if said is None else said["bytes"] or Path(said["path"]).read_bytes()
+                digest.update(repr((split, row, own, len(content))).encode())
+                digest.update(content)
+                yield f"image {row} of split {split}", content
+
+    items = [item for part in parts.values() for item, _ in part]
+    pixels, readable = listed.decode(
+        contents(),
+        len(items),
+        lambda item: images.decode_shrunk(item[1], item[0], image_size, channels=3),
+        size=image_size,
+        skip=skip_unreadable,
+    )
+    splits = listed.divide(parts, pixels, readable, class_names, path or name)
+    skipped = int(np.count_nonzero(~readable))
+    left_out += [f"unreadable images ({skipped})"] * bool(skipped)
+    return Source(
+        splits["train"],
+        splits["test"],
+        class_names,
+        digest.hexdigest(),
+        skipped=skipped,
+        name=printable(os.path.basename(os.path.abspath(path))) if path else name,
+        validation=splits.get("validation"),
+        left_out=tuple(left_out),
+    )
+
+
+def _import_datasets() -> ModuleType:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f'dataset.source is "hf", but {error.name or "datasets"} is not installed; expected the extra of it: pip'
+            ' install "kd_jax[hf]"'
+        ) from error
+    datasets.disable_progress_bars()
+    for name in ("datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # they log every attempt before the error
+    return datasets
+
+
+def _local(datasets: ModuleType, path: str) -> Any:
+    """{split: rows} of parquet files."""
+    root = Path(os.path.expanduser(path))
+    files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root] if root.is_file() else []
+    if not files:
+        raise InputError(f"dataset.path is {path!r}, where no parquet file is; expected one, or a folder of some")
+    by_split: dict[str, list[str]] = {}
+    for file in files:
+        split = split_of_file(file.name) or (split_of(file.parent.name) if file.parent != root.parent else "")
+        by_split.setdefault(split or "train", []).append(str(file))
+    try:
+        return datasets.load_dataset("parquet", data_files=by_split)
+    except Exception as error:  # of pyarrow, and of datasets, which names its own
+        cause = error.__cause__ or error
+        raise InputError(f"dataset.path is {path!r}, which cannot be read as parquet: {one_line(cause, 160)}") from None
+
+
+def _of_hub(datasets: ModuleType, name: str) -> Any:
+    """{split: rows} of a set of the hub, or of its cache."""
+    if not (given := NAME.fullmatch(name)):
+        raise InputError(f"dataset.name is {name!r}; expected OWNER/NAME[/CONFIG][@REVISION] of the hub, or a path")
+    offline = hub.unreachable()
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = bool(offline) or before  # then it looks into its cache alone, at once
+    try:
+        return datasets.load_dataset(given["repository"], given["config"], revision=given["revision"])
+    except Exception as error:  # each version of the library has its own
+        reason = f"it is not in the cache, and {offline}" if offline else one_line(error, 160)
+        raise InputError(
+            f"dataset.name is {name!r}, which cannot be fetched: {reason}. Download its parquet files where there is a"
+            " network and give their folder as dataset.path, or fill the cache there"
+        ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _columns(datasets: ModuleType, what: str, features: Any) -> tuple[str, str]:
+    """The names of the columns of images and of labels: by their types, and where several fit by their names."""
+    by_type = {
+        "image": [key for key, feature in features.items() if isinstance(feature, datasets.Image)],
+        "label": [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)],
+    }
+    if not by_type["label"]:
+        by_type["label"] = [key for key in ("label", "labels", "class") if _is_plain(features.get(key))]
+    chosen = {kind: [key for key in keys if key in (kind, f"fine_{kind}")] or keys for kind, keys in by_type.items()}
+    if any(len(keys) != 1 for keys in chosen.values()):
+        columns = first_few((f"{key} ({_type(feature)})" for key, feature in features.items()), 12)
+        raise InputError(f"{what}, with columns {columns}; expected one of type Image, and one of type ClassLabel")
+    return chosen["image"][0], chosen["label"][0]
+
+
+def _is_missing(label: Any) -> bool:
+    return label is None or (isinstance(label, int) and label < 0)
+
+
+def _is_plain(feature: Any) -> bool:
+    return getattr(feature, "dtype", "") in ("string", "large_string", "int64", "int32", "int8", "int16", "uint8")
+
+
+def _type(feature: Any) -> str:
+    return str(feature.dtype) if type(feature).__name__ == "Value" else type(feature).__name__

@@ -1,0 +1,121 @@
+"""From images that are listed, each with its label, to the splits of a data set: decoded in threads."""
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from kd_jax.data import images
+from kd_jax.data.names import NEW_SUFFIXES, SUFFIXES
+from kd_jax.data.split import TEST_SHARE, cut, stratified_split
+from kd_jax.errors import InputError
+from kd_jax.types import Split
+
+T = TypeVar("T")
+Listed = list[tuple[T, int]]  # what an image is read of, with its label
+
+ORDER = ("train", "test", "validation")
+BLOCK = 64  # images; a task for each would cost more
+
+
+def suffixes() -> tuple[str, ...]:
+    """How the names of images end that can be read here."""
+    return (*SUFFIXES, *(suffix for suffix in NEW_SUFFIXES if suffix in Image.registered_extensions()))
+
+
+def with_test_set(parts: Mapping[str, Listed]) -> dict[str, Listed]:
+    """The splits in `ORDER`. The test set is, where there is none, the validation split, or else a fixed fifth.
+
+    Raises:
+      InputError: for too few images.
+    """
+    parts = dict(parts)
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+    if "test" not in parts:
+        listed = parts["train"]
+        test, train = stratified_split(np.array([max(label, 0) for _, label in listed], int), TEST_SHARE)
+        if not len(test):
+            raise InputError("it holds too few images for a test set; expected at least three of each class")
+        parts |= {"train": [listed[i] for i in sorted(train)], "test": [listed[i] for i in sorted(test)]}
+    return {name: parts[name] for name in ORDER if name in parts}
+
+
+def decode(
+    items: Iterable[T], count: int, read: Callable[[T], np.ndarray], *, size: int, skip: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images in threads: Pillow decodes outside the interpreter's lock.
+
+    Args:
+      items: N of them, what `read` makes an image of.
+      count: N.
+      read: returns what `images.shrink_to` does, and raises InputError for what is no image.
+      size: see `images.collect`.
+      skip: leave out what is no image.
+
+    Returns:
+      The pixels [M, H, H, C] of those that are images, and which of the N these are, [N] bool.
+
+    Raises:
+      InputError: of `read`, unless that is skipped, and of `images.collect`.
+    """
+    readable = np.ones(count, bool)
+    threads = min(8, os.cpu_count() or 1)  # more threads than cores halve the speed on small images
+
+    def try_read(item: T) -> np.ndarray | None:
+        try:
+            return read(item)
+        except InputError as error:
+            if skip:
+                return None
+            raise InputError(f"{error}; remove it, or set dataset.skip_unreadable=true to skip such images") from None
+
+    def decoded(pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
+        rest = iter(items)
+        running: collections.deque[Future] = collections.deque()
+        index = 0
+        while True:
+            # No more than this, which would take the memory of another copy.
+            while len(running) < 2 * threads and (block := list(islice(rest, BLOCK))):
+                running.append(pool.submit(lambda block: [try_read(item) for item in block], block))
+            if not running:
+                return
+            for pixels in running.popleft().result():
+                if pixels is None:
+                    readable[index] = False
+                else:
+                    yield pixels
+                index += 1
+
+    with images.quiet(), ThreadPoolExecutor(threads) as pool:
+        try:
+            return images.collect(decoded(pool), count, size), readable
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def divide(
+    parts: Mapping[str, Listed], pixels: np.ndarray, readable: np.ndarray, class_names: Sequence[str], where: str
+) -> dict[str, Split]:
+    """The splits of what was listed, of the pixels [M, H, H, C] of those N images that are `readable`, [N] bool.
+
+    Raises:
+      InputError: for a class that had images in a split and has none any more; `where` they lie.
+    """
+    listed = [label for part in parts.values() for _, label in part]
+    rest = Split(pixels, np.array(listed, np.int32)[readable])
+    splits, start = {}, 0
+    for name, part in parts.items():
+        kept = readable[start : start + len(part)]
+        start += len(part)
+        splits[name], rest = cut(rest, int(np.count_nonzero(kept)))
+        if lost := {label for _, label in part} - set(splits[name].labels.tolist()):
+            kind = {"train": "training"}.get(name, name)
+            of_class = f" of class {class_names[min(lost)]!r}" if class_names else ""
+            raise InputError(f"no {kind} image{of_class} in {where} can be read")
+    return splits

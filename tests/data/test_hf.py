@@ -1,0 +1,182 @@
+"""Sets of the Hugging Face hub's form, in parquet files that the tests make; nothing is downloaded."""
+
+import io
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_jax import data, hub
+from kd_jax.data import hf
+from kd_jax.errors import InputError
+from tests import tiny
+
+needs_datasets = pytest.mark.usefixtures("datasets")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of datasets, and what it imports
+
+
+@pytest.fixture(scope="module")
+def datasets():
+    return pytest.importorskip("datasets", reason='the extra hf is not installed: pip install "kd_jax[hf]"')
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch, request):
+    """Where `datasets` keeps what it has read."""
+    if "datasets" in request.fixturenames:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(value, size=6):
+    file = io.BytesIO()
+    Image.new("RGB", (size, size), (value, value, value)).save(file, "png")
+    return file.getvalue()
+
+
+def rows(count, *, names=("cat", "dog"), first=0, label="label", size=6):
+    """Images whose pixels are their number, of alternating classes."""
+    import datasets
+
+    kind = datasets.ClassLabel(names=list(names)) if names else datasets.Value("string")
+    values = [i % 2 if names else ("dog", "cat")[i % 2] for i in range(count)]
+    features = datasets.Features({"image": datasets.Image(), label: kind})
+    pictures = [{"bytes": png(first + i, size), "path": None} for i in range(count)]
+    return datasets.Dataset.from_dict({"image": pictures, label: values}, features=features)
+
+
+def save(root, **splits):
+    (root / "data").mkdir(exist_ok=True)
+    for split, part in splits.items():
+        part.to_parquet(root / "data" / f"{split}-00000-of-00001.parquet")
+    return str(root)
+
+
+def load(path, **options):
+    return hf.load("", path=str(path), **{"image_size": 8} | options)
+
+
+@needs_datasets
+def test_a_folder_of_parquet_files_is_read_by_the_types_of_its_columns(tmp_path):
+    path = save(tmp_path, train=rows(8), valid=rows(2, first=20), test=rows(4, first=30))
+    source = load(path)
+    assert (source.class_names, source.name) == (("cat", "dog"), tmp_path.name)
+    for split, first, count in ((source.train, 0, 8), (source.validation, 20, 2), (source.test, 30, 4)):
+        np.testing.assert_array_equal(split.images[:, 0, 0, 0], first + np.arange(count))
+        np.testing.assert_array_equal(split.labels, np.arange(count) % 2)
+    assert load(path).fingerprint == source.fingerprint
+
+
+@needs_datasets
+def test_one_file_of_text_labels_has_sorted_classes_and_a_fifth_of_it_is_the_test_set(tmp_path):
+    save(tmp_path, train=rows(20, names=None, size=12))
+    source = load(tmp_path / "data" / "train-00000-of-00001.parquet", image_size=8)
+    assert source.class_names == ("cat", "dog")
+    assert (source.train.images.shape, source.test.images.shape) == ((16, 8, 8, 3), (4, 8, 8, 3))
+    np.testing.assert_array_equal(source.train.labels, 1 - source.train.images[:, 0, 0, 0] % 2)
+
+
+@needs_datasets
+def test_a_split_without_labels_is_left_out(tmp_path):
+    test = rows(4).map(lambda row: {**row, "label": -1})
+    source = load(save(tmp_path, train=rows(8), validation=rows(2, first=20), test=test))
+    assert (len(source.test.labels), source.validation) == (2, None)
+    assert source.left_out == ("split test without labels (4)",)
+
+
+@needs_datasets
+def test_a_config_reads_it_and_no_connection_is_made(tmp_path, monkeypatch):
+    path = save(tmp_path, train=rows(20), test=rows(4))
+
+    def refuse(self, address):
+        raise AssertionError(f"a test reaches for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    section = tiny.config(**{"dataset.source": "hf", "dataset.path": path, "dataset.train_images": 0})["dataset"]
+    read = data.load({**section, "holdout": 0.2})
+    assert (len(read.train.labels), len(read.validation.labels), len(read.test.labels)) == (16, 4, 4)
+
+
+@needs_datasets
+def test_an_image_that_cannot_be_decoded_is_named_and_skipped_if_that_is_said(tmp_path):
+    import datasets
+
+    whole = rows(8)
+    broken = [{"bytes": b"no image" if i == 3 else png(i), "path": None} for i in range(8)]
+    own = datasets.Dataset.from_dict({"image": broken, "label": whole["label"]}, features=whole.features)
+    path = save(tmp_path, train=own, test=rows(4))
+    with pytest.raises(
+        InputError, match=r"image 3 of split train cannot be read as an image: no known .*skip_unreadable"
+    ):
+        load(path)
+    source = load(path, skip_unreadable=True)
+    assert (source.skipped, len(source.train.labels)) == (1, 7)
+
+
+def no_columns(root):
+    return save(root, train=rows(4).remove_columns("label"))
+
+
+def no_train(root):
+    return save(root, test=rows(4))
+
+
+def hidden(root):
+    return save(root, train=rows(4).map(lambda row, i: {**row, "label": -1 if i else 0}, with_indices=True))
+
+
+def text(root):
+    (root / "a.parquet").write_text("no parquet")
+    return str(root)
+
+
+@needs_datasets
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (no_columns, r"with columns image \(Image\); expected one of type Image, and one of type ClassLabel"),
+        (no_train, "with splits test; expected a split train with labels"),
+        (hidden, "with images without a label; expected one for every image"),
+        (text, "which cannot be read as parquet"),
+        (str, "where no parquet file is"),
+    ],
+)
+def test_what_is_wrong_with_files_is_said_on_one_line(tmp_path, make, said):
+    with pytest.raises(InputError, match=said) as error:
+        load(make(tmp_path))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@needs_datasets
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()  # and never answers
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(hub, "SECONDS", 0.2)
+        begin = time.monotonic()
+        with pytest.raises(
+            InputError, match=r"'owner/name', which cannot be fetched: it is not in the cache, and"
+        ) as error:
+            hf.load("owner/name", image_size=8)
+        assert time.monotonic() - begin < 5
+    assert len(str(error.value).splitlines()) == 1
+
+
+@needs_datasets
+def test_a_name_of_another_form_is_refused():
+    with pytest.raises(InputError, match=r"dataset.name is 'cifar10'; expected OWNER/NAME\[/CONFIG\]\[@REVISION\]"):
+        hf.load("cifar10", image_size=8)
+
+
+def test_without_the_library_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        InputError, match=r'datasets is not installed; expected the extra of it: pip install "kd_jax\[hf\]"'
+    ):
+        hf.load("owner/name", image_size=8)
