@@ -4,10 +4,10 @@ usage: python -m kd_jax.export --workdir=RUN --to=model.safetensors
        python -m kd_jax.export --workdir=RUN --to=model.stablehlo|model.tflite|model.onnx [FLAGS]
        python -m kd_jax.export --workdir=RUN --to=FOLDER --format=savedmodel [FLAGS]
 
-A .safetensors file holds the weights, under PyTorch's key names. The other formats are programs: images in, logits out.
-They are made of a run's folder or of a .safetensors file of this command, and each is run by its own runtime and
-compared with the network before the file appears. PATH.json beside it says what is known of it. An existing file is
-never replaced.
+A .safetensors file holds the weights, under PyTorch's key names. The other formats are programs: images in, logits out;
+of a run without labels the embedding. They are made of a run's folder or of a .safetensors file of this command, and
+each is run by its own runtime and compared with the network before the file appears. PATH.json beside it says what is
+known of it. An existing file is never replaced.
 """
 
 import os
@@ -96,8 +96,9 @@ def export(
             "the run was trained with 8 bits, which the program does without; --format=tflite --quantize=int8 has them"
         )
     return (
-        f"wrote {path} and {path}{exporting.SIDECAR}, {exporting.megabytes(path):.2f} MB; on {source.images} its logits"
-        f" differ by {found['error']:.1e} of the largest, and {found['same']:.1%} of the classes are the same"
+        f"wrote {path} and {path}{exporting.SIDECAR}, {exporting.megabytes(path):.2f} MB; on {source.images} its"
+        f" {source.program.returns} differ{'' if source.program.returns == 'logits' else 's'} by {found['error']:.1e} of the largest"
+        + (f", and {found['same']:.1%} of the classes are the same" if source.program.returns == "logits" else "")
     )
 
 

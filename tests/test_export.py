@@ -73,7 +73,7 @@ def test_bad_input_is_refused_and_writes_nothing(run, tmp_path, name, options, s
 
 def test_a_run_in_bfloat16_is_exported_in_float32(run):
     assert kd_jax.load(run[0], precision="bfloat16").preprocess(np.zeros((1, 8, 8, 1), np.uint8)).dtype == "bfloat16"
-    assert program.read(str(run[0])).program.logits(np.zeros((1, 8, 8, 1), np.uint8)).dtype == "float32"
+    assert program.read(str(run[0])).program.apply(np.zeros((1, 8, 8, 1), np.uint8)).dtype == "float32"
 
 
 def test_the_benchmark_measures_each_format_that_runs_here(run, tmp_path, monkeypatch):

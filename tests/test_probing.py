@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from kd_jax import evaluation, experiment, probing, runs, training
+import kd_jax
+from kd_jax import evaluation, experiment, export, exporting, probing, runs, training
 from kd_jax.data import digits
 from kd_jax.errors import InputError
 from kd_jax.teachers import exported
@@ -218,3 +219,13 @@ def test_what_the_teacher_says_is_kept_as_if_it_were_asked(run, folder):
     cached = training.train(whole, folder / "cached", runs_folder=folder)
     assert runs.read_json(cached.folder, "result.json")["test"] == run.result["test"]
     assert tiny.identical(jax.device_get(cached.state.params), jax.device_get(run.state.params))
+
+
+def test_a_program_of_a_run_without_labels_returns_the_embedding(run, tmp_path):
+    said = export.export(run.folder, tmp_path / "model.stablehlo")
+    assert "its embedding differs by" in said
+    pixels = RNG.integers(0, 256, (2, 8, 8, 3), np.uint8)
+    loaded = kd_jax.load(run.folder)
+    expected = jax.jit(lambda x: loaded.network.apply(loaded.variables, loaded.preprocess(x), train=False)[0].embedding)
+    found = exporting.runner("stablehlo", str(tmp_path / "model.stablehlo"))(pixels)
+    np.testing.assert_allclose(found, expected(pixels), rtol=1e-4, atol=1e-5)

@@ -27,11 +27,12 @@ Runner = Callable[[np.ndarray], np.ndarray]
 class Program(NamedTuple):
     """What is exported."""
 
-    logits: Callable[[Any], Any]  # images [B, h, w, C] of `dtype` -> [B, K]
+    apply: Callable[[Any], Any]  # images [B, h, w, C] of `dtype` -> logits [B, K], or an embedding [B, D]
     shape: tuple[int, int, int]  # (h, w, C)
     dtype: str  # of the images: uint8, or float32 where they are prepared already
     about: dict[str, Any]  # of the sidecar
-    rounded: Callable[[Any], Any] | None = None  # `logits` as with the 8 bits that the network was trained with
+    returns: str = "logits"  # or "embedding", of a run without classes
+    rounded: Callable[[Any], Any] | None = None  # `apply` as with the 8 bits that the network was trained with
 
 
 class Options(NamedTuple):
@@ -122,15 +123,24 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
 
         else:
             run = module.runner(partial)
-        found = compare((options.quantize and program.rounded) or program.logits, run, images)
+        found = compare((options.quantize and program.rounded) or program.apply, run, images)
         if not options.quantize and (found["error"] > TOLERANCE or found["same"] < 1):
             raise TrainingError(
-                f"the program of format {name} differs from the network: by {found['error']:.1e} of the largest logit,"
-                f" and {found['same']:.1%} of the classes are the same; expected {TOLERANCE:.0e} and all"
+                f"the program of format {name} differs from the network: by {found['error']:.1e} of the largest, and"
+                f" {found['same']:.1%} of the classes are the same; expected {TOLERANCE:.0e} and all"
             )
         with open(sidecar, "w") as file:
             batch = options.batch or (1 if FORMATS[name].fixed_batch else None)
-            json.dump({"format": name, **program.about, "batch": batch, "quantize": options.quantize}, file)
+            json.dump(
+                {
+                    "format": name,
+                    **program.about,
+                    "returns": program.returns,
+                    "batch": batch,
+                    "quantize": options.quantize,
+                },
+                file,
+            )
         os.rename(partial, path)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)

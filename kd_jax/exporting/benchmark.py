@@ -44,11 +44,13 @@ def run(source: str, folder: str, data: str | None = None, count: int = 1000) ->
     read = program.read(source, path=data, count=count)
     if read.labels is None:
         raise InputError(f"the data of {source} is needed; there are {read.images}")
+    if read.program.returns != "logits":
+        raise InputError(f"{source} was trained without labels and has no accuracy; expected a run with classes")
     try:
         os.mkdir(folder)
     except OSError as error:
         raise runs.refused(f"--to is {folder!r}; expected a new folder", error) from None
-    network = jax.jit(read.program.rounded or read.program.logits)
+    network = jax.jit(read.program.rounded or read.program.apply)
     expected = np.asarray(network(read.test)).argmax(1)
     times = {str(batch): measure.latency(lambda x: np.asarray(network(x)), read.test[:batch]) for batch in BATCHES}
     weights = os.path.join(folder, WEIGHTS)

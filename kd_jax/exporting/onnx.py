@@ -29,10 +29,10 @@ def write(program: Program, path: str, options: Options) -> None:
     images = jax.ShapeDtypeStruct((batch, *program.shape), program.dtype)
     # Traced before jax2onnx puts functions of its own, with other arguments, in the place of Flax's. Its maximum over
     # windows is one over four axes, which no runtime has.
-    traced = jax.make_jaxpr(plain(program.logits, pools=False))(images)
+    traced = jax.make_jaxpr(plain(program.apply, pools=False))(images)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every shape without a type
     model = jax2onnx.to_onnx(
-        lambda x: jaxpr_as_fun(traced)(x)[0], [images], input_names=["images"], output_names=["logits"]
+        lambda x: jaxpr_as_fun(traced)(x)[0], [images], input_names=["images"], output_names=[program.returns]
     )
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in program.about.items()})
     with open(path, "xb") as file:
@@ -46,4 +46,4 @@ def runner(path: str) -> Runner:
     except ImportError as error:
         raise InputError("an ONNX program needs onnxruntime, which is not installed; expected that") from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: np.asarray(session.run(["logits"], {"images": images})[0])
+    return lambda images: np.asarray(session.run(None, {"images": images})[0])

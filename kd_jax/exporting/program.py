@@ -55,20 +55,24 @@ def read(source: str, preprocess: str = "inside", path: str | None = None, count
         "hash": found.hash,
         "kd_jax": kd_jax.__version__,
     }
-    if preprocess == "inside":
-        rounded = trained.logits if with_8_bits else None
-        program = Program(found.logits, found.image_shape, "uint8", about, rounded)
-        return Source(program, test, labels, training, what)
+    inside = preprocess == "inside"
+    if not inside:
+        prepare = jax.jit(found.preprocess)
+        test = np.asarray(prepare(test))
+        training = None if training is None else np.asarray(prepare(training))
+    rounded = functools.partial(_say, trained, inside) if with_8_bits else None
+    apply, returns = functools.partial(_say, found, inside), "logits" if found.class_names else "embedding"
+    program = Program(apply, test.shape[1:], str(test.dtype), about, returns, rounded)
+    return Source(program, test, labels, training, what)
 
-    def prepared(run: loaded.LoadedRun, images: Array) -> Array:
-        return run.network.apply(run.variables, images, train=False)[0].logits
 
-    prepare = jax.jit(found.preprocess)
-    test = np.asarray(prepare(test))
-    training = None if training is None else np.asarray(prepare(training))
-    logits = functools.partial(prepared, found)
-    rounded = functools.partial(prepared, trained) if with_8_bits else None
-    return Source(Program(logits, test.shape[1:], "float32", about, rounded), test, labels, training, what)
+def _say(run: loaded.LoadedRun, inside: bool, images: Array) -> Array:
+    """The logits [B, K] of images, which are prepared `inside` or are already; without classes the embedding [B, D]."""
+    outputs = run.network.apply(run.variables, run.preprocess(images) if inside else images, train=False)[0]
+    if run.class_names:
+        return outputs.logits
+    assert outputs.embedding is not None, "a run without labels trained it"
+    return outputs.embedding
 
 
 def _images(

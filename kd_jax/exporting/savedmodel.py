@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+
 from kd_jax.errors import InputError
 from kd_jax.exporting import Options, Program, Runner
 from kd_jax.quiet_tensorflow import import_tensorflow
 
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -20,7 +22,12 @@ def runner(path: str) -> Runner:
     """Runs it in TensorFlow."""
     tf = tensorflow()
     call = tf.saved_model.load(path).signatures["serving_default"]
-    return lambda images: call(**{INPUT: tf.constant(images)})[OUTPUT].numpy()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        (said,) = call(**{INPUT: tf.constant(images)}).values()
+        return said.numpy()
+
+    return run
 
 
 def tensorflow() -> Any:
@@ -39,11 +46,13 @@ def tensorflow_function(program: Program, batch: int | None) -> tuple[Any, Any]:
     from kd_jax.exporting.plain import plain
 
     converted = jax2tf.convert(
-        plain(program.logits),
+        plain(program.apply),
         polymorphic_shapes=[None if batch else "(batch, ...)"],
         native_serialization_platforms=PLATFORMS,
         with_gradient=False,
     )
     images = tf.TensorSpec((batch, *program.shape), program.dtype, name=INPUT)
-    function = tf.function(lambda images: {OUTPUT: converted(images)}, autograph=False, input_signature=[images])
+    function = tf.function(
+        lambda images: {program.returns: converted(images)}, autograph=False, input_signature=[images]
+    )
     return tf, function.get_concrete_function()

@@ -14,7 +14,7 @@ def write(program: Program, path: str, options: Options) -> None:
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *program.shape), program.dtype)
-    exported = jax.export.export(jax.jit(program.logits), platforms=PLATFORMS)(images)
+    exported = jax.export.export(jax.jit(program.apply), platforms=PLATFORMS)(images)
     with open(path, "xb") as file:
         file.write(exported.serialize(vjp_order=0))
 

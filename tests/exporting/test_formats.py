@@ -17,7 +17,7 @@ from tests.exporting import small
 
 PROGRAM = small.program()
 IMAGES = small.images(PROGRAM)
-EXPECTED = np.asarray(jax.jit(PROGRAM.logits)(IMAGES))
+EXPECTED = np.asarray(jax.jit(PROGRAM.apply)(IMAGES))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_the_sidecar_says_what_is_known(written, name):
     path, _ = written(name)
     with open(path + exporting.SIDECAR) as file:
         said = json.load(file)
-    assert said == {"format": name, **small.ABOUT, "batch": 1 if name == "tflite" else None, "quantize": ""}
+    batch = 1 if name == "tflite" else None
+    assert said == {"format": name, **small.ABOUT, "returns": "logits", "batch": batch, "quantize": ""}
     assert sorted(os.listdir(os.path.dirname(path))) == ["model", "model.json"]
 
 
@@ -106,7 +107,7 @@ def test_a_program_that_differs_is_not_written(tmp_path):
     runs = iter((0.0, 1.0))  # of one kind when it is traced for the file, and of another when it is compared
 
     def logits(images):
-        return PROGRAM.logits(images) + next(runs)
+        return PROGRAM.apply(images) + next(runs)
 
     with pytest.raises(TrainingError, match="the program of format stablehlo differs from the network: by"):
         exporting.export("stablehlo", PROGRAM._replace(logits=logits), str(tmp_path / "model"), Options(), IMAGES)
