@@ -1,8 +1,10 @@
-"""The networks and the recipe that the experiments share, at four scales: one argument chooses.
+"""The networks and the recipe that the experiments share, at five scales: one argument chooses.
 
 * "": ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128, as in the project that this one reimplements. Both start from
   ImageNet weights. For a GPU.
 * "small": ResNet-56 teaches ResNet-20 at 32x32.
+* "lite": EfficientNet-Lite2 teaches EfficientNet-Lite0 at 64x64, on 4,000 of the images. Both start from ImageNet
+  weights. For two CPU cores and hours.
 * "laptop": ResNet-20 teaches a ResNet-8 of half the width, on 10,000 of the images. For two CPU cores.
 * "smoke": small networks on handwritten digits, in seconds, to see that everything works.
 
@@ -20,16 +22,31 @@ from kd_jax.errors import InputError, choose
 SCALES: dict[str, dict[str, Any]] = {
     "": {"student": ("resnet18", 1.0), "teacher": ("resnet50", 1.0), "size": 128, "epochs": 60},
     "small": {"student": ("resnet20", 1.0), "teacher": ("resnet56", 1.0), "size": 32, "epochs": 60},
+    "lite": {
+        "student": ("tf_efficientnet_lite0", 1.0),
+        "teacher": ("tf_efficientnet_lite2", 1.0),
+        "size": 64,
+        "epochs": 6,
+    },
     "laptop": {"student": ("resnet8", 0.5), "teacher": ("resnet20", 1.0), "size": 32, "epochs": 1},
     "smoke": {"student": ("resnet8", 0.25), "teacher": ("resnet14", 0.25), "size": 16, "epochs": 4},
 }
 # Of a size between the two, for schemes that have one.
-ASSISTANTS = {"": ("resnet34", 1.0), "small": ("resnet32", 1.0), "laptop": ("resnet14", 1.0), "smoke": ("resnet8", 0.5)}
+ASSISTANTS = {
+    "": ("resnet34", 1.0),
+    "small": ("resnet32", 1.0),
+    "lite": ("tf_efficientnet_lite1", 1.0),
+    "laptop": ("resnet14", 1.0),
+    "smoke": ("resnet8", 0.5),
+}
 
-# ImageNet weights of torchvision (IMAGENET1K_V1) on the Hugging Face hub, each at one revision.
+# ImageNet weights on the Hugging Face hub: torchvision's (IMAGENET1K_V1), each at one revision, and Google's.
 PRETRAINED = {
     "resnet18": "timm/resnet18.tv_in1k@590dfdd48494d2316a8385e1ca7fbec3b9359b35",
     "resnet50": "timm/resnet50.tv_in1k@78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
+    "tf_efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
+    "tf_efficientnet_lite1": "timm/tf_efficientnet_lite1.in1k",
+    "tf_efficientnet_lite2": "timm/tf_efficientnet_lite2.in1k",
 }
 
 
@@ -103,7 +120,7 @@ def epochs(config: ConfigDict) -> int:
 
 def _network(arg: str, role: str) -> ConfigDict:
     if arg not in SCALES:
-        raise InputError(f"the config's argument is {arg!r}; expected nothing, 'small', 'laptop' or 'smoke'")
+        raise InputError(f"the config's argument is {arg!r}; expected nothing, 'small', 'lite', 'laptop' or 'smoke'")
     scale = SCALES[arg]
     config = base.get_config()
     config.model.name, config.model.width = ASSISTANTS[arg] if role == "assistant" else scale[role]
@@ -122,7 +139,17 @@ def _network(arg: str, role: str) -> ConfigDict:
         config.train.batch_size = 64
         config.train.steps = 936  # 6 epochs, and as many steps where only some of the images have a label
         config.evaluate.every_epochs = 1000  # the end is enough
+    if arg == "lite":
+        config.dataset.train_images = 4_000
+        config.dataset.normalize = "dataset"
+        config.model.normalize = "published"
+        config.train.batch_size = 64
+        config.optimizer.name = "adamw"
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.weight_decay = 0.01
+        config.evaluate.every_epochs = 1000  # the end is enough
     if arg == "":
         config.precision = "bfloat16"
+    if arg in ("", "lite"):
         config.model.pretrained = PRETRAINED.get(config.model.name, "")
     return config
