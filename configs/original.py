@@ -1,4 +1,4 @@
-"""The table of the project that this one reimplements, a row per argument: ROW[,faithful][,small|,laptop|,smoke].
+"""The table of the project that this one reimplements, a row per argument: ROW[,faithful][,small|,lite|,laptop|,smoke].
 
 maximzubkov/cnn-distillation: ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128. Its numbers are in `PUBLISHED`.
 

@@ -1,6 +1,6 @@
 """Schemes: who teaches whom, and when. The argument names one, and may name a scale.
 
-    python -m kd_jax.main --config=configs/scheme.py:NAME[,small|,laptop|,smoke]
+    python -m kd_jax.main --config=configs/scheme.py:NAME[,small|,lite|,laptop|,smoke]
 
 * mutual: two networks of the student's kind learn from one another (Zhang et al., CVPR 2018).
 * byot: exits along the student learn from its end (Zhang et al., "Be Your Own Teacher", ICCV 2019).

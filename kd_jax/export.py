@@ -96,8 +96,8 @@ def export(
             "the run was trained with 8 bits, which the program does without; --format=tflite --quantize=int8 has them"
         )
     return (
-        f"wrote {path} and {path}{exporting.SIDECAR}, {exporting.megabytes(path):.2f} MB; on {source.images} its"
-        f" {source.program.returns} differ{'' if source.program.returns == 'logits' else 's'} by {found['error']:.1e} of the largest"
+        f"wrote {path} and {path}{exporting.SIDECAR}, {exporting.megabytes(path):.2f} MB; on {source.images} it differs"
+        f" from the network by at most {found['error']:.1e} of the largest"
         + (f", and {found['same']:.1%} of the classes are the same" if source.program.returns == "logits" else "")
     )
 

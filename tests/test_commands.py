@@ -122,7 +122,7 @@ def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(argument
         (["--config", "studen:smoke"], r"--config is 'studen'; .*; did you mean 'student'\?"),
         (
             ["--config=configs/student.py:huge"],
-            "the config's argument is 'huge'; expected nothing, 'small', 'laptop' or 'smoke'",
+            "the config's argument is 'huge'; expected nothing, 'small', 'lite', 'laptop' or 'smoke'",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from kd_jax.configs import method
 from kd_jax.errors import InputError
 
 SETTINGS = [*PUBLISHED, *(f"{name},imagenet" for name, record in PUBLISHED.items() if record.imagenet)]
-SCALES = ("", ",small", ",laptop", ",smoke")
+SCALES = ("", ",small", ",lite", ",laptop", ",smoke")
 
 
 def test_every_method_has_a_record():
@@ -101,13 +101,14 @@ def test_a_warmup_is_a_share_of_the_epochs_for_which_it_was_published(monkeypatc
 
 def test_small_data_has_smaller_options():
     negatives = {scale: method.get_config(f"crd{scale}").method.crd.negatives for scale in SCALES}
-    assert negatives == {"": 16384, ",small": 4096, ",laptop": 256, ",smoke": 256}
+    assert negatives == {"": 16384, ",small": 4096, ",lite": 256, ",laptop": 256, ",smoke": 256}
 
 
 def test_the_epochs_of_a_run_that_counts_steps():
     assert {scale: recipes.epochs(recipes.student(scale)) for scale in recipes.SCALES} == {
         "": 60,
         "small": 60,
+        "lite": 6,
         "laptop": 6,
         "smoke": 4,
     }

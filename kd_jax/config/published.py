@@ -296,6 +296,7 @@ PUBLISHED: dict[str, Published] = {
         here="They are drawn with replacement, on the device.",
         smaller={
             "small": {"crd": {"negatives": 4096}},
+            "lite": {"crd": {"negatives": 256}},
             "laptop": {"crd": {"negatives": 256}},
             "smoke": {"crd": {"negatives": 256}},
         },

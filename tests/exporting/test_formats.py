@@ -106,11 +106,11 @@ def test_onnx_elsewhere_names_its_script(tmp_path, monkeypatch):
 def test_a_program_that_differs_is_not_written(tmp_path):
     runs = iter((0.0, 1.0))  # of one kind when it is traced for the file, and of another when it is compared
 
-    def logits(images):
+    def differs(images):
         return PROGRAM.apply(images) + next(runs)
 
     with pytest.raises(TrainingError, match="the program of format stablehlo differs from the network: by"):
-        exporting.export("stablehlo", PROGRAM._replace(logits=logits), str(tmp_path / "model"), Options(), IMAGES)
+        exporting.export("stablehlo", PROGRAM._replace(apply=differs), str(tmp_path / "model"), Options(), IMAGES)
     assert [*tmp_path.iterdir()] == []
 
 
