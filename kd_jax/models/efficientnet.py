@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -212,15 +211,10 @@ class EfficientNet(nn.Module):
             x = design.activation(norm(name="bn2")(conv(last_width)(x), train=of_backbone))
             embedding = pooled = at_least_float32(x).mean((1, 2))
         embedding = nn.Dropout(self.dropout, deterministic=not train)(embedding)
-        fc = Linear(self.num_classes, classifier_init, nn.initializers.zeros, name="classifier")
+        # TensorFlow and timm begin with 1/sqrt(K), not 1/sqrt(D): with few classes too much for fine-tuning to unlearn.
+        fc = Linear(self.num_classes, bias_init=nn.initializers.zeros, name="classifier")
         ends_with = None if design.v3 else x
         return taps.outputs(fc(embedding), pooled=pooled, embedding=embedding, head=fc.head, last=ends_with)
-
-
-def classifier_init(rng: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Uniform in +-1/sqrt(classes)."""
-    bound = 1 / math.sqrt(shape[1])
-    return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
 def _blocks(stages: tuple[Stage, ...]) -> int:

@@ -142,3 +142,10 @@ def test_timms_own_keys_are_no_other_layout():
     network = models.create("tf_efficientnet_lite0", 5)
     keys = ["conv_stem.weight", "blocks.1.0.bn3.running_var", "classifier.bias"]
     assert list(map(network.other_key, keys)) == keys
+
+
+def test_a_head_of_few_classes_begins_with_small_logits():
+    network = models.create("tf_efficientnet_lite0", 10, width=0.25)
+    images = jnp.zeros((1, 32, 32, 3))
+    kernel = jax.jit(network.init)(jax.random.key(0), images)["params"]["classifier"]["kernel"]
+    assert np.abs(kernel).max() < 1 / np.sqrt(len(kernel))
