@@ -180,11 +180,11 @@ def megabytes(path: str) -> float:
 
 
 def in_batches(run: Runner, size: int) -> Runner:
-    """A runner of any number of images by one of a fixed number; the last batch is filled up with its last image."""
+    """A runner of any number of images by one of a fixed number."""
+    return lambda images: np.concatenate([run(part) for part in batches(images, size)])[: len(images)]
 
-    def run_all(images: np.ndarray) -> np.ndarray:
-        filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
-        parts = [run(filled[start : start + size]) for start in range(0, len(filled), size)]
-        return np.concatenate(parts)[: len(images)]
 
-    return run_all
+def batches(images: np.ndarray, size: int) -> list[np.ndarray]:
+    """Images in batches of a size; the last one is filled up with its last image."""
+    filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
+    return [filled[start : start + size] for start in range(0, len(filled), size)]

@@ -89,6 +89,11 @@ def test_a_program_of_integers_is_smaller_and_says_much_the_same(tmp_path):
     assert os.path.getsize(tmp_path / "modelint8") < os.path.getsize(tmp_path / "model")
 
 
+def test_images_of_a_calibration_are_all_used_whatever_the_batch():
+    parts = exporting.batches(np.arange(5), 8)
+    assert [part.tolist() for part in parts] == [[0, 1, 2, 3, 4, 4, 4, 4]]
+
+
 @pytest.mark.slow
 def test_integers_resize_their_images_as_the_network_does(tmp_path):
     images = small.images(PROGRAM, 64)
