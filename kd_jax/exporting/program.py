@@ -40,10 +40,12 @@ def read(source: str, preprocess: str = "inside", path: str | None = None, count
     Returns:
       Its images are of the run's data set, or random where that cannot be read.
     Raises:
-      InputError: when there is no such run or file, or the data is not at `path`.
+      InputError: when there is no such run or file, or it has no classes, or the data is not at `path`.
     """
     choose("--preprocess", preprocess, PREPROCESS)
     trained = loaded.load(source, precision="float32")
+    if not trained.class_names:
+        raise InputError(f"{source} has no classes, and a program returns their logits; expected --format=safetensors")
     with_8_bits = any(map(is_range, flatten_dict(dict(trained.variables))))
     found = loaded.load(source, precision="float32", rounded=False) if with_8_bits else trained
     test, labels, training, what = _images(source, path, count, found.image_shape)
