@@ -26,7 +26,7 @@ def plain(function: Callable[[Array], Array], *, pools: bool = True) -> Callable
       function: images [B, H, W, C] -> an array.
       pools: whether the converter has a maximum over windows; otherwise it is one of shifted images.
     """
-    rules = {
+    rules: Rules = {
         "dot_general": _dot,
         "reduce_window_sum": _sum_pool,
         "reduce_window_max": _max_pool if pools else _max_of_shifted,
