@@ -6,11 +6,12 @@ wait for that.
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ Leave = Callable[[int, str], Any]  # (signal, what is said)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 children: "set[subprocess.Popen[bytes]]" = set()  # processes that are asked to stop where this one leaves
+_unfinished: set[str] = set()  # paths that are removed where this process leaves
 
 
 class Request:
@@ -64,8 +66,29 @@ class Request:
             return
         for child in tuple(children):
             child.terminate()
+        _remove(tuple(_unfinished))
         leave(number, "left at once; the same command goes on from the last checkpoint" if again else self._message())
         self.stop()
+
+
+@contextlib.contextmanager
+def unfinished(*paths: str) -> Iterator[None]:
+    """Files and folders that do not stay where what runs inside fails or is stopped, at once too."""
+    _unfinished.update(paths)
+    try:
+        yield
+    except BaseException:
+        _remove(paths)
+        raise
+    finally:
+        _unfinished.difference_update(paths)
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.remove(path)
 
 
 def say(text: str) -> None:

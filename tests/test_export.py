@@ -71,6 +71,20 @@ def test_bad_input_is_refused_and_writes_nothing(run, tmp_path, name, options, s
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize(("index", "said"), [(0, "dataset.path is '/none'"), (1, "a file has no data set")])
+def test_a_path_without_the_data_is_refused(run, tmp_path, index, said):
+    with pytest.raises(InputError, match=said):
+        export.export(run[index], tmp_path / "model.stablehlo", data="/none")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_program_of_a_run_without_classes_is_refused(run, tmp_path, monkeypatch):
+    found = kd_jax.load(run[0])._replace(class_names=())
+    monkeypatch.setattr(program.loaded, "load", lambda source, **options: found)
+    with pytest.raises(InputError, match="has no classes, and a program returns their logits; expected --format=safet"):
+        export.export(run[0], tmp_path / "model.stablehlo")
+
+
 def test_a_run_in_bfloat16_is_exported_in_float32(run):
     assert kd_jax.load(run[0], precision="bfloat16").preprocess(np.zeros((1, 8, 8, 1), np.uint8)).dtype == "bfloat16"
     assert program.read(str(run[0])).program.apply(np.zeros((1, 8, 8, 1), np.uint8)).dtype == "float32"

@@ -1,5 +1,6 @@
 """Requests to stop: when they end what runs, and with what."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,6 +51,30 @@ def test_a_second_interrupt_leaves_at_once():
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
     assert left == [(signal.SIGINT, "left at once; the same command goes on from the last checkpoint")]
+
+
+def test_what_is_unfinished_is_gone_before_the_process_leaves(tmp_path):
+    file, folder = tmp_path / "model.tmp", tmp_path / "folder"
+    left = []
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        stopping.listening(lambda *said: left.append([*tmp_path.iterdir()])),
+        stopping.unfinished(str(file), str(folder)),
+    ):
+        file.touch()
+        folder.mkdir()
+        send(signal.SIGINT)
+    assert left == [[]]
+
+
+def test_what_is_unfinished_stays_where_it_is_finished_and_goes_where_it_fails(tmp_path):
+    file = tmp_path / "model.tmp"
+    with stopping.unfinished(str(file)):
+        file.touch()
+    assert file.exists()
+    with pytest.raises(OSError, match="full"), stopping.unfinished(str(file)):
+        raise OSError("full")
+    assert not file.exists()
 
 
 def test_a_second_sigterm_waits_for_the_first():

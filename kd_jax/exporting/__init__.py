@@ -1,10 +1,9 @@
 """Programs for other runtimes: each format writes one and runs it. `export` writes a file that has been checked so."""
 
-import contextlib
+import functools
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -100,8 +99,7 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
     Raises:
       InputError: when it cannot be written, or its runtime is not installed. TrainingError: when the program differs.
     """
-    from kd_jax import runs
-    from kd_jax.exporting import measure
+    from kd_jax import runs, stopping
 
     module, partial, sidecar = FORMATS[name].module(name), f"{path}.{os.getpid()}.tmp", path + SIDECAR
     try:
@@ -109,48 +107,35 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
     except OSError as error:
         raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
     try:
-        module.write(program, partial, options)
-        if options.quantize:  # whose runtime may end the process
-
-            def run(images: np.ndarray) -> np.ndarray:
-                try:
-                    return measure.measure(name, partial, images).logits
-                except TrainingError as error:
-                    raise InputError(
-                        f"--quantize is {options.quantize!r}, and the runtime cannot run this network so ({error});"
-                        " expected none with it"
-                    ) from error
-
-        else:
-            run = module.runner(partial)
-        found = compare((options.quantize and program.rounded) or program.apply, run, images)
-        if not options.quantize and (found["error"] > TOLERANCE or found["same"] < 1):
-            raise TrainingError(
-                f"the program of format {name} differs from the network: by {found['error']:.1e} of the largest, and"
-                f" {found['same']:.1%} of the classes are the same; expected {TOLERANCE:.0e} and all"
-            )
-        with open(sidecar, "w") as file:
-            batch = options.batch or (1 if FORMATS[name].fixed_batch else None)
-            json.dump(
-                {
-                    "format": name,
-                    **program.about,
-                    "returns": program.returns,
-                    "batch": batch,
-                    "quantize": options.quantize,
-                },
-                file,
-            )
-        os.rename(partial, path)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        for left in (partial, sidecar):
-            with contextlib.suppress(OSError):
-                os.remove(left)
-        if isinstance(error, OSError):
-            raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
-        raise
+        with stopping.unfinished(partial, sidecar):
+            module.write(program, partial, options)
+            run = functools.partial(_run_apart, name, partial) if options.quantize else module.runner(partial)
+            found = compare((options.quantize and program.rounded) or program.apply, run, images)
+            if not options.quantize and (found["error"] > TOLERANCE or found["same"] < 1):
+                raise TrainingError(
+                    f"the program of format {name} differs from the network: by {found['error']:.1e} of the largest,"
+                    f" and {found['same']:.1%} of the classes are the same; expected {TOLERANCE:.0e} and all"
+                )
+            with open(sidecar, "w") as file:
+                batch = options.batch or (1 if FORMATS[name].fixed_batch else None)
+                of_options = {"returns": program.returns, "batch": batch, "quantize": options.quantize}
+                json.dump({"format": name, **program.about, **of_options}, file)
+            os.rename(partial, path)
+    except OSError as error:
+        raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
     return found
+
+
+def _run_apart(name: str, path: str, images: np.ndarray) -> np.ndarray:
+    """Runs a quantized program, whose runtime may end the process."""
+    from kd_jax.exporting import measure
+
+    try:
+        return measure.measure(name, path, images).logits
+    except TrainingError as error:
+        raise InputError(
+            f"--quantize is 'int8', and the runtime cannot run this network so ({error}); expected none with it"
+        ) from error
 
 
 def compare(logits: Callable[[Any], Any], run: Runner, images: np.ndarray) -> dict[str, float]:
@@ -190,11 +175,11 @@ def megabytes(path: str) -> float:
 
 
 def in_batches(run: Runner, size: int) -> Runner:
-    """A runner of any number of images by one of a fixed number; the last batch is filled up with its last image."""
+    """A runner of any number of images by one of a fixed number."""
+    return lambda images: np.concatenate([run(part) for part in batches(images, size)])[: len(images)]
 
-    def run_all(images: np.ndarray) -> np.ndarray:
-        filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
-        parts = [run(filled[start : start + size]) for start in range(0, len(filled), size)]
-        return np.concatenate(parts)[: len(images)]
 
-    return run_all
+def batches(images: np.ndarray, size: int) -> list[np.ndarray]:
+    """Images in batches of a size; the last one is filled up with its last image."""
+    filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
+    return [filled[start : start + size] for start in range(0, len(filled), size)]

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import exporting, runs
+import kd_jax
+from kd_jax import exporting, runs, stopping
 from kd_jax.errors import InputError, TrainingError, one_line
 from kd_jax.exporting import Options, measure, program, safetensors
 
 BATCHES = (1, 32)
 WEIGHTS = "model.safetensors"
-ONNX_PYTHON = os.path.join(".venv-onnx", "bin", "python")  # of launch/onnx.sh
+ROOT = os.path.dirname(os.path.dirname(kd_jax.__file__))
+ONNX_PYTHON = os.path.join(ROOT, ".venv-onnx", "bin", "python")  # of launch/onnx.sh
 
 
 class Row(NamedTuple):
@@ -50,6 +52,26 @@ def run(source: str, folder: str, data: str | None = None, count: int = 1000) ->
         os.mkdir(folder)
     except OSError as error:
         raise runs.refused(f"--to is {folder!r}; expected a new folder", error) from None
+    with stopping.unfinished(folder):
+        rows = _rows(source, folder, read)
+        value = {"images": len(read.test), "rows": [row._asdict() for row in rows]}
+        runs.write_json(os.path.join(folder, "export_benchmark.json"), value)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    lines = [f"{'':14} {'MB':>7} {'accuracy':>9} {'same':>7}" + "".join(f"{f'ms of {n}':>11}" for n in BATCHES)]
+    for row in rows:
+        if row.milliseconds is None:
+            lines.append(f"{row.name:14} {row.why}")
+            continue
+        times = "".join(f"{row.milliseconds[str(n)]:>11.2f}" for n in BATCHES)
+        lines.append(f"{row.name:14} {row.megabytes:7.2f} {row.accuracy:9.2%} {row.same:7.1%}{times}")
+    return "\n".join(lines)
+
+
+def _rows(source: str, folder: str, read: program.Source) -> list[Row]:
     network = jax.jit(read.program.rounded or read.program.apply)
     expected = np.asarray(network(read.test)).argmax(1)
     times = {str(batch): measure.latency(lambda x: np.asarray(network(x)), read.test[:batch]) for batch in BATCHES}
@@ -68,21 +90,7 @@ def run(source: str, folder: str, data: str | None = None, count: int = 1000) ->
             found = ran.logits.argmax(1)
             accuracy, same = float((found == read.labels).mean()), float((found == expected).mean())
             rows.append(Row(title, ran.megabytes, accuracy, same, ran.milliseconds))
-    value = {"images": len(read.test), "rows": [row._asdict() for row in rows]}
-    runs.write_json(os.path.join(folder, "export_benchmark.json"), value)
     return rows
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
-    lines = [f"{'':14} {'MB':>7} {'accuracy':>9} {'same':>7}" + "".join(f"{f'ms of {n}':>11}" for n in BATCHES)]
-    for row in rows:
-        if row.milliseconds is None:
-            lines.append(f"{row.name:14} {row.why}")
-            continue
-        times = "".join(f"{row.milliseconds[str(n)]:>11.2f}" for n in BATCHES)
-        lines.append(f"{row.name:14} {row.megabytes:7.2f} {row.accuracy:9.2%} {row.same:7.1%}{times}")
-    return "\n".join(lines)
 
 
 class _Ran(NamedTuple):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import kd_jax
+from kd_jax import stopping
 from kd_jax.errors import TrainingError
 from kd_jax.exporting import Runner, runner
 
@@ -34,7 +35,7 @@ def measure(name: str, path: str, images: np.ndarray, batch: int = 1, python: st
     Raises:
       TrainingError: when the process fails, with the last line that it said.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, stopping.unfinished(folder):
         given, result = os.path.join(folder, "images.npy"), os.path.join(folder, "result.npz")
         np.save(given, images)
         call(python, "kd_jax.exporting.measure", name, path, given, str(batch), result)
@@ -45,9 +46,13 @@ def measure(name: str, path: str, images: np.ndarray, batch: int = 1, python: st
 def call(python: str, module: str, *arguments: str) -> None:
     """Runs a module of kd_jax; raises as `measure`."""
     environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(kd_jax.__file__))}
-    ran = subprocess.run([python, "-m", module, *arguments], capture_output=True, text=True, env=environment)
-    if ran.returncode:
-        lines = ran.stderr.strip().splitlines() if ran.returncode > 0 else ()
+    command, pipe = [python, "-m", module, *arguments], subprocess.PIPE
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, env=environment) as process:
+        stopping.children.add(process)
+        said = process.communicate()[1].decode(errors="replace")
+        stopping.children.remove(process)
+    if process.returncode:
+        lines = said.strip().splitlines() if process.returncode > 0 else ()
         raise TrainingError(lines[-1].removeprefix("error: ") if lines else f"{module} was ended by what it runs")
 
 

@@ -26,7 +26,11 @@ def plain(function: Callable[[Array], Array], *, pools: bool = True) -> Callable
       function: images [B, H, W, C] -> an array.
       pools: whether the converter has a maximum over windows; otherwise it is one of shifted images.
     """
-    rules = {"reduce_window_sum": _sum_pool, "reduce_window_max": _max_pool if pools else _max_of_shifted}
+    rules: Rules = {
+        "dot_general": _dot,
+        "reduce_window_sum": _sum_pool,
+        "reduce_window_max": _max_pool if pools else _max_of_shifted,
+    }
 
     def of_plain(x: Array) -> Array:
         traced = jax.make_jaxpr(function)(x)
@@ -71,6 +75,25 @@ def _bind(equation: Any, given: Sequence[Any]) -> list[Any]:
     primitive = equation.primitive
     out = primitive.bind(*given, **primitive.get_bind_params(equation.params))
     return out if primitive.multiple_results else [out]
+
+
+def _dot(x: Array, y: Array, *, dimension_numbers: Any, **parameters: Any) -> Array:
+    """Of an image and a matrix, as in a resizing, as a 1x1 convolution: XNNPACK's product of integers is wrong."""
+    (of_x, of_y), batch = dimension_numbers
+    if any(batch) or sorted((x.ndim, y.ndim)) != [2, 4] or len(of_x) != 1:
+        return lax.dot_general_p.bind(x, y, dimension_numbers=dimension_numbers, **parameters)
+    first = x.ndim == 2
+    image, axis, matrix, of_matrix = (y, of_y, x, of_x) if first else (x, of_x, y, of_y)
+    out = lax.conv_general_dilated(
+        jnp.moveaxis(image, axis, (-1,)),
+        jnp.moveaxis(matrix, of_matrix, (0,))[None, None],
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=parameters["precision"],
+        preferred_element_type=parameters["preferred_element_type"],
+    )
+    return jnp.moveaxis(out, -1, 0) if first else out
 
 
 def _sum_pool(

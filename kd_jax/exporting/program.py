@@ -39,6 +39,8 @@ def read(source: str, preprocess: str = "inside", path: str | None = None, count
       count: of test images.
     Returns:
       Its images are of the run's data set, or random where that cannot be read.
+    Raises:
+      InputError: when there is no such run or file, or the data is not at `path`.
     """
     choose("--preprocess", preprocess, PREPROCESS)
     trained = loaded.load(source, precision="float32")
@@ -81,12 +83,14 @@ def _images(
     """Test images, their labels, training images of all classes; and what the first are."""
     try:
         if not os.path.isdir(source):
-            raise InputError("the file has no data set")
+            raise InputError("a file has no data set")
         section = runs.read_config(source)["config"]["dataset"]
         dataset = data.load({**section, "path": path} if path else section)
     except InputError as error:
+        if path:
+            raise
         random = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
-        return random, None, None, f"{count} random images, as {one_line(error, 160)}"
+        return random, None, None, f"{count} random images ({one_line(error, 160)})"
     chosen = np.random.default_rng(0).permutation(len(dataset.test.labels))[:count]
     training = dataset.train.images[:CALIBRATED]  # they are in class-balanced order
     return dataset.test.images[chosen], dataset.test.labels[chosen], training, f"{len(chosen)} test images"

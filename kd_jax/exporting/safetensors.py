@@ -1,6 +1,5 @@
 """The weights of a run as safetensors, under PyTorch's key names, of which `kd_jax.load` builds the network again."""
 
-import contextlib
 import json
 import os
 
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import kd_jax
-from kd_jax import methods, networks, runs, weights
+from kd_jax import methods, networks, runs, stopping, weights
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.types import student_logits
@@ -57,13 +56,11 @@ def write(run: str, path: str) -> bool:
     except OSError as error:
         raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
     try:
-        # Copies, as safetensors takes no account of transposed axes.
-        save_file({key: array.copy() for key, array in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
+        with stopping.unfinished(partial, path):
+            # Copies, as safetensors takes no account of transposed axes.
+            save_file({key: array.copy() for key, array in tensors.items()}, partial, metadata)
+            os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        for left in (partial, path):
-            with contextlib.suppress(OSError):
-                os.remove(left)
         if any(os.strerror(number) in str(error) for number in runs.DISK_ERRORS):
             raise
         raise InputError(f"--to is {path!r}, which cannot be written: {one_line(error)}") from None

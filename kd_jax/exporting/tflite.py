@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from kd_jax.errors import InputError, one_line
-from kd_jax.exporting import Options, Program, Runner, in_batches
+from kd_jax.exporting import Options, Program, Runner, batches, in_batches
 from kd_jax.exporting.savedmodel import tensorflow, tensorflow_function
 from kd_jax.quiet_tensorflow import no_stderr
 
@@ -22,9 +22,8 @@ def write(program: Program, path: str, options: Options) -> None:
         images = options.images
         if images is None:
             raise InputError("--quantize is 'int8', which needs training images; expected the folder of a run")
-        each = (images[start : start + batch] for start in range(0, len(images) // batch * batch, batch))
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([part] for part in each)
+        converter.representative_dataset = lambda: ([part] for part in batches(images, batch))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     try:
         with no_stderr():

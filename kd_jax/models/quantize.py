@@ -94,7 +94,9 @@ def quantized(network: Network) -> Network:
 
     def apply(variables: Variables, images: Array, *, train: bool, **options: Any) -> tuple[Outputs, Any]:
         flat = flatten_dict(dict(variables["params"]))
-        kernels = {path: fake_quant_kernel(x) for path, x in flat.items() if path[-1] == "kernel"}
+        ranged = {path[:-1] for path in flatten_dict(dict(variables["batch_stats"])) if is_range(path)}
+        own = [path for path in flat if path[-1] == "kernel" and path[:-1] in ranged]
+        kernels = {path: fake_quant_kernel(flat[path]) for path in own}
         with layers_of(train):
             return network.apply(
                 {**variables, "params": unflatten_dict({**flat, **kernels})}, images, train=train, **options

@@ -13,7 +13,6 @@ import functools
 import importlib.metadata
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +22,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, checksums, networks, registry, runs
+from kd_jax import augment, checksums, networks, registry, runs, stopping
 from kd_jax.errors import InputError, first_few, one_line
 from kd_jax.types import NO_LOGITS, Array, Batch, Head, Outputs, Preprocessing, Teacher, Variables, at_least_float32
 
@@ -79,34 +78,33 @@ def write(
         raise InputError(f"--to is {folder!r}, which already exists; expected a new folder")
     partial, parity = f"{folder}.{os.getpid()}.tmp", None
     try:
-        os.makedirs(partial)
-        with open(os.path.join(partial, WEIGHTS), "xb") as file:
-            file.write(save({key: np.array(array, order="C") for key, array in weights.items()}))
-        for precision in PRECISIONS:
-            program = _export(function, weights, about.preprocessing, precision)
-            with open(os.path.join(partial, f"{precision}.jax"), "xb") as file:
-                file.write(program.serialize(vjp_order=0))
-            if check and precision == "float32":
-                own = jax.export.deserialize(program.serialize(vjp_order=0))
-                parity = check(jax.jit(lambda images, own=own: apply(own, weights, images, about.head)))
-        files = {name: registry.digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial))}
-        said = {
-            "format": FORMAT,
-            **about._asdict(),
-            "preprocessing": about.preprocessing._asdict(),
-            "parity": parity,
-            "packages": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *about.packages)},
-            "calling_convention": program.calling_convention_version,
-            "platforms": list(PLATFORMS),
-            "date": datetime.date.today().isoformat(),
-            "files": files,
-        }
-        runs.write_json(os.path.join(partial, ABOUT), said)
-        os.rename(partial, folder)
+        with stopping.unfinished(partial):
+            os.makedirs(partial)
+            with open(os.path.join(partial, WEIGHTS), "xb") as file:
+                file.write(save({key: np.array(array, order="C") for key, array in weights.items()}))
+            for precision in PRECISIONS:
+                program = _export(function, weights, about.preprocessing, precision)
+                with open(os.path.join(partial, f"{precision}.jax"), "xb") as file:
+                    file.write(program.serialize(vjp_order=0))
+                if check and precision == "float32":
+                    own = jax.export.deserialize(program.serialize(vjp_order=0))
+                    parity = check(jax.jit(lambda images, own=own: apply(own, weights, images, about.head)))
+            files = {name: registry.digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial))}
+            said = {
+                "format": FORMAT,
+                **about._asdict(),
+                "preprocessing": about.preprocessing._asdict(),
+                "parity": parity,
+                "packages": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *about.packages)},
+                "calling_convention": program.calling_convention_version,
+                "platforms": list(PLATFORMS),
+                "date": datetime.date.today().isoformat(),
+                "files": files,
+            }
+            runs.write_json(os.path.join(partial, ABOUT), said)
+            os.rename(partial, folder)
     except OSError as error:
         raise runs.refused(f"--to is {folder!r}, which cannot be written", error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _export(

@@ -90,6 +90,21 @@ def test_a_program_of_integers_is_smaller_and_says_much_the_same(tmp_path):
     assert os.path.getsize(tmp_path / "modelint8") < os.path.getsize(tmp_path / "model")
 
 
+def test_images_of_a_calibration_are_all_used_whatever_the_batch():
+    parts = exporting.batches(np.arange(5), 8)
+    assert [part.tolist() for part in parts] == [[0, 1, 2, 3, 4, 4, 4, 4]]
+
+
+@pytest.mark.slow
+def test_integers_resize_their_images_as_the_network_does(tmp_path):
+    images = small.images(PROGRAM, 64)
+    program = PROGRAM._replace(
+        logits=lambda x: jax.image.resize(x / 255 - 0.5, (x.shape[0], 16, 16, 1), "linear")[..., 0].mean(2)
+    )
+    found = exporting.export("tflite", program, str(tmp_path / "model"), Options(1, "int8", images), images)
+    assert found["error"] < 0.03
+
+
 def test_integers_need_training_images(tmp_path):
     with pytest.raises(InputError, match="needs training images; expected the folder of a run"):
         exporting.export("tflite", PROGRAM, str(tmp_path / "model"), Options(1, "int8"), IMAGES)
@@ -146,6 +161,7 @@ def test_a_batch_that_is_fixed_is_filled_up():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the .imagenet. stem divides")
 @pytest.mark.parametrize("name", small.FAMILIES)
 @pytest.mark.parametrize("format", exporting.FORMATS)
 def test_each_family_is_exported_to_each_format(tmp_path, format, name):

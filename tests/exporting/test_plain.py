@@ -28,6 +28,15 @@ def test_a_depthwise_convolution_is_one_operation():
     np.testing.assert_allclose(plain(depthwise)(X), depthwise(X), rtol=1e-5, atol=1e-5)
 
 
+def test_a_resizing_is_of_convolutions():
+    def resize(x):
+        return jax.image.resize(x, (2, 9, 5, 4), "linear")
+
+    found = operations(plain(resize))
+    assert (found["conv_general_dilated"], found["dot_general"]) == (2, 0)
+    np.testing.assert_allclose(plain(resize)(X), resize(X), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("pools", "name"), [(True, "reduce_window_max"), (False, "max")])
 def test_a_maximum_over_windows_has_no_infinite_edge(pools, name):
     def pool(x):
@@ -54,6 +63,7 @@ def test_what_is_known_is_computed_at_once():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the .imagenet. stem divides")
 @pytest.mark.parametrize("name", small.FAMILIES)
 def test_each_family_is_of_plain_operations(name):
     program = small.program(name, small.SIZE, 3)

@@ -103,6 +103,24 @@ def test_every_kernel_of_a_network_has_the_range_of_what_it_reads(name, size):
     assert kernels == {path[1:-1] for path in flatten_dict(shapes) if path[-1] == "input_high"}
 
 
+class Scaled(nn.Module):
+    """A linear layer behind a kernel of no layer that is quantized."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3, name="fc")(nn.DenseGeneral(2, name="general")(images.reshape(len(images), -1)))
+
+
+def test_a_kernel_is_rounded_only_where_its_layer_reads_rounded_inputs():
+    network = quantized(from_linen(Scaled(), head=("fc",)))
+    variables = network.init(jax.random.key(0), IMAGES)
+    general, fc = variables["params"]["general"], variables["params"]["fc"]
+    hidden = np.float64(IMAGES.reshape(4, -1)) @ np.float64(general["kernel"])
+    expected = hidden @ np.float64(fake_quant_kernel(fc["kernel"]))
+    logits = network.apply(variables, IMAGES, train=False)[0].logits
+    assert np.allclose(logits, expected, rtol=0, atol=1e-6)
+
+
 def test_a_network_without_layers_of_flax_is_refused():
     network = from_function(lambda rng, images: {}, lambda params, images: images.mean((1, 2)))
     with pytest.raises(InputError, match="has no convolution or linear layer of Flax; expected ''"):
