@@ -65,7 +65,12 @@ def _former_folder_fingerprint(section: Section) -> str | None:
 def _tar(section: Section) -> Source:
     from kd_jax.data import tar
 
-    return tar.load(section["path"], image_size=section["image_size"], skip_unreadable=section["skip_unreadable"])
+    return tar.load(
+        section["path"],
+        image_size=section["image_size"],
+        skip_unreadable=section["skip_unreadable"],
+        label_free=section["label_free"],
+    )
 
 
 def _tar_fingerprint(section: Section) -> str:
@@ -82,6 +87,7 @@ def _hf(section: Section) -> Source:
         image_size=section["image_size"],
         path=section["path"],
         skip_unreadable=section["skip_unreadable"],
+        label_free=section["label_free"],
     )
 
 
