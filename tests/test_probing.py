@@ -42,7 +42,8 @@ def test_a_probe_is_scikit_learns_logistic_regression(strength):
     assert (own.predict(test.images) == theirs.predict(scaler.transform(test.images))).mean() > 0.995
 
 
-def test_the_strength_is_chosen_by_the_validation_images():
+def test_the_strength_is_chosen_by_the_validation_images(monkeypatch):
+    monkeypatch.setattr(probing, "STRENGTHS", (1.0, 1e-2, 1e-4))
     width = 40  # more than the images can tell: without a penalty it fits the noise
     train, validation, test = blobs(48, width=width), blobs(400, width=width), blobs(400, width=width)
     found = probing.measure(train, validation, test)
