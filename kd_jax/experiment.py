@@ -22,7 +22,7 @@ from kd_jax.keys import LARGEST
 from kd_jax.logging import wandb_run
 from kd_jax.models.convolution import KEEP_BARRIERS
 from kd_jax.steps import Components, StepOptions
-from kd_jax.types import Feed, Hyper, Method, Teacher, TrainState, Variables
+from kd_jax.types import Feed, Hyper, Method, Teacher, TrainState, Variables, student_logits
 
 TrainSteps = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
@@ -244,6 +244,10 @@ def _check_label_free(config: Mapping[str, Any], method: Method) -> None:
             f"the images have no labels, which method.{' and method.'.join(terms)} would read; expected terms without,"
             " such as 'embedding'"
         )
+    if method.predict is not student_logits:
+        raise InputError("a term predicts classes in the student's place, and the images have none; expected others")
+    if (freeze := config["model"]["freeze"]) != "none":
+        raise InputError(f"model.freeze is {freeze!r}, and a network without classes has no head; expected 'none'")
     if smoothing := config["train"]["label_smoothing"]:
         raise InputError(f"train.label_smoothing is {smoothing}, and the images have no labels; expected 0")
     if (select := config["evaluate"]["select"]) != "last":

@@ -163,8 +163,8 @@ KEYS: dict[str, Key] = {
     "dataset.label_free": Key(
         False,
         FLAG,
-        'no image has a label, and there are no classes: of a "folder" all images, wherever they lie in it (or in'
-        " folders train and test)",
+        'no image has a label, and there are no classes: of a "folder" or "tar" all images, wherever they lie in it'
+        " (or in folders train and test)",
         later=True,
     ),
     "dataset.skip_unreadable": Key(False, FLAG, "count and skip images that cannot be decoded, instead of stopping"),

@@ -123,13 +123,19 @@ def probe_run(
     folder, runs_folder = os.path.expanduser(folder), os.path.expanduser(runs_folder)
     for name in of:
         choose("what is probed", name, OF)
-    student, saved = loaded.load(folder), runs.read_config(folder)
+    saved = runs.read_config(folder)
     section = {**saved["config"]["dataset"], "class_names": "", "label_free": False, **(changes or {})}
     choose_keys("dataset", section, keys.section("dataset"))
+    if saved["config"]["dataset"]["label_free"] and not {"source", "name", "path"} & (changes or {}).keys():
+        raise InputError(
+            f"the images of {folder} have no labels, and a probe needs some; expected dataset.path=FOLDER of others"
+        )
+    student = loaded.load(folder)
     dataset = data.load(section)
     if (channels := dataset.train.images.shape[-1]) != student.image_shape[-1]:
         raise InputError(f"the images have {channels} channels; expected the run's {student.image_shape[-1]}")
     splits = _splits(dataset)
+    size = min(BATCH, max(len(split.labels) for split in splits))  # one for all, so that there is one program
     found: dict[str, Any] = {
         "data": dataset.name,
         "train_images": len(splits[0].labels) + len(splits[1].labels),
@@ -138,7 +144,9 @@ def probe_run(
     for name in of:
         embed = _teacher(saved, folder, runs_folder, dataset) if name == "teacher" else _student(saved, student, name)
         if embed is not None:
-            found[name] = measure(*(Split(_embeddings(embed, split.images, name), split.labels) for split in splits))
+            found[name] = measure(
+                *(Split(_embeddings(embed, split.images, size, name), split.labels) for split in splits)
+            )
     return found
 
 
@@ -197,9 +205,9 @@ def _no_experiment(config: Mapping[str, Any]) -> Any:
     raise InputError("the teacher of a finished run is no config any more")
 
 
-def _embeddings(embed: Callable[[Array], Array | None], images: np.ndarray, name: str) -> np.ndarray:
-    """[N, D] of images [N, h, w, C]; the last batch is filled up, so that there is one program."""
-    size, found = min(BATCH, len(images)), []
+def _embeddings(embed: Callable[[Array], Array | None], images: np.ndarray, size: int, name: str) -> np.ndarray:
+    """[N, D] of images [N, h, w, C], `size` at a time; the last batch is filled up."""
+    found = []
     for start in counted(range(0, len(images), size), size, len(images)):
         block = images[start : start + size]
         said = embed(jnp.asarray(np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), np.uint8)])))

@@ -39,9 +39,9 @@ def shallow(monkeypatch):
 
 def assert_trainable(config, has_teacher):
     config.dataset.source, config.dataset.normalize, config.dataset.train_images = "digits", "dataset", 0
-    config.model.pretrained = ""
+    config.model.pretrained = config.model.normalize = ""  # digits are gray
     if has_teacher:
-        config.teacher.config.model.pretrained = ""
+        config.teacher.config.model.pretrained = config.teacher.config.model.normalize = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # digits are small for the larger stems
         made = experiment.create(config)

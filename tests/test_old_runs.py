@@ -93,6 +93,7 @@ def test_words_and_defaults_of_then_become_those_of_today():
         "freeze": "backbone_and_norms",
         "image_size": 0,
         "normalize": "",
+        "quantize": "",
     }
     assert config["teacher"]["mode"] == "train"
     assert (config["dataset"]["labeled"], config["dataset"]["unlabeled"]) == (20, False)

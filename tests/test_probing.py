@@ -14,6 +14,8 @@ import kd_jax
 from kd_jax import evaluation, experiment, export, exporting, probing, runs, training
 from kd_jax.data import digits
 from kd_jax.errors import InputError
+from kd_jax.explaining import agreement
+from kd_jax.reporting import finished
 from kd_jax.teachers import exported
 from kd_jax.types import Preprocessing, Split
 from tests import tiny
@@ -40,7 +42,8 @@ def test_a_probe_is_scikit_learns_logistic_regression(strength):
     assert (own.predict(test.images) == theirs.predict(scaler.transform(test.images))).mean() > 0.995
 
 
-def test_the_strength_is_chosen_by_the_validation_images():
+def test_the_strength_is_chosen_by_the_validation_images(monkeypatch):
+    monkeypatch.setattr(probing, "STRENGTHS", (1.0, 1e-2, 1e-4))
     width = 40  # more than the images can tell: without a penalty it fits the noise
     train, validation, test = blobs(48, width=width), blobs(400, width=width), blobs(400, width=width)
     found = probing.measure(train, validation, test)
@@ -132,7 +135,9 @@ def test_what_was_measured_is_the_mean_distance_of_the_images(run, folder):
 @pytest.fixture(scope="module")
 def probed(run, folder):
     changes = {"path": str(folder / "classes")}
-    return probing.probe_run(run.folder, changes, of=probing.OF, runs_folder=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "STRENGTHS", (0.1, 0.01))
+        return probing.probe_run(run.folder, changes, of=probing.OF, runs_folder=folder)
 
 
 def test_a_probe_of_the_student_its_teacher_and_its_beginning(probed):
@@ -162,11 +167,30 @@ def test_the_probed_embeddings_are_those_of_the_teacher(probed, folder, run):
 
 def test_a_probe_needs_labels_and_the_runs_channels(run, folder):
     with pytest.raises(InputError, match=r"dataset.label_free is true, and a probe needs labels"):
-        probing.probe_run(run.folder, {"label_free": True})
+        probing.probe_run(run.folder, {"label_free": True, "path": str(folder / "flat")})
+    with pytest.raises(InputError, match=r"the images of .* have no labels, and a probe needs some; expected dataset"):
+        probing.probe_run(run.folder)
     with pytest.raises(InputError, match=r"the images have 1 channels; expected the run's 3"):
         probing.probe_run(run.folder, {"source": "digits", "path": ""})
     with pytest.raises(InputError, match=r"a key of dataset is 'pth'; expected one of"):
         probing.probe_run(run.folder, {"pth": ""})
+
+
+def test_what_needs_classes_says_so_of_a_run_without(run, folder):
+    with pytest.raises(InputError, match=r"was trained without labels, and Grad-CAM explains a class"):
+        agreement.explain_run(run.folder, runs_folder=folder)
+    found, left_out = finished.read([run.folder])
+    assert not found
+    assert left_out == [(run.folder, "was trained without labels and has no accuracy; `kd_jax probe` measures it")]
+
+
+def test_a_run_without_labels_teaches_its_embedding_to_one_with_labels(run, folder):
+    of_run = {"dataset.path": str(folder / "classes"), "dataset.label_free": False, "teacher.kind": "run"}
+    whole = config(folder, **of_run, **{"teacher.path": run.folder})
+    made = experiment.create(whole | {"method": {"embedding": {}}})
+    assert made.teacher.config_hash == runs.read_config(run.folder)["hash"]
+    with pytest.raises(InputError, match=r"method.kd: it reads the logits, and a network without classes has none"):
+        experiment.create(whole | {"method": {"kd": {}}})
 
 
 @pytest.mark.parametrize(
@@ -178,7 +202,9 @@ def test_a_probe_needs_labels_and_the_runs_channels(run, folder):
             {},
             "method.kd: it reads the logits, and a network without classes has none; expected a method of",
         ),
-        ({"simkd": {}}, {}, "method.simkd: the teacher reports embedding and no "),
+        ({"simkd": {}}, {}, "a term predicts classes in the student's place, and the images have none"),
+        ({"catkd": {}}, {}, "method.catkd: it reads the head of the student, and a network without classes has none"),
+        ({"embedding": {}}, {"model.freeze": "backbone"}, "model.freeze is 'backbone', and a network without classes"),
         (
             {"embedding": {}},
             {"train.label_smoothing": 0.1},
@@ -197,7 +223,7 @@ def test_what_cannot_be_without_labels_is_said(folder, terms, overrides, said):
         experiment.create(config(folder, **overrides) | {"method": terms})
 
 
-def test_a_teacher_of_embeddings_beside_labels(folder):
+def test_a_teacher_of_embeddings_beside_labels(folder, monkeypatch):
     labeled = {"dataset.path": str(folder / "classes"), "dataset.label_free": False}
     with pytest.raises(InputError, match=r"method.kd: it reads the logits, and a network without classes has none"):
         experiment.create(config(folder, **labeled) | {"method": {"kd": {}}})
@@ -206,9 +232,8 @@ def test_a_teacher_of_embeddings_beside_labels(folder):
     assert 0 <= result["test"]["accuracy"] <= 1
     assert result["test"]["agreement"] is None
     assert 0 < result["test"]["embedding/distance"] < 2
-
-
-def test_a_run_with_labels_is_probed_on_its_own_images(folder):
+    # Such a run is probed on its own images.
+    monkeypatch.setattr(probing, "STRENGTHS", (0.01,))
     found = probing.probe_run(folder / "labeled", of=("student",))
     assert found["student"]["accuracy"] > 0.2
 

@@ -65,7 +65,12 @@ def _former_folder_fingerprint(section: Section) -> str | None:
 def _tar(section: Section) -> Source:
     from kd_jax.data import tar
 
-    return tar.load(section["path"], image_size=section["image_size"], skip_unreadable=section["skip_unreadable"])
+    return tar.load(
+        section["path"],
+        image_size=section["image_size"],
+        skip_unreadable=section["skip_unreadable"],
+        label_free=section["label_free"],
+    )
 
 
 def _tar_fingerprint(section: Section) -> str:
@@ -82,6 +87,7 @@ def _hf(section: Section) -> Source:
         image_size=section["image_size"],
         path=section["path"],
         skip_unreadable=section["skip_unreadable"],
+        label_free=section["label_free"],
     )
 
 
@@ -271,6 +277,9 @@ def _arranged(source: Source, holdout: float, *, owned: bool) -> tuple[Source, i
     labels = source.train.labels if source.class_names else np.zeros_like(source.train.labels)
     held, rest = stratified_split(labels, holdout if source.validation is None else 0.0)
     if source.validation is None:
+        if source.class_names and (without := set(range(len(source.class_names))) - set(labels.tolist())):
+            names = first_few(printable(source.class_names[label]) for label in sorted(without))
+            raise InputError(f"the data {printable(source.name)} has no training image of {names}; expected some")
         _check_holdout(holdout, held, labels[rest], source.class_names)
     order = np.concatenate([held, rest])
     return source._replace(train=select(source.train, order, in_place=owned)), len(held)

@@ -20,7 +20,9 @@ from kd_jax.errors import InputError, first_few, one_line
 NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
 
 
-def load(name: str, *, image_size: int, path: str = "", skip_unreadable: bool = False) -> Source:
+def load(
+    name: str, *, image_size: int, path: str = "", skip_unreadable: bool = False, label_free: bool = False
+) -> Source:
     """Reads a data set into memory, as RGB.
 
     Args:
@@ -29,6 +31,7 @@ def load(name: str, *, image_size: int, path: str = "", skip_unreadable: bool = 
       path: a parquet file or a folder of some, in the place of `name`. The split of a file is a word of its name, or
         its folder's, as in `data/train-00000-of-00001.parquet`; files without one are to train on.
       skip_unreadable: leave out and count what cannot be decoded, instead of raising.
+      label_free: no image has a label, whatever the columns say.
 
     Returns:
       Images [N, H, H, 3]. The class names are those of the column of labels, sorted where that holds text. Without a
@@ -42,9 +45,9 @@ def load(name: str, *, image_size: int, path: str = "", skip_unreadable: bool = 
     datasets = _import_datasets()
     what = f"dataset.path is {path!r}" if path else f"dataset.name is {name!r}"
     found = _local(datasets, path) if path else _of_hub(datasets, name)
-    image, label = _columns(datasets, what, next(iter(found.values())).features)
+    image, label = _columns(datasets, what, next(iter(found.values())).features, label_free)
     sets = {split: part for own, part in found.items() if (split := split_of(own))}
-    columns = {split: part.with_format(None)[label][:] for split, part in sets.items()}
+    columns = {split: part.with_format(None)[label][:] if label else [0] * len(part) for split, part in sets.items()}
     left_out = [f"split {own} ({len(part)})" for own, part in found.items() if not split_of(own)]
     for split in [
         split for split, column in columns.items() if all(map(_is_missing, column))
@@ -54,18 +57,22 @@ def load(name: str, *, image_size: int, path: str = "", skip_unreadable: bool = 
         raise InputError(f"{what}, with splits {', '.join(found)}; expected a split train with labels")
     if any(_is_missing(value) for column in columns.values() for value in column):
         raise InputError(f"{what}, with images without a label; expected one for every image")
-    names = getattr(sets["train"].features[label], "names", None)
-    if names is None:
+    names = getattr(sets["train"].features[label], "names", None) if label else ()
+    if is_plain := names is None:
         names = sorted({value for column in columns.values() for value in column})
         columns = {split: [names.index(value) for value in column] for split, column in columns.items()}
     class_names = tuple(printable(str(own)) for own in names)
-    raw = {
-        split: part.cast_column(image, datasets.Image(decode=False)) for split, part in sets.items() if split in columns
-    }
+    encoded = datasets.Image(decode=False)
+    try:
+        raw = {split: part.cast_column(image, encoded) for split, part in sets.items() if split in columns}
+    except Exception as error:  # of pyarrow, and of datasets for a label that is none of its classes
+        raise InputError(f"{what}, which is damaged: {one_line(error, 160)}") from None
     try:
         parts = listed.with_test_set(
             {split: [((split, row), int(own)) for row, own in enumerate(column)] for split, column in columns.items()}
         )
+        if is_plain:
+            listed.check_classes(parts, class_names)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
     digest = hashlib.sha256(repr((class_names, {split: len(part) for split, part in raw.items()})).encode())
@@ -74,10 +81,15 @@ def load(name: str, *, image_size: int, path: str = "", skip_unreadable: bool = 
         for part in parts.values():
             for (split, row), own in part:
                 said = raw[split][row][image]
-                content = b"" if said is None else said["bytes"] or Path(said["path"]).read_bytes()
+                content = (said and said["bytes"]) or b""
+                if said and not content and not path:  # the files of a set of the hub lie in its cache
+                    try:
+                        content = Path(said["path"]).read_bytes()
+                    except OSError as error:
+                        raise InputError(f"{what}: image {row} of split {split} is gone: {error}") from None
                 digest.update(repr((split, row, own, len(content))).encode())
                 digest.update(content)
-                yield f"image {row} of split {split}", content
+                yield f"image {row} of split {split}" + ("" if content else " has no bytes and"), content
 
     items = [item for part in parts.values() for item, _ in part]
     pixels, readable = listed.decode(
@@ -112,7 +124,7 @@ def _import_datasets() -> ModuleType:
         ) from error
     datasets.disable_progress_bars()
     for name in ("datasets", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they log every attempt before the error
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log every attempt, and the error too
     return datasets
 
 
@@ -152,23 +164,39 @@ def _of_hub(datasets: ModuleType, name: str) -> Any:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _columns(datasets: ModuleType, what: str, features: Any) -> tuple[str, str]:
-    """The names of the columns of images and of labels: by their types, and where several fit by their names."""
+def _columns(datasets: ModuleType, what: str, features: Any, label_free: bool) -> tuple[str, str]:
+    """The names of the columns of images and of labels: by their types, and where several fit by their names.
+
+    Where the types do not say it, as in a file of another library, by their names alone. "" for none of labels.
+    """
     by_type = {
         "image": [key for key, feature in features.items() if isinstance(feature, datasets.Image)],
         "label": [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)],
     }
+    if not by_type["image"]:
+        by_type["image"] = [key for key in ("image", "img") if _is_encoded(features.get(key))]
     if not by_type["label"]:
         by_type["label"] = [key for key in ("label", "labels", "class") if _is_plain(features.get(key))]
+    if label_free:
+        by_type["label"] = [""]
     chosen = {kind: [key for key in keys if key in (kind, f"fine_{kind}")] or keys for kind, keys in by_type.items()}
     if any(len(keys) != 1 for keys in chosen.values()):
         columns = first_few((f"{key} ({_type(feature)})" for key, feature in features.items()), 12)
-        raise InputError(f"{what}, with columns {columns}; expected one of type Image, and one of type ClassLabel")
+        raise InputError(
+            f"{what}, with columns {columns}; expected one of type Image, and one of type ClassLabel or"
+            " `label` of whole numbers or text"
+        )
     return chosen["image"][0], chosen["label"][0]
 
 
 def _is_missing(label: Any) -> bool:
     return label is None or (isinstance(label, int) and label < 0)
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Whether a column can hold files of images: {"bytes", "path"}, or bytes alone."""
+    is_file = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+    return is_file or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
 def _is_plain(feature: Any) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from kd_jax.data import images
 from kd_jax.data.names import NEW_SUFFIXES, SUFFIXES
 from kd_jax.data.split import TEST_SHARE, cut, stratified_split
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, first_few
 from kd_jax.types import Split
 
 T = TypeVar("T")
@@ -44,6 +44,14 @@ def with_test_set(parts: Mapping[str, Listed]) -> dict[str, Listed]:
             raise InputError("it holds too few images for a test set; expected at least three of each class")
         parts |= {"train": [listed[i] for i in sorted(train)], "test": [listed[i] for i in sorted(test)]}
     return {name: parts[name] for name in ORDER if name in parts}
+
+
+def check_classes(parts: Mapping[str, Listed], class_names: Sequence[str]) -> None:
+    """Raises InputError for less than two classes, or one without a training image."""
+    without = sorted(set(range(len(class_names))) - {label for _, label in parts["train"]})
+    if len(class_names) < 2 or without:
+        missing = f", of which {first_few(class_names[i] for i in without)} has no training image" if without else ""
+        raise InputError(f"it holds {len(class_names)} class(es){missing}; expected at least two, with images of each")
 
 
 def decode(

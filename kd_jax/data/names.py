@@ -37,7 +37,7 @@ def read_class_names(what: str, path: str) -> tuple[str, ...]:
       InputError: when it cannot be read, or names a class twice.
     """
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
             names = tuple(line.strip() for line in file if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} is {path!r}, which cannot be read; expected a text file") from error

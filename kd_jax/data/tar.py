@@ -45,7 +45,7 @@ class Contents(NamedTuple):
     left_out: collections.Counter[str]  # {why: how many}
 
 
-def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source:
+def load(path: str, *, image_size: int, skip_unreadable: bool = False, label_free: bool = False) -> Source:
     """Reads all images of tar archives into memory, as RGB.
 
     Args:
@@ -55,18 +55,21 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False) -> Source
         class-balanced fifth. What is hidden, and what is neither an image nor a label, is left out and counted.
       image_size: in pixels, see `folder.load`.
       skip_unreadable: leave out and count what cannot be decoded, instead of raising.
+      label_free: no image has a label, and all count wherever they lie: in the folders of the splits where there is one
+        for `train` and no archive's name says the split, else all.
 
     Returns:
       Images [N, H, H, 3], in each split in the order of class folders, or of the archives. The class names are those of
       the folders or labels, sorted, or the numbers.
 
     Raises:
-      InputError: if an archive is damaged, an image has no label, a class no image, or the images do not fit in memory.
+      InputError: if an archive is damaged, an image has no label, two are of one sample, a class has no image, or the
+        images do not fit in memory.
     """
     archives = _archives(path)
     contents = _list(archives)
     try:
-        parts, class_names = _labeled(archives, contents)
+        parts, class_names = _parts(archives, contents, label_free)
         parts = listed.with_test_set(parts)
     except InputError as error:
         raise InputError(f"dataset.path is {path!r}: {error}") from None
@@ -108,6 +111,7 @@ def _archives(path: str) -> list[Path]:
         found = [name for name in glob.glob(os.path.join(glob.escape(own), "*")) if name.lower().endswith(ARCHIVES)]
     else:
         found = [own] if os.path.isfile(own) else glob.glob(own)
+    found = [name for name in found if os.path.isfile(name)]  # no pipe, which may never end
     if not found:
         raise InputError(
             f"dataset.path is {path!r}, where no archive is; expected one, or a folder of files named"
@@ -128,12 +132,20 @@ def _opened(file: Path) -> Iterator[tarfile.TarFile]:
         raise InputError(f"{file} cannot be read as a tar archive: {one_line(error, 120)}") from None
 
 
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, which would keep them all."""
+    kept: Any = vars(archive)["members"]
+    for member in archive:
+        yield member
+        kept.clear()
+
+
 def _list(archives: Sequence[Path]) -> Contents:
     """Reads the headers of archives, and the labels."""
     contents = Contents([], collections.defaultdict(dict), collections.Counter())
     for number, file in enumerate(archives):
         with _opened(file) as archive:
-            for member in archive:
+            for member in _members(archive):
                 _note(contents, number, archive, member)
             # tarfile ends without a word at a header that is damaged or cut off.
             stream: Any = archive.fileobj
@@ -158,7 +170,12 @@ def _note(contents: Contents, number: int, archive: tarfile.TarFile, member: tar
     if member.name.lower().endswith(listed.suffixes()):
         contents.images.append(Member(number, member.name, member.offset_data))
     elif suffix in LABELS and member.size <= LARGEST_LABEL:
-        contents.labels[number, key][suffix] = _content(archive, member)
+        said = contents.labels[number, key]
+        if suffix in said:
+            raise InputError(
+                f"{os.fsdecode(archive.name or b'')} holds {member.name} twice; expected a label for each sample"
+            )
+        said[suffix] = _content(archive, member)
     elif member.name.lower().endswith(NEW_SUFFIXES):
         contents.left_out["images of a kind that Pillow cannot read here"] += 1
     else:
@@ -178,23 +195,32 @@ def _key(name: str) -> tuple[str, str]:
     return folder + slash + key, suffix.lower()
 
 
-def _labeled(archives: Sequence[Path], contents: Contents) -> tuple[dict[str, listed.Listed[Member]], tuple[str, ...]]:
+def _parts(
+    archives: Sequence[Path], contents: Contents, label_free: bool
+) -> tuple[dict[str, listed.Listed[Member]], tuple[str, ...]]:
     """The images of each split with their labels, and the class names."""
     if not contents.images:
         raise InputError(f"it holds no images; expected files named {', '.join(listed.suffixes())}")
     of_archive = [split_of_file(file.name) for file in archives]
-    samples = any((member.archive, _key(member.name)[0]) in contents.labels for member in contents.images)
-    found: list[tuple[Member, str, Any]]
-    found = _samples(archives, contents) if samples else _of_folders(contents, named=any(of_archive))
     if any(of_archive) and not all(of_archive):
         one, other = (
             next(f.name for f, split in zip(archives, of_archive, strict=True) if bool(split) is x)
             for x in (True, False)
         )
         raise InputError(f"it holds {one} and {other}; expected the name of a split in all names, or in none")
+    samples = any((member.archive, _key(member.name)[0]) in contents.labels for member in contents.images)
+    found: list[tuple[Member, str, Any]]
+    if label_free:
+        found = _label_free(contents, named=any(of_archive))
+    else:
+        found = _samples(archives, contents) if samples else _of_folders(contents, named=any(of_archive))
     classes: set[Any] = {label for _, _, label in found}
-    if all(isinstance(label, int) for label in classes):
-        class_names = tuple(map(str, range(max(classes) + 1)))
+    if label_free:
+        class_names: tuple[str, ...] = ()
+    elif all(isinstance(label, int) for label in classes):
+        if (largest := max(classes)) >= len(found):  # before a name is made of each
+            raise InputError(f"a label of its {len(found)} images is {largest}; expected numbers from 0 without a gap")
+        class_names = tuple(map(str, range(largest + 1)))
     elif all(isinstance(label, str) for label in classes):
         class_names = tuple(sorted(classes))
     else:
@@ -206,28 +232,37 @@ def _labeled(archives: Sequence[Path], contents: Contents) -> tuple[dict[str, li
         parts[of_archive[member.archive] or split or "train"].append((member, own))
     if "train" not in parts:
         raise InputError(f"it holds {' and '.join(parts)} images alone; expected some to train on")
-    without = set(range(len(class_names))) - {label for _, label in parts["train"]}
-    if len(class_names) < 2 or without:
-        missing = f", of which {first_few(class_names[i] for i in sorted(without))} has no training image" * bool(
-            without
-        )
-        raise InputError(f"it holds {len(class_names)} class(es){missing}; expected at least two, with images of each")
+    if not label_free:
+        listed.check_classes(parts, class_names)
     return parts, tuple(map(printable, class_names))
+
+
+def _label_free(contents: Contents, *, named: bool) -> list[tuple[Member, str, int]]:
+    """(image, split, no label) of all images; `named`: the archives' names say the split."""
+    of_folder = [split_of(member.name.removeprefix("./").split("/")[0]) for member in contents.images]
+    if named or "train" not in of_folder:
+        return [(member, "", -1) for member in contents.images]
+    contents.left_out["images beside the splits"] += of_folder.count("")
+    return [(member, split, -1) for member, split in zip(contents.images, of_folder, strict=True) if split]
 
 
 def _samples(archives: Sequence[Path], contents: Contents) -> list[tuple[Member, str, Any]]:
     """(image, no split, label) of every sample of shards."""
-    found, used, without = [], set(), []
+    found, without = [], []
+    used: dict[tuple[int, str], str] = {}
     for member in contents.images:
         own = member.archive, _key(member.name)[0]
-        used.add(own)
+        if own in used:  # a mask, or another sample whose name has a dot
+            both = f"{used[own]} and {member.name} in {archives[member.archive].name}"
+            raise InputError(f"{both} are of one sample; expected one image of each, and no dot in KEY")
+        used[own] = member.name
         if own not in contents.labels:
             without.append(f"{member.name} in {archives[member.archive].name}")
         else:
             found.append((member, "", _label(own[1], contents.labels[own])))
     if without:
         raise InputError(f"no label of {first_few(without, 3)}; expected KEY.cls, KEY.json or KEY.txt beside KEY.jpg")
-    contents.left_out["labels without an image"] += len(contents.labels.keys() - used)
+    contents.left_out["labels without an image"] += len(contents.labels.keys() - used.keys())
     return found
 
 
@@ -275,7 +310,7 @@ def _read(archives: Sequence[Path], members: Sequence[Member], size: int, skip: 
         at = 0
         for number, file in enumerate(archives):
             with _opened(file) as archive:
-                for member in archive:
+                for member in _members(archive):
                     if at == len(order) or members[order[at]].archive != number:
                         break
                     if member.isreg() and member.offset_data == members[order[at]].offset:

@@ -120,6 +120,8 @@ def explain_run(
 def _check_runs(folders: Sequence[str], path: str | os.PathLike[str] | None) -> None:
     """Raises InputError unless all are finished runs on the same data, and the first has a teacher."""
     saved = {folder: runs.read_config(folder) for folder in folders}
+    if without := next((folder for folder in folders if not saved[folder]["data"]["class_names"]), ""):
+        raise InputError(f"{without} was trained without labels, and Grad-CAM explains a class; expected other runs")
     for folder in folders:
         runs.read_json(folder, "result.json")
     first, *others = folders

@@ -83,6 +83,11 @@ def reported(outputs: Outputs, field: str, who: str) -> Any:
     value = getattr(outputs, field)
     if isinstance(value, NotKept):
         value.refuse()
+    if field == "head" and not outputs.num_classes and not outputs.members:
+        raise InputError(
+            f"it reads the head of {who}, and a network without classes has none; expected a method of embeddings, such"
+            " as 'embedding'"
+        )
     if _is_missing(value):
         members = outputs.members.items() if outputs.members else ()
         report = sorted(name for name, member in members if not _is_missing(getattr(member, field)))

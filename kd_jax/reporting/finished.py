@@ -92,6 +92,8 @@ def _read(folder: str) -> Run:
         raise InputError(_unfinished(folder, saved))
     result = runs.read_json(folder, "result.json")
     _check(result, RESULT, "")
+    if saved["config"].get("dataset", {}).get("label_free"):
+        raise InputError("was trained without labels and has no accuracy; `kd_jax probe` measures it")
     _check(result["test"], TEST, "test.")
 
     try:

@@ -111,13 +111,13 @@ def _check_data(folder: str, saved: Mapping[str, Any], setting: "Setting") -> No
     section, dataset = setting.config["dataset"], setting.dataset
     theirs, data = saved["config"]["dataset"], saved["data"]
     class_names = tuple(data["class_names"])
-    if dataset.class_names and class_names != dataset.class_names:
+    if dataset.class_names and class_names and class_names != dataset.class_names:
         known, own = (f"{len(names)} classes ({first_few(names)})" for names in (class_names, dataset.class_names))
         raise InputError(f"the teacher {folder!r} knows {known}; expected the student's {own}")
     channels = dataset.train.images.shape[-1]
     if (there := data["image_shape"][-1]) != channels:
         raise InputError(f"the teacher {folder!r} reads images of {there} channels; expected the student's {channels}")
-    if not setting.training or not dataset.class_names:  # without labels nothing is measured that it may have seen
+    if not (setting.training and dataset.class_names and class_names):  # without labels nobody is measured, or has seen
         return
     if data["fingerprint"] != dataset.fingerprint and (
         section["source"] == "memory" or data["fingerprint"] not in fingerprints(section)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kd_jax import data, sharding
-from kd_jax.data import folder, memory, resident
+from kd_jax.data import digits, folder, memory, resident
 from kd_jax.errors import InputError
 from kd_jax.steps import StepOptions
 from kd_jax.types import Split
@@ -174,6 +174,13 @@ def test_a_wrong_value_is_named_on_one_line(changes, message):
     with pytest.raises(InputError, match=message) as error:
         load(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_class_without_a_training_image_is_named():
+    source = digits.load()
+    source = source._replace(class_names=(*source.class_names, "none"))
+    with pytest.raises(InputError, match="the data digits has no training image of none; expected some"):
+        data.load(CONFIG, source)
 
 
 def test_epoch_order_is_a_permutation():

@@ -132,10 +132,44 @@ def text(root):
     return str(root)
 
 
+def without_bytes(root):
+    """An image of which the file alone is named."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    pictures = [{"bytes": None, "path": "/dev/zero"}] * 8
+    part = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 4}, features=features)
+    (root / "train.parquet").parent.mkdir(exist_ok=True)
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(part.data.table, root / "train.parquet")
+    return str(root)
+
+
+def more_classes(root):
+    return save(root, train=rows(8, names=None), test=rows(4, names=None).map(lambda row: {**row, "label": "bird"}))
+
+
+@needs_datasets
+def test_columns_of_another_library_are_read_by_their_names(tmp_path):
+    pyarrow, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    for i, pictures in enumerate(([png(i) for i in range(20)], [{"bytes": png(i), "path": None} for i in range(20)])):
+        pq.write_table(pyarrow.table({"image": pictures, "label": [0, 1] * 10}), tmp_path / f"{i}.parquet")
+        source = load(tmp_path / f"{i}.parquet")
+        np.testing.assert_array_equal(source.train.labels, source.train.images[:, 0, 0, 0] % 2)
+
+
+@needs_datasets
+def test_without_labels_no_column_of_them_is_needed(tmp_path):
+    source = load(save(tmp_path, train=rows(20).remove_columns("label")), label_free=True)
+    assert (len(source.train.labels), len(source.test.labels), source.class_names) == (16, 4, ())
+
+
 @needs_datasets
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (without_bytes, "image 0 of split train has no bytes and cannot be read as an image"),
+        (more_classes, "of which bird has no training image"),
         (no_columns, r"with columns image \(Image\); expected one of type Image, and one of type ClassLabel"),
         (no_train, "with splits test; expected a split train with labels"),
         (hidden, "with images without a label; expected one for every image"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -171,6 +172,14 @@ def test_what_is_no_image_is_counted_and_what_cannot_be_decoded_is_skipped_if_th
             "some of its labels are numbers and others names",
         ),
         ({"cat/1.png": png(0), "dog/1.png": png(1)}, "it holds too few images for a test set"),
+        (
+            shard(0, lambda i: b"%d" % (i % 2 * 2 * 10**9)),
+            "a label of its 6 images is 2000000000; expected numbers from 0",
+        ),
+        (
+            {**shard(0, LABELS["cls"][0]), "0003.mask.png": png(0)},
+            "0003.png and 0003.mask.png in a.tar are of one sample; expected one image of each",
+        ),
     ],
 )
 def test_what_an_archive_lacks_is_said_on_one_line(tmp_path, contents, said):
@@ -198,6 +207,35 @@ def test_a_damaged_archive_is_named(tmp_path, damage, mode):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=r"a.tar (cannot be read as a tar archive|is damaged)"):
         load(path)
+
+
+def test_a_label_that_is_there_twice_is_refused(tmp_path):
+    path = pack(tmp_path / "a.tar", shard(0, LABELS["cls"][0]))
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(tarfile.TarInfo("0003.cls"))
+    with pytest.raises(InputError, match=r"holds 0003.cls twice; expected a label for each sample"):
+        load(path)
+
+
+def test_a_pipe_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    for path in (tmp_path, tmp_path / "a.tar"):
+        with pytest.raises(InputError, match="where no archive is"):
+            load(path)
+
+
+def test_without_labels_all_images_count_or_those_of_the_splits(tmp_path):
+    loose = {"a.png": png(1), "deep/in/b.png": png(2), "b.cls": b"not read"} | {f"{i}.png": png(i) for i in range(8)}
+    source = load(pack(tmp_path / "a.tar", loose), label_free=True)
+    assert (len(source.train.labels), len(source.test.labels), source.class_names) == (8, 2, ())
+    split = {"./train/x/a.png": png(3), "./train/b.png": png(4), "./test/c.png": png(5), "./other.png": png(6)}
+    source = load(pack(tmp_path / "b.tar", split), label_free=True)
+    assert [part.images[:, 0, 0, 0].tolist() for part in (source.train, source.test)] == [[3, 4], [5]]
+    assert source.left_out == ("images beside the splits (1)",)
+    pack(tmp_path / "train.tar", {"a.png": png(7), "train/b.png": png(8)})
+    pack(tmp_path / "test.tar", {"c.png": png(9)})
+    source = load(tmp_path / "t*.tar", label_free=True)
+    assert [part.images[:, 0, 0, 0].tolist() for part in (source.train, source.test)] == [[7, 8], [9]]
 
 
 @pytest.mark.parametrize("path", ["", "nothing.tar", "."])
