@@ -78,13 +78,6 @@ def test_a_path_without_the_data_is_refused(run, tmp_path, index, said):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_program_of_a_run_without_classes_is_refused(run, tmp_path, monkeypatch):
-    found = kd_jax.load(run[0])._replace(class_names=())
-    monkeypatch.setattr(program.loaded, "load", lambda source, **options: found)
-    with pytest.raises(InputError, match="has no classes, and a program returns their logits; expected --format=safet"):
-        export.export(run[0], tmp_path / "model.stablehlo")
-
-
 def test_a_run_in_bfloat16_is_exported_in_float32(run):
     assert kd_jax.load(run[0], precision="bfloat16").preprocess(np.zeros((1, 8, 8, 1), np.uint8)).dtype == "bfloat16"
     assert program.read(str(run[0])).program.apply(np.zeros((1, 8, 8, 1), np.uint8)).dtype == "float32"
