@@ -1,6 +1,6 @@
 """Compares what a finished run can be exported to: size, accuracy, same predictions, latency on this machine.
 
-usage: python -m kd_jax.benchmark_export --workdir=RUN --to=FOLDER [--path=DATA] [--images=1000]
+usage: python -m kd_jax.benchmark_export --workdir=RUN --to=FOLDER [--path=DATA] [--test_images=1000]
 
 Each format is exported, and run in a process of its own. --to is a new folder for the programs, and for the table as
 `export_benchmark.json`. Times are medians of many calls, in milliseconds, from images in memory to logits in memory.
@@ -12,7 +12,7 @@ from absl import flags
 from kd_jax import cli
 from kd_jax.errors import InputError
 
-IMAGES = flags.DEFINE_integer("images", 1000, "Test images; fewer where the test set has fewer.", lower_bound=1)
+TEST_IMAGES = flags.DEFINE_integer("test_images", 1000, "Of the test set, or all.", lower_bound=1)
 for name in ("workdir", "to", "path", "import"):
     flags.declare_key_flag(name)
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("expected --workdir=RUN, the folder of a finished run, and --to=FOLDER, a new one")
     from kd_jax.exporting import benchmark
 
-    rows = benchmark.run(cli.WORKDIR.value or arguments[0], cli.TO.value, cli.PATH.value, IMAGES.value)
+    rows = benchmark.run(cli.WORKDIR.value or arguments[0], cli.TO.value, cli.PATH.value, TEST_IMAGES.value)
     print(benchmark.table(rows))
 
 

@@ -19,7 +19,7 @@ def brightness(monkeypatch):
         level = images.astype(np.float32).mean((1, 2, 3)) / 255
         return jax.numpy.stack([1 - level, level], axis=-1)
 
-    run = loaded.LoadedRun(None, None, None, ("dark", "caf\udce9"), (4, 4, 3), logits)
+    run = loaded.LoadedRun(None, None, None, ("dark", "caf\udce9"), (4, 4, 3), logits, None, "")
     monkeypatch.setattr(loaded, "load", lambda folder: run)
     monkeypatch.setattr(predict, "BATCH", 4)
     return shapes

@@ -153,7 +153,7 @@ def test_a_teacher_reads_evaluated_images_in_its_own_way(taught):
         )
         pixels = made.dataset.train.images[:4]
         images = jax.image.resize((pixels / 255 - 0.5) / 0.5, (4, 16, 16, 1), "linear")
-        return said[0], made.teacher.network.apply(variables, images, train=False)[0].logits
+        return said["logits"][0], made.teacher.network.apply(variables, images, train=False)[0].logits
 
     said, expected = both(variables)
     np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-5)

@@ -481,7 +481,7 @@ def test_evaluation_ignores_what_the_mask_leaves_out():
     evaluate, teach = run.experiment.jit(eval_steps.eval_step), run.experiment.jit(TEACH)
 
     def step(ids, mask):
-        taught = teach(run.teacher, run.feed.constants, ids[None])[0]
+        taught = jax.tree.map(lambda x: x[0], teach(run.teacher, run.feed.constants, ids[None]))
         return evaluate(run.student, method, run.feed.constants, ids, mask, taught)
 
     ids = jnp.arange(16)
@@ -501,7 +501,8 @@ def test_batches_that_are_evaluated_in_one_call_add_up_as_those_of_many():
     one, many, teach = (run.experiment.jit(f) for f in (eval_steps.eval_step, eval_steps.eval_steps, TEACH))
     placed = (run.student, method, run.feed.constants)
     taught = teach(run.teacher, run.feed.constants, ids)
-    first, second, third = (one(*placed, *row) for row in zip(ids, mask, taught, strict=True))
+    rows = (jax.tree.map(lambda x, i=i: x[i], (ids, mask, taught)) for i in range(3))
+    first, second, third = (one(*placed, *row) for row in rows)
     whole = many(*placed, ids, mask, taught)
     assert whole["images"] == 40
     for name in whole:
@@ -523,7 +524,7 @@ def test_an_evaluation_without_a_teacher_leaves_out_what_compares_with_it(monkey
     run = tiny.Run({"compares": {}})
     method, ids = steps.method_variables(run.state.params, run.state.stats), jnp.arange(16)
     evaluate, asked = run.experiment.jit(eval_steps.eval_step), (run.student, method, run.feed.constants)
-    taught = run.experiment.jit(TEACH)(run.teacher, run.feed.constants, ids[None])[0]
+    taught = jax.tree.map(lambda x: x[0], run.experiment.jit(TEACH)(run.teacher, run.feed.constants, ids[None]))
     name = "compares/teacher/accuracy"
     assert name in evaluate(*asked, ids, ids < 16, taught)
     assert name not in evaluate(*asked, ids, ids < 16)
