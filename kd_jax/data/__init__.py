@@ -1,6 +1,7 @@
 """Data sets in memory, and what is left out of them. `load` reads one."""
 
 import functools
+import importlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -39,68 +40,14 @@ class Kind(NamedTuple):
     former_fingerprint: Callable[[Section], str | None] | None = None  # by which runs of earlier versions know the data
 
 
-def _folder(section: Section) -> Source:
-    from kd_jax.data import folder  # of Pillow, which a light installation lacks
-
-    return folder.load(
-        section["path"],
-        image_size=section["image_size"],
-        skip_unreadable=section["skip_unreadable"],
-        label_free=section["label_free"],
-    )
+def _module(name: str) -> Any:
+    """A module of this package, imported late: it needs Pillow, TensorFlow or `datasets`, which not all have."""
+    return importlib.import_module(f"kd_jax.data.{name}")
 
 
-def _folder_fingerprint(section: Section) -> str:
-    from kd_jax.data import folder
-
-    return folder.fingerprint(section["path"], label_free=section["label_free"])
-
-
-def _former_folder_fingerprint(section: Section) -> str | None:
-    from kd_jax.data import folder
-
-    return None if section["label_free"] else folder.former_fingerprint(section["path"])
-
-
-def _tar(section: Section) -> Source:
-    from kd_jax.data import tar
-
-    return tar.load(
-        section["path"],
-        image_size=section["image_size"],
-        skip_unreadable=section["skip_unreadable"],
-        label_free=section["label_free"],
-    )
-
-
-def _tar_fingerprint(section: Section) -> str:
-    from kd_jax.data import tar
-
-    return tar.fingerprint(section["path"])
-
-
-def _hf(section: Section) -> Source:
-    from kd_jax.data import hf
-
-    return hf.load(
-        section["name"],
-        image_size=section["image_size"],
-        path=section["path"],
-        skip_unreadable=section["skip_unreadable"],
-        label_free=section["label_free"],
-    )
-
-
-def _tfds(section: Section) -> Source:
-    from kd_jax.data import tfds
-
-    return tfds.load(section["name"], image_size=section["image_size"], data_dir=section["path"])
-
-
-def _former_tfds_fingerprint(section: Section) -> str | None:
-    from kd_jax.data import tfds
-
-    return tfds.former_fingerprint(section["name"], data_dir=section["path"])
+def _of_files(section: Section) -> dict[str, Any]:
+    """How the images of files are read."""
+    return {key: section[key] for key in ("image_size", "skip_unreadable", "label_free")}
 
 
 def _memory(section: Section) -> Source:
@@ -112,10 +59,31 @@ def _memory(section: Section) -> Source:
 
 SOURCES: dict[str, Kind] = {
     "digits": Kind(lambda section: digits.load(image_size=section["image_size"]), reads_path=False),
-    "folder": Kind(_folder, _folder_fingerprint, owned=True, former_fingerprint=_former_folder_fingerprint),
-    "tar": Kind(_tar, _tar_fingerprint, owned=True),
-    "hf": Kind(_hf, owned=True),
-    "tfds": Kind(_tfds, owned=True, former_fingerprint=_former_tfds_fingerprint),
+    "folder": Kind(
+        lambda section: _module("folder").load(section["path"], **_of_files(section)),
+        lambda section: _module("folder").fingerprint(section["path"], label_free=section["label_free"]),
+        owned=True,
+        former_fingerprint=lambda section: (
+            None if section["label_free"] else _module("folder").former_fingerprint(section["path"])
+        ),
+    ),
+    "tar": Kind(
+        lambda section: _module("tar").load(section["path"], **_of_files(section)),
+        lambda section: _module("tar").fingerprint(section["path"]),
+        owned=True,
+    ),
+    "hf": Kind(
+        lambda section: _module("hf").load(section["name"], path=section["path"], **_of_files(section)), owned=True
+    ),
+    "tfds": Kind(
+        lambda section: _module("tfds").load(
+            section["name"], image_size=section["image_size"], data_dir=section["path"]
+        ),
+        owned=True,
+        former_fingerprint=lambda section: _module("tfds").former_fingerprint(
+            section["name"], data_dir=section["path"]
+        ),
+    ),
     "npz": Kind(lambda section: npz.load(section["path"])),
     "memory": Kind(_memory, reads_path=False),
 }

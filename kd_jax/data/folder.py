@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from kd_jax.data import hashes, images, listed
 from kd_jax.data.names import NEW_SUFFIXES, SPLITS, SUFFIXES, printable, split_of
 from kd_jax.data.split import Source
@@ -51,26 +49,21 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False, label_fre
     root = _existing_folder(path)
     listing = _list_checked(root, label_free)
     names = [name for part in listing.files.values() for name, _ in part]
-    pixels, readable = listed.decode(
+    decoded = listed.decode(
         names,
         len(names),
         lambda name: images.read_shrunk(root / name, image_size, channels=3),
         size=image_size,
         skip=skip_unreadable,
     )
-    class_names = tuple(printable(name) for name in listing.class_names)
-    splits = listed.divide(listing.files, pixels, readable, class_names, str(root))
-    skipped = int(np.count_nonzero(~readable))
-    left_out = listing.left_out + collections.Counter({"unreadable images": skipped})  # without what is 0
-    return Source(
-        splits["train"],
-        splits["test"],
-        class_names,
-        _fingerprint(root, listing),
-        skipped=skipped,
+    return listed.source(
+        listing.files,
+        decoded,
+        tuple(printable(name) for name in listing.class_names),
+        listing.left_out,
+        fingerprint=_fingerprint(root, listing),
         name=printable(root.resolve().name),
-        validation=splits.get("validation"),
-        left_out=tuple(f"{why} ({count})" for why, count in sorted(left_out.items())),
+        where=str(root),
     )
 
 

@@ -4,12 +4,10 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from kd_jax import hub
 from kd_jax.data import images, listed
@@ -47,31 +45,22 @@ def load(
     found = _local(datasets, path) if path else _of_hub(datasets, name)
     image, label = _columns(datasets, what, next(iter(found.values())).features, label_free)
     sets = {split: part for own, part in found.items() if (split := split_of(own))}
-    columns = {split: part.with_format(None)[label][:] if label else [0] * len(part) for split, part in sets.items()}
-    left_out = [f"split {own} ({len(part)})" for own, part in found.items() if not split_of(own)]
-    for split in [
-        split for split, column in columns.items() if all(map(_is_missing, column))
-    ]:  # such as ImageNet's test
-        left_out.append(f"split {split} without labels ({len(columns.pop(split))})")
+    left_out = {f"split {own}": len(part) for own, part in found.items() if not split_of(own)}
+    columns, names = _labels(what, sets, label)
+    left_out |= {f"split {split} without labels": len(sets[split]) for split in sets.keys() - columns.keys()}
     if "train" not in columns:
         raise InputError(f"{what}, with splits {', '.join(found)}; expected a split train with labels")
-    if any(_is_missing(value) for column in columns.values() for value in column):
-        raise InputError(f"{what}, with images without a label; expected one for every image")
-    names = getattr(sets["train"].features[label], "names", None) if label else ()
-    if is_plain := names is None:
-        names = sorted({value for column in columns.values() for value in column})
-        columns = {split: [names.index(value) for value in column] for split, column in columns.items()}
     class_names = tuple(printable(str(own)) for own in names)
     encoded = datasets.Image(decode=False)
     try:
-        raw = {split: part.cast_column(image, encoded) for split, part in sets.items() if split in columns}
+        raw = {split: sets[split].cast_column(image, encoded) for split in columns}
     except Exception as error:  # of pyarrow, and of datasets for a label that is none of its classes
         raise InputError(f"{what}, which is damaged: {one_line(error, 160)}") from None
     try:
         parts = listed.with_test_set(
-            {split: [((split, row), int(own)) for row, own in enumerate(column)] for split, column in columns.items()}
+            {split: [((split, row), own) for row, own in enumerate(column)] for split, column in columns.items()}
         )
-        if is_plain:
+        if label and not hasattr(sets["train"].features[label], "names"):
             listed.check_classes(parts, class_names)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
@@ -91,27 +80,40 @@ def load(
                 digest.update(content)
                 yield f"image {row} of split {split}" + ("" if content else " has no bytes and"), content
 
-    items = [item for part in parts.values() for item, _ in part]
-    pixels, readable = listed.decode(
+    decoded = listed.decode(
         contents(),
-        len(items),
+        sum(map(len, parts.values())),
         lambda item: images.decode_shrunk(item[1], item[0], image_size, channels=3),
         size=image_size,
         skip=skip_unreadable,
     )
-    splits = listed.divide(parts, pixels, readable, class_names, path or name)
-    skipped = int(np.count_nonzero(~readable))
-    left_out += [f"unreadable images ({skipped})"] * bool(skipped)
-    return Source(
-        splits["train"],
-        splits["test"],
+    return listed.source(
+        parts,
+        decoded,
         class_names,
-        digest.hexdigest(),
-        skipped=skipped,
+        left_out,
+        fingerprint=digest.hexdigest(),
         name=printable(os.path.basename(os.path.abspath(path))) if path else name,
-        validation=splits.get("validation"),
-        left_out=tuple(left_out),
+        where=path or name,
     )
+
+
+def _labels(what: str, sets: Mapping[str, Any], column: str) -> tuple[dict[str, list[int]], Sequence[Any]]:
+    """({split: its labels}, the classes), of the splits that have labels, as ImageNet's test set has none.
+
+    Without a column of them each is 0, and there are no classes.
+    """
+    if not column:
+        return {split: [0] * len(part) for split, part in sets.items()}, ()
+    said = {split: part.with_format(None)[column][:] for split, part in sets.items()}
+    said = {split: values for split, values in said.items() if not all(map(_is_missing, values))}
+    if any(_is_missing(value) for values in said.values() for value in values):
+        raise InputError(f"{what}, with images without a label; expected one for every image")
+    names = getattr(next(iter(sets.values())).features[column], "names", None)
+    if names is None:
+        names = sorted({value for values in said.values() for value in values})
+        said = {split: [names.index(value) for value in values] for split, values in said.items()}
+    return {split: [int(value) for value in values] for split, values in said.items()}, names
 
 
 def _import_datasets() -> ModuleType:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kd_jax.data import images
 from kd_jax.data.names import NEW_SUFFIXES, SUFFIXES
-from kd_jax.data.split import TEST_SHARE, cut, stratified_split
+from kd_jax.data.split import TEST_SHARE, Source, cut, stratified_split
 from kd_jax.errors import InputError, first_few
 from kd_jax.types import Split
 
@@ -107,23 +107,49 @@ def decode(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def divide(
-    parts: Mapping[str, Listed], pixels: np.ndarray, readable: np.ndarray, class_names: Sequence[str], where: str
-) -> dict[str, Split]:
-    """The splits of what was listed, of the pixels [M, H, H, C] of those N images that are `readable`, [N] bool.
+def source(
+    parts: Mapping[str, Listed],
+    decoded: tuple[np.ndarray, np.ndarray],
+    class_names: tuple[str, ...],
+    left_out: Mapping[str, int],
+    *,
+    fingerprint: str,
+    name: str,
+    where: str,
+) -> Source:
+    """The data set of what was listed.
 
+    Args:
+      parts: the splits, with N images.
+      decoded: of these, see `decode`.
+      class_names: of the labels; none where there are no labels.
+      left_out: {why: how many}, beside the images that are not readable.
+      fingerprint, name: see `Source`.
+      where: the images lie, for errors.
     Raises:
-      InputError: for a class that had images in a split and has none any more; `where` they lie.
+      InputError: for a class that had images in a split and has none any more.
     """
-    listed = [label for part in parts.values() for _, label in part]
-    rest = Split(pixels, np.array(listed, np.int32)[readable])
+    pixels, readable = decoded
+    labels = [label for part in parts.values() for _, label in part]
+    rest = Split(pixels, np.array(labels, np.int32)[readable])
     splits, start = {}, 0
-    for name, part in parts.items():
+    for split, part in parts.items():
         kept = readable[start : start + len(part)]
         start += len(part)
-        splits[name], rest = cut(rest, int(np.count_nonzero(kept)))
-        if lost := {label for _, label in part} - set(splits[name].labels.tolist()):
-            kind = {"train": "training"}.get(name, name)
+        splits[split], rest = cut(rest, int(np.count_nonzero(kept)))
+        if lost := {label for _, label in part} - set(splits[split].labels.tolist()):
+            kind = {"train": "training"}.get(split, split)
             of_class = f" of class {class_names[min(lost)]!r}" if class_names else ""
             raise InputError(f"no {kind} image{of_class} in {where} can be read")
-    return splits
+    skipped = int(np.count_nonzero(~readable))
+    each = collections.Counter(left_out) + collections.Counter({"unreadable images": skipped})  # without what is 0
+    return Source(
+        splits["train"],
+        splits["test"],
+        class_names,
+        fingerprint,
+        skipped=skipped,
+        name=name,
+        validation=splits.get("validation"),
+        left_out=tuple(f"{why} ({count})" for why, count in sorted(each.items())),
+    )

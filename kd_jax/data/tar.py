@@ -74,19 +74,14 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False, label_fre
     except InputError as error:
         raise InputError(f"dataset.path is {path!r}: {error}") from None
     members = [member for part in parts.values() for member, _ in part]
-    pixels, readable = _read(archives, members, image_size, skip_unreadable)
-    splits = listed.divide(parts, pixels, readable, class_names, path)
-    skipped = int(np.count_nonzero(~readable))
-    left_out = contents.left_out + collections.Counter({"unreadable images": skipped})  # without what is 0
-    return Source(
-        splits["train"],
-        splits["test"],
+    return listed.source(
+        parts,
+        _read(archives, members, image_size, skip_unreadable),
         class_names,
-        _fingerprint(archives),
-        skipped=skipped,
+        contents.left_out,
+        fingerprint=_fingerprint(archives),
         name=printable(os.path.basename(os.path.abspath(os.path.expanduser(path)))),
-        validation=splits.get("validation"),
-        left_out=tuple(f"{why} ({count})" for why, count in sorted(left_out.items())),
+        where=path,
     )
 
 
