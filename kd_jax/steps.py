@@ -19,9 +19,9 @@ from kd_jax.types import (
     Hyper,
     Method,
     MethodVariables,
+    Missing,
     Network,
     Networks,
-    NotKept,
     Outputs,
     RawBatch,
     Teacher,
@@ -161,7 +161,7 @@ def forward(
     network: Any = (teacher.network, teacher_variables) if teacher and teacher.network else None
     teacher_images = read_by_teacher(components, batches[0]).images if network else None
     if raw.taught is not None:
-        network = NotKept("network")
+        network = Missing("the teacher's network")
     context = Context(
         tuple(views),
         step,

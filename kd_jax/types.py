@@ -81,15 +81,14 @@ class Norm(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class NotKept:
-    """In the place of what is not kept of what a teacher says, or of logits: whoever reads it gets an InputError."""
+class Missing:
+    """In the place of what is not there, of a teacher or of a network: whoever reads it gets an InputError."""
 
-    what: str
-    whose: str = "the teacher's"
+    what: str  # "the teacher's logits"
 
     def refuse(self, *_: Any) -> Any:
         """Raises InputError."""
-        raise InputError(f"it reads {self.whose} {self.what}")
+        raise InputError(f"it reads {self.what}")
 
     __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __jax_array__ = refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __matmul__ = refuse
@@ -100,8 +99,8 @@ class NotKept:
         return self.refuse()
 
 
-NO_LOGITS: Any = NotKept(  # what a network without classes reports
-    "logits, and a network without classes has none; expected a method of embeddings, such as 'embedding'", "the"
+NO_LOGITS: Any = Missing(  # what a network without classes reports
+    "the logits, and a network without classes has none; expected a method of embeddings, such as 'embedding'"
 )
 
 
@@ -126,7 +125,7 @@ class Outputs(NamedTuple):
     @property
     def num_classes(self) -> int:
         """K; 0 where there are no logits."""
-        return 0 if isinstance(self.logits, NotKept) else self.logits.shape[-1]
+        return 0 if isinstance(self.logits, Missing) else self.logits.shape[-1]
 
 
 class NetworkInit(Protocol):

@@ -20,7 +20,7 @@ from kd_jax.types import (
     Head,
     Method,
     MethodVariables,
-    NotKept,
+    Missing,
     Outputs,
     Terms,
     View,
@@ -81,7 +81,7 @@ def tap(outputs: Outputs, on: str, who: str = "the network") -> Array:
 def reported(outputs: Outputs, field: str, who: str) -> Any:
     """A field of `Outputs`; raises InputError where it is missing."""
     value = getattr(outputs, field)
-    if isinstance(value, NotKept):
+    if isinstance(value, Missing):
         value.refuse()
     if field == "head" and not outputs.num_classes and not outputs.members:
         raise InputError(
@@ -96,7 +96,7 @@ def reported(outputs: Outputs, field: str, who: str) -> Any:
                 f"{who} is an ensemble and reports no {field} of its own; expected the term's `teacher`, one of:"
                 f" {', '.join(report)}"
             )
-        said = {name: x for name, x in outputs._asdict().items() if not isinstance(x, NotKept)}
+        said = {name: x for name, x in outputs._asdict().items() if not isinstance(x, Missing)}
         has = ", ".join(name for name, x in said.items() if x is not None and len(x))
         raise InputError(f"{who} reports {has} and no {field}; expected a network that does, or a method without it")
     return value

@@ -27,7 +27,7 @@ from kd_jax.teacher_cache.asking import Said
 from kd_jax.teacher_cache.recording import Recording
 from kd_jax.teacher_cache.store import Store, digest
 from kd_jax.teachers import kept
-from kd_jax.types import Array, Feed, NotKept, Variables
+from kd_jax.types import Array, Feed, Missing, Variables
 
 LARGEST_TABLE = 2**33  # bytes, which lie on every device
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable")  # settings of JAX by which views are drawn
@@ -64,7 +64,7 @@ class TeacherCache:
         assert teacher is not None
         rows = min(made.steps_per_call, made.steps), made.config["train"]["batch_size"]
         said = tracing.taught_shapes(self._teach, teacher, train, rows, made.mesh)
-        if any(x is None or isinstance(x, NotKept) for view in said for x in view.values()):
+        if any(x is None or isinstance(x, Missing) for view in said for x in view.values()):
             return False
         tracing.trace(self.train_steps, made.state_shapes(), None, train, rows, made.hyper, made.mesh, said)
         self.sizes = {name: len(said) * math.prod(x.shape[1:]) * x.dtype.itemsize for name, x in said[0].items()}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array, NotKept, Outputs
+from kd_jax.types import Array, Missing, Outputs
 
 
 def keep(outputs: Outputs, *, fields: Sequence[str], top_k: int = 0) -> dict[str, Array]:
@@ -41,5 +41,5 @@ def restore(kept: Mapping[str, Array], *, num_classes: int) -> Outputs:
         largest, classes, rest = (fields.pop(name) for name in ("largest", "classes", "rest"))
         logits = jnp.broadcast_to(rest[:, None], (len(rest), num_classes))
         fields["logits"] = jnp.put_along_axis(logits, classes, largest, axis=-1, inplace=False)
-    missing = {name: NotKept(name) for name in Outputs._fields if name not in fields}
+    missing = {name: Missing(f"the teacher's {name}") for name in Outputs._fields if name not in fields}
     return Outputs(**fields, **missing)  # type: ignore[arg-type]
