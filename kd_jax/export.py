@@ -82,6 +82,10 @@ def export(
 
         if options != exporting.Options() or preprocess != "inside":
             raise InputError("--format is safetensors, of weights; expected no --preprocess, --batch, --quantize")
+        if os.path.isfile(run):
+            raise InputError(
+                f"--workdir is {run!r}, a file; expected the folder of a finished run, or another --format"
+            )
         named = safetensors.write(run, path)
         return f"wrote {path}" + ("" if named else ", under Flax's key names: the network has no PyTorch names")
 

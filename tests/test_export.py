@@ -71,6 +71,11 @@ def test_bad_input_is_refused_and_writes_nothing(run, tmp_path, name, options, s
     assert [*tmp_path.iterdir()] == []
 
 
+def test_weights_are_not_made_of_weights(run, tmp_path):
+    with pytest.raises(InputError, match="a file; expected the folder of a finished run, or another --format"):
+        export.export(run[1], tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize(("index", "said"), [(0, "dataset.path is '/none'"), (1, "a file has no data set")])
 def test_a_path_without_the_data_is_refused(run, tmp_path, index, said):
     with pytest.raises(InputError, match=said):

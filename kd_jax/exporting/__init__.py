@@ -78,11 +78,27 @@ def check(name: str, path: str, options: Options) -> None:
         raise InputError(f"--batch is {options.batch}, and a program of format {name} takes any; expected no --batch")
     if options.quantize not in kind.quantize:
         raise InputError(f"--quantize is {options.quantize!r}; expected 'int8' with --format=tflite, or none")
-    for taken in (path, path + SIDECAR):
+    check_new(path, path + SIDECAR)
+
+
+def check_new(path: str, *beside: str) -> None:
+    """Raises InputError unless files of these names can be new ones of a folder."""
+    for taken in (path, *beside):
         if os.path.lexists(taken):
-            raise InputError(f"--to is {path!r}, and {taken} already exists; expected a new file")
+            which = "which" if taken == path else f"and {taken}"
+            raise InputError(f"--to is {path!r}, {which} already exists; expected a new file")
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise InputError(f"--to is {path!r}; expected a file in an existing folder")
+
+
+def claim(path: str, given: str) -> None:
+    """Makes an empty file, so that its name is this process's from now on; raises InputError, of the path `given`."""
+    from kd_jax import runs
+
+    try:
+        open(path, "x").close()
+    except OSError as error:
+        raise runs.refused(f"--to is {given!r}, which cannot be written", error) from None
 
 
 def export(name: str, program: Program, path: str, options: Options, images: np.ndarray) -> dict[str, float]:
@@ -102,10 +118,7 @@ def export(name: str, program: Program, path: str, options: Options, images: np.
     from kd_jax import runs, stopping
 
     module, partial, sidecar = FORMATS[name].module(name), f"{path}.{os.getpid()}.tmp", path + SIDECAR
-    try:
-        open(sidecar, "x").close()  # the name is this one's from now on
-    except OSError as error:
-        raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
+    claim(sidecar, path)
     try:
         with stopping.unfinished(partial, sidecar):
             module.write(program, partial, options)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import kd_jax
-from kd_jax import methods, networks, runs, stopping, weights
+from kd_jax import exporting, methods, networks, runs, stopping, weights
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.types import student_logits
@@ -30,10 +30,7 @@ def write(run: str, path: str) -> bool:
     saved = runs.read_config(run)
     network = networks.create(saved["config"], len(saved["data"]["class_names"]))
     variables = weights.read_run(run)[0]
-    if os.path.exists(path):
-        raise InputError(f"--to is {path!r}, which already exists; expected a new file")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise InputError(f"--to is {path!r}; expected a file in an existing folder")
+    exporting.check_new(path)
     if methods.create(saved["config"]["method"]).predict is not student_logits:
         print(f"the run predicts through its method ({', '.join(saved['config']['method'])}), which the file lacks")
     if network.torch_key:
@@ -51,10 +48,7 @@ def write(run: str, path: str) -> bool:
         "kd_jax": kd_jax.__version__,
     }
     partial = f"{path}.{os.getpid()}.tmp"
-    try:
-        open(path, "x").close()  # the name is this one's from now on
-    except OSError as error:
-        raise runs.refused(f"--to is {path!r}, which cannot be written", error) from None
+    exporting.claim(path, path)
     try:
         with stopping.unfinished(partial, path):
             # Copies, as safetensors takes no account of transposed axes.

@@ -99,7 +99,7 @@ def test_images_of_a_calibration_are_all_used_whatever_the_batch():
 def test_integers_resize_their_images_as_the_network_does(tmp_path):
     images = small.images(PROGRAM, 64)
     program = PROGRAM._replace(
-        logits=lambda x: jax.image.resize(x / 255 - 0.5, (x.shape[0], 16, 16, 1), "linear")[..., 0].mean(2)
+        apply=lambda x: jax.image.resize(x / 255 - 0.5, (x.shape[0], 16, 16, 1), "linear")[..., 0].mean(2)
     )
     found = exporting.export("tflite", program, str(tmp_path / "model"), Options(1, "int8", images), images)
     assert found["error"] < 0.03
