@@ -211,6 +211,10 @@ def _of_timm(source: str, weights_file: str | None, num_classes: int | None, siz
         import timm
     except ImportError as error:
         raise InputError('timm is not installed; expected it: pip install "kd_jax[torch]"') from error
+    except RuntimeError as error:  # of torchvision, whose operators do not load
+        raise InputError(
+            f"timm cannot be imported ({one_line(error, 80)}); expected a torchvision of the same build as PyTorch"
+        ) from error
     name = source.removeprefix("timm/")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):

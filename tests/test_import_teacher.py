@@ -1,7 +1,11 @@
 """Teachers of PyTorch networks, as `kd_jax import-teacher` makes them. `launch/test.sh --torch` runs these."""
 
+import builtins
 import errno
+import json
 import os
+import subprocess
+import sys
 import textwrap
 
 import jax
@@ -11,9 +15,13 @@ import pytest
 
 from kd_jax.errors import InputError
 from kd_jax.teachers import exported
+from tests import tiny
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: bash launch/test.sh --torch")
+from tests.models.record_resnet import declare_operators  # noqa: E402
+
 pytest.importorskip("torchax", reason="torchax is not installed: bash launch/test.sh --torch")
+OPERATORS = declare_operators()  # that timm's import of torchvision needs
 timm = pytest.importorskip("timm", reason="timm is not installed: bash launch/test.sh --torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # of torchax
 
@@ -48,6 +56,7 @@ OWN = """
         return 7
 """
 CHANGES = {"size": 8}
+IMPORT = builtins.__import__
 
 
 @pytest.fixture
@@ -189,3 +198,31 @@ def test_a_full_disk_is_not_bad_input(file, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         import_teacher(f"{file}:Net", str(tmp_path / "teacher"), weights_file="none", **CHANGES)
     assert not (tmp_path / "teacher").exists()
+
+
+def test_a_process_that_trains_with_it_never_imports_pytorch(file, tmp_path):
+    import_teacher(f"{file}:Net", str(tmp_path / "teacher"), weights_file="none", **CHANGES)
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "data.npz", train_images=images, train_labels=np.arange(40) % 4)
+    config = tiny.config(**{"dataset.source": "npz", "dataset.path": str(tmp_path / "data.npz"), "train.epochs": 1})
+    config["dataset"] |= {"train_images": 0, "holdout": 0.0}
+    config["teacher"] |= {"kind": "exported", "path": str(tmp_path / "teacher")}
+    config["method"] = tiny.METHODS["kd"]
+    program = f"""
+import json, sys
+import kd_jax
+kd_jax.train(json.loads({json.dumps(config)!r}), {str(tmp_path / "run")!r})
+print([name for name in ("torch", "torchax", "timm") if name in sys.modules])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_torchvision_of_another_build_is_one_line(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.delitem(sys.modules, "timm")
+    monkeypatch.setattr("builtins.__import__", lambda name, *rest: fails() if name == "timm" else IMPORT(name, *rest))
+    with pytest.raises(InputError, match=r"nms does not exist\); expected a torchvision of the same build as PyTorch"):
+        import_teacher("timm/resnet18", str(tmp_path / "teacher"), weights_file="none")

@@ -6,6 +6,7 @@ Recorded with torch 2.13.0 and torchvision 0.28.0 (CPU). Where torchvision's com
 import all the same once the names of the operators are declared, as `declare_operators` does.
 """
 
+import contextlib
 import re
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +17,17 @@ import torch
 from tests.models import fixed
 
 
-def declare_operators() -> torch.library.Library:
-    """Declares every operator that torchvision registers a shape function for."""
+def declare_operators() -> torch.library.Library | None:
+    """Declares every operator that torchvision registers a shape function for, where its own cannot be loaded.
+
+    That is so of a torchvision that was built for CUDA beside a PyTorch for CPUs. Keep what is returned.
+    """
+    folder = metadata.distribution("torchvision").locate_file("torchvision")
+    with contextlib.suppress(OSError):
+        torch.ops.load_library(str(next(folder.glob("_C*.so"))))
+        return None
     library = torch.library.Library("torchvision", "DEF")
-    source = metadata.distribution("torchvision").locate_file("torchvision/_meta_registrations.py").read_text()
+    source = (folder / "_meta_registrations.py").read_text()
     for name in set(re.findall(r'register_(?:meta|fake)\("(?:torchvision::)?(\w+)"', source)):
         library.define(f"{name}(Tensor x) -> Tensor")
     return library
