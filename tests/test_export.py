@@ -92,6 +92,7 @@ def test_the_benchmark_measures_each_format_that_runs_here(run, tmp_path, monkey
     kept = {name: exporting.FORMATS[name] for name in ("stablehlo", "onnx")}
     monkeypatch.setattr(exporting, "FORMATS", kept)
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    monkeypatch.setattr(benchmark, "ONNX_PYTHON", str(tmp_path / "none"))
     rows = benchmark.run(str(run[0]), str(tmp_path / "table"), count=64)
     network, stablehlo, onnx = rows
     assert stablehlo.same == 1

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import pickle
-import socket
 import sys
 import time
 import types
@@ -18,10 +17,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import kd_jax
-from kd_jax import evaluation, experiment, export, hub, models, runs, training, weights
+from kd_jax import evaluation, experiment, export, models, runs, training, weights
 from kd_jax.errors import InputError
 from kd_jax.models import torch_names
-from tests import tiny
+from tests import silent_hub, tiny
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +106,8 @@ def test_metadata_that_are_not_those_of_an_export_are_refused(run, tmp_path, key
 
 def test_an_export_never_replaces_a_file_that_came_meanwhile(run, tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
-    exists = os.path.exists
-    monkeypatch.setattr("kd_jax.exporting.safetensors.os.path.exists", lambda name: name != str(path) and exists(name))
+    exists = os.path.lexists
+    monkeypatch.setattr("kd_jax.exporting.os.path.lexists", lambda name: name != str(path) and exists(name))
     path.write_bytes(b"another's")
     with pytest.raises(InputError, match="which cannot be written: File exists"):
         export.export(run[0], path)
@@ -318,16 +317,8 @@ def test_a_hub_id_is_taken_from_the_cache_at_its_revision(run, monkeypatch):
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["refuses", "never answers"])
-def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch, tmp_path, listens):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        if listens:
-            server.listen()
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(hub, "SECONDS", 0.2)
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch, listens):
+    with silent_hub.asked(monkeypatch, listens=listens):
         begin = time.monotonic()
         with pytest.raises(
             InputError, match=r"does not answer \(.*\)\. Download model.safetensors .* give its path"

@@ -1,18 +1,17 @@
 """Sets of the Hugging Face hub's form, in parquet files that the tests make; nothing is downloaded."""
 
-import io
 import socket
 import sys
 import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from kd_jax import data, hub
+from kd_jax import data
 from kd_jax.data import hf
 from kd_jax.errors import InputError
-from tests import tiny
+from tests import silent_hub, tiny
+from tests.data.pictures import png
 
 needs_datasets = pytest.mark.usefixtures("datasets")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of datasets, and what it imports
@@ -28,12 +27,6 @@ def cache(tmp_path, monkeypatch, request):
     """Where `datasets` keeps what it has read."""
     if "datasets" in request.fixturenames:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(value, size=6):
-    file = io.BytesIO()
-    Image.new("RGB", (size, size), (value, value, value)).save(file, "png")
-    return file.getvalue()
 
 
 def rows(count, *, names=("cat", "dog"), first=0, label="label", size=6):
@@ -185,14 +178,7 @@ def test_what_is_wrong_with_files_is_said_on_one_line(tmp_path, make, said):
 
 @needs_datasets
 def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()  # and never answers
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(hub, "SECONDS", 0.2)
+    with silent_hub.asked(monkeypatch):
         begin = time.monotonic()
         with pytest.raises(
             InputError, match=r"'owner/name', which cannot be fetched: it is not in the cache, and"

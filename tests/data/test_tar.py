@@ -7,12 +7,12 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from kd_jax import data
 from kd_jax.data import folder, hashes, tar
 from kd_jax.errors import InputError
 from tests import tiny
+from tests.data.pictures import png
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +20,6 @@ def home(tmp_path_factory, monkeypatch):
     """Where the hashes are remembered."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     hashes._load.cache_clear()
-
-
-def png(value, size=6):
-    file = io.BytesIO()
-    Image.new("RGB", (size, size), (value, value, value)).save(file, "png")
-    return file.getvalue()
 
 
 def pack(path, contents, mode="w"):
