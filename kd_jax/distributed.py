@@ -25,6 +25,7 @@ HEARTBEAT = 30  # seconds of silence after which a process counts as gone, which
 LEAVES = 5  # seconds that a process which fails waits for the others to learn of it
 # By which variables a scheduler tells a process how many there are. A number of 1 is a plain process.
 SCHEDULERS = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice on GKE, with commas between them
 ERRORS = {kind.__name__: kind for kind in (InputError, TrainingError, Preempted, KeyboardInterrupt)}
 LOST = ("Gloo", "NCCL", "oordination service")  # of errors that tell that another process is gone
 _turns = itertools.count()  # of what the processes tell each other: all count alike
@@ -48,7 +49,9 @@ def is_first() -> bool:
     return count() == 1 or jax.process_index() == 0
 
 
-def given(coordinator: str | None, processes: int | None, process_id: int | None) -> dict[str, Any] | None:
+def given(
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, find: bool = False
+) -> dict[str, Any] | None:
     """The arguments of `jax.distributed.initialize`; None for a plain process. See `group`."""
     variables: dict[str, Any] = {
         "coordinator_address": coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -56,10 +59,11 @@ def given(coordinator: str | None, processes: int | None, process_id: int | None
         "process_id": _number(process_id, "JAX_PROCESS_ID"),
     }
     asked = {name: value for name, value in variables.items() if value is not None}
-    scheduler = next((name for name, variable in SCHEDULERS.items() if (_number(None, variable) or 1) > 1), None)
-    if not asked and not scheduler:
+    find = find or "," in os.environ.get(TPU_HOSTS, "")
+    find = find or any((_number(None, variable) or 1) > 1 for variable in SCHEDULERS.values())
+    if not asked and not find:
         return None
-    if len(asked) < len(variables) and not scheduler:
+    if len(asked) < len(variables) and not find:
         there = ", ".join(f"{name} {value}" for name, value in asked.items())
         raise InputError(
             f"of many processes only {there} is given; expected --coordinator=HOST:PORT, --processes and --process_id,"
@@ -87,7 +91,7 @@ def _number(value: int | None, variable: str) -> int | None:
 
 @contextlib.contextmanager
 def group(
-    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, find: bool = False
 ) -> Iterator[None]:
     """Joins the processes that train one run, if there are any. Only the first says what happens inside.
 
@@ -95,11 +99,12 @@ def group(
       coordinator: HOST:PORT of the first process.
       processes: how many there are.
       process_id: which one this is, from 0. None, of each, for what JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-        JAX_PROCESS_ID say, or Slurm or Open MPI; where nothing does, this is a plain process.
+        JAX_PROCESS_ID say, or Slurm, Open MPI or GKE; where nothing does, this is a plain process.
+      find: whether JAX asks for them where it can, as on a TPU pod.
     Raises:
       InputError: for a part of these, or numbers that cannot be. TrainingError: another process is gone.
     """
-    arguments = given(coordinator, processes, process_id)
+    arguments = given(coordinator, processes, process_id, find)
     if arguments is None:
         yield
         return

@@ -17,19 +17,24 @@ def start(module, *arguments, count=2, own=(), **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", module, *map(str, arguments), *(own[number] if own else ())),
-                *(f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process_id={number}"),
-            ],
-            cwd=ROOT,
-            env=ENVIRONMENT | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        process(
+            *(module, *arguments, *(own[number] if own else ())),
+            *(f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process_id={number}"),
+            **environment,
         )
         for number in range(count)
     ]
+
+
+def process(module, *arguments, before=(), **environment):
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def ended(processes):
@@ -88,7 +93,7 @@ def seen():
 def main():
     from kd_jax import distributed
 
-    with distributed.group(*place(sys.argv[1:])):
+    with distributed.group(*place(sys.argv[1:])) if sys.argv[1:] else distributed.group():
         found = seen()
     print(json.dumps(found))
 

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,8 +13,14 @@ from kd_jax import distributed, runs
 from kd_jax.errors import TOLD, InputError
 from tests import pair, tiny
 
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", *distributed.SCHEDULERS.values())
-JAXS = dict(zip(VARIABLES[:3], ("first:1234", "4", "3"), strict=True))
+VARIABLES = (
+    distributed.TPU_HOSTS,
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+    *distributed.SCHEDULERS.values(),
+)
+JAXS = dict(zip(VARIABLES[1:4], ("first:1234", "4", "3"), strict=True))
 ALL = {"coordinator_address": "first:1234", "num_processes": 4, "process_id": 3}
 
 
@@ -42,6 +47,9 @@ def variables(monkeypatch):
         (("first:1234", 1, 0), {}, None),
         ((None, None, None), {"SLURM_STEP_NUM_TASKS": "2"}, {}),
         ((None, None, None), {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ((None, None, None, True), {}, {}),
+        ((None, None, None), {"TPU_WORKER_HOSTNAMES": "first,second"}, {}),
+        ((None, None, None), {"TPU_WORKER_HOSTNAMES": "first"}, None),
         (("first:1234", None, None), {"OMPI_COMM_WORLD_SIZE": "2"}, {"coordinator_address": "first:1234"}),
     ],
 )
@@ -73,6 +81,16 @@ def seen():
     for status, _, err in found:
         assert status == 0, err
     return [json.loads(out.splitlines()[-1]) for _, out, _ in found]
+
+
+def test_processes_meet_by_the_variables_of_slurm():
+    shared = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    variables = [
+        shared | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
+        for number in (0, 1)
+    ]
+    found = pair.ended([pair.process("tests.pair", **own) for own in variables])
+    assert [status for status, _, _ in found] == [0, 0], found
 
 
 @pytest.mark.parametrize(
@@ -132,15 +150,7 @@ def start(no_tensorflow):
         if not alone and not script:
             return pair.start("kd_jax.main", *arguments, own=own, PYTHONPATH=path)
         flags = pair.ENVIRONMENT["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2" * alone
-        process = subprocess.Popen(
-            [*script, sys.executable, "-m", "kd_jax.main", *arguments],
-            cwd=pair.ROOT,
-            env=pair.ENVIRONMENT | {"XLA_FLAGS": flags, "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return [process]
+        return [pair.process("kd_jax.main", *arguments, before=script, PYTHONPATH=path, XLA_FLAGS=flags)]
 
     return run
 
@@ -231,6 +241,7 @@ def test_what_one_process_reads_otherwise_is_refused_by_all(start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_where_one_process_dies_the_others_end_and_are_started_again(start, tmp_path, alike):
     (script,) = start(tmp_path, script=("bash", "launch/local.sh", "2", "--restart=1"))
     after_first_line(script, tmp_path)
