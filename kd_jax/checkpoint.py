@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from kd_jax import checksums, runs
+from kd_jax import checksums, distributed, runs
 from kd_jax.errors import InputError, TrainingError, first_few, one_line
 from kd_jax.types import TrainState
 
@@ -58,7 +58,7 @@ class Checkpoints:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
         self._before: tuple[set[int], Best | None] = (set(), None)  # what was saved, and the best, before that
-        self._saved = _saved(self._folder)
+        self._saved = set(distributed.first(_saved, self._folder))
         self._best: Best | None = None
         self._ready = not self._saved  # whether the best of what is there is known
 
@@ -97,7 +97,14 @@ class Checkpoints:
         self._saved -= superseded
         record = {"step": step, "best": self._best, "extra": dict(extra or {})}
         copy, finite = _copied(state)
-        self._writing = self._thread.submit(self._write, copy, finite, record, superseded)
+        if distributed.count() == 1:
+            self._writing = self._thread.submit(self._write, copy, finite, record, superseded)
+            return
+        # What the processes tell each other through their devices has to come in the same order on all.
+        _check_finite(finite, step)
+        distributed.first(self._begin)
+        written = ocp.save_async(self._partial(step), copy)
+        self._writing = self._thread.submit(self._finish, written.result, record, superseded)
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Loads a step into the structure, types and shardings of `like`; raises InputError when it is not whole."""
@@ -117,18 +124,18 @@ class Checkpoints:
         for step in reversed(self.steps()):
             path = self._folder / str(step)
             try:
-                record = _verified(path)
-                best = self._best_of(step, record)
+                record, best = distributed.first(self._verified, step)
                 state = _read(path, jax.tree.map(_abstract, like), record)
             except InputError as error:
                 damaged.append((step, error))
                 continue
             for bad, reason in damaged:
-                self._set_aside(bad)
+                distributed.first(self._set_aside, bad)
+                self._saved.remove(bad)
                 print(f"{reason}; step {step} is used instead", flush=True)
             if damaged:
                 print(f"{newest - step} steps have to be trained again", flush=True)
-            self._best, self._ready = best, True
+            self._best, self._ready = Best(*best) if best else None, True
             return Restored(state, step, record.get("extra", {}))
         if damaged:
             raise damaged[0][1]
@@ -137,9 +144,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until all is written, and raises what went wrong: that save then never was."""
         writing, self._writing = self._writing, None
-        if writing and writing.exception():
-            self._saved, self._best = self._before
-            writing.result()
+        if writing:
+            try:
+                distributed.together(writing.result)
+            except BaseException:
+                self._saved, self._best = self._before
+                raise
 
     def close(self) -> None:
         """Waits until all is written, and ends the background thread."""
@@ -147,6 +157,11 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
+
+    def _verified(self, step: int) -> tuple[dict[str, Any], Best | None]:
+        """(the record of a step that is whole, the best checkpoint when it was saved)."""
+        record = _verified(self._folder / str(step))
+        return record, self._best_of(step, record)
 
     def _best_of(self, step: int, record: Mapping[str, Any]) -> Best | None:
         """The best checkpoint when a step was saved; raises InputError where that is not whole any more."""
@@ -172,15 +187,28 @@ class Checkpoints:
         self, state: TrainState, finite: Mapping[str, jax.Array], record: dict[str, Any], superseded: Iterable[int]
     ) -> None:
         _check_finite(finite, record["step"])
-        name = str(record["step"])
-        partial = self._folder / f".{name}.tmp"
+        self._begin()
+        self._finish(lambda: ocp.save(self._partial(record["step"]), state), record, superseded)
+
+    def _begin(self) -> None:
+        """Makes room for one more."""
         self._folder.mkdir(parents=True, exist_ok=True)
         _clear(self._folder)
+
+    def _partial(self, step: int) -> Path:
+        """Where a step is written, before it gets its name."""
+        return self._folder / f".{step}.tmp"
+
+    def _finish(self, written: Callable[[], None], record: dict[str, Any], superseded: Iterable[int]) -> None:
+        """Waits for what is written, and gives it its record and its name."""
+        partial = self._partial(record["step"])
         try:
-            ocp.save(partial, state)
+            written()
+            if not distributed.is_first():
+                return
             files = {path.relative_to(partial).as_posix(): _digest(path) for path in _files(partial)}
             runs.write_json(str(partial / RECORD), {**record, "files": files})
-            partial.rename(self._folder / name)
+            partial.rename(self._folder / str(record["step"]))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -189,7 +217,6 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Keeps a damaged checkpoint under another name."""
-        self._saved.remove(step)
         aside = self._folder / f"{step}{DAMAGED}"
         shutil.rmtree(aside, ignore_errors=True)
         (self._folder / str(step)).rename(aside)
@@ -233,11 +260,11 @@ def _copied(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
     return jax.tree.map(jnp.copy, state), {where: all_finite(tree) for where, tree in trees.items()}
 
 
-def _saved(folder: Path) -> set[int]:
+def _saved(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, damaged or not; what a killed process left is none."""
     if not folder.is_dir():
-        return set()
-    return {int(path.name) for path in folder.iterdir() if path.name.isdecimal() and not _is_unfinished(path)}
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and not _is_unfinished(path)]
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -20,7 +20,7 @@ from absl import flags, logging
 import kd_jax
 from kd_jax import registry, stopping
 from kd_jax.config.checks import OLD_KEYS
-from kd_jax.errors import InputError, Preempted, TrainingError, choose, one_line
+from kd_jax.errors import TOLD, InputError, Preempted, TrainingError, choose, one_line
 
 COMMANDS = {  # each is a module of this package
     "evaluate": "Evaluate a finished run on its test set.",
@@ -158,7 +158,11 @@ def run(
         main([os.path.expanduser(argument) for argument in arguments])  # they are paths
 
     with stopping.listening(stopping.leave_at_once, last=True):
-        sys.exit(_exit_code(call))
+        code = _exit_code(call)
+        if stopping.leaves_alone:
+            sys.stdout.flush()
+            os._exit(code)
+        sys.exit(code)
 
 
 def _unraisable_hook(unraisable: Any) -> None:
@@ -196,25 +200,28 @@ def _exit_code(call: Callable[[], None]) -> int:
     try:
         call()
     except InputError as error:
-        return _report(one_line(error), 2)
+        return _report(error, one_line(error), 2)
     except TrainingError as error:
-        return _report(one_line(error), 1)
+        return _report(error, one_line(error), 1)
     except Preempted as error:
-        return _report(one_line(error), 143)
+        return _report(error, one_line(error), 143)
     except KeyboardInterrupt as error:
-        return _report(str(error) or "interrupted; the same command starts again, a run from its last checkpoint", 130)
+        return _report(
+            error, str(error) or "interrupted; the same command starts again, a run from its last checkpoint", 130
+        )
     except BrokenPipeError:  # of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
         return 0
     except Exception as error:
         if found := next((text for number, text in DISK.items() if _is_of(error, number)), None):
-            return _report(found, 1)
+            return _report(error, found, 1)
         raise
     return 0
 
 
-def _report(line: str, code: int) -> int:
-    print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
+def _report(error: BaseException, line: str, code: int) -> int:
+    if TOLD not in getattr(error, "__notes__", ()):
+        print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
     return code
 
 

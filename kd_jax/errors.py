@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+TOLD = "another process says so"  # the note of an error that is said already
+
 
 class InputError(ValueError):
     """The user's input is wrong. The message is one line: the value, what was expected, the valid choices."""

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import data as datasets
-from kd_jax import eval_steps, experiment, metrics, runs, sharding, steps, teacher_cache, teachers, weights
+from kd_jax import distributed, eval_steps, experiment, metrics, runs, sharding, steps, teacher_cache, teachers, weights
 from kd_jax.data import memory, resident
 from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
@@ -70,18 +70,20 @@ class Evaluator:
         name = names.get(id(split), "")  # of others nothing is kept
         store = self._kept if name else None
         files = {"logits": name, "embedding": f"{name}_embedding"}
-        kept = {field: array for field, file in files.items() if store and (array := store.read(file, 0)) is not None}
+        there = distributed.first(lambda: [f for f in files if store and store.read(files[f], 0) is not None])
+        kept = {field: store.array(files[field], 0) for field in there} if store else {}
         if not kept:
             said = [self._teach(self._teacher_variables, on_devices, ids) for ids, _ in each]
             for field in said[0] if store else ():
                 assert store is not None
                 whole = np.concatenate([np.asarray(part[field]).reshape(-1, part[field].shape[-1]) for part in said])
                 try:
-                    store.write(files[field], 0, whole[: len(split.labels)])
+                    if distributed.is_first():
+                        store.write(files[field], 0, whole[: len(split.labels)])
                 except OSError as error:
                     print(f"what the teacher says of {name} images is not kept: {one_line(error)}", flush=True)
         else:
-            ids = (np.asarray(ids) for ids, _ in each)
+            ids = (own for own, _ in _calls_on_host(made, len(split.labels)))
             said = [{field: made.place(array[own]) for field, array in kept.items()} for own in ids]
         return _Placed(split, on_devices, [(*call, taught) for call, taught in zip(each, said, strict=True)])
 
@@ -97,19 +99,20 @@ def calls(experiment: Experiment, count: int) -> list[tuple[Array, Array]]:
 
     One call takes all of them; on a CPU, where convolutions inside a loop are many times slower, each takes one.
     """
-    ids, mask = _ids_and_mask(experiment, count)
-    per_call = 1 if sharding.platform(experiment.mesh) == "cpu" else len(ids)
     of_batch = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
-    return [
-        jax.device_put((ids[start : start + per_call], mask[start : start + per_call]), of_batch)
-        for start in range(0, len(ids), per_call)
-    ]
+    return [sharding.put(call, of_batch) for call in _calls_on_host(experiment, count)]
 
 
 def batches(experiment: Experiment, count: int) -> Iterator[tuple[Array, Array]]:
     """(ids [B], mask [B] that is False for padding) of `count` images in their order, split over the devices."""
     for batch in zip(*_ids_and_mask(experiment, count), strict=True):
-        yield jax.device_put(batch, sharding.split(experiment.mesh))
+        yield sharding.put(batch, sharding.split(experiment.mesh))
+
+
+def _calls_on_host(experiment: Experiment, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    ids, mask = _ids_and_mask(experiment, count)
+    per_call = 1 if sharding.platform(experiment.mesh) == "cpu" else len(ids)
+    return [(ids[i : i + per_call], mask[i : i + per_call]) for i in range(0, len(ids), per_call)]
 
 
 def _ids_and_mask(experiment: Experiment, count: int) -> tuple[np.ndarray, np.ndarray]:

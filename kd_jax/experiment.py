@@ -68,7 +68,7 @@ class Experiment(NamedTuple):
 
     def place(self, tree: Any) -> Any:
         """Puts arrays on every device."""
-        return jax.device_put(tree, sharding.replicated(self.mesh))
+        return sharding.put(tree, sharding.replicated(self.mesh))
 
     def state_shapes(self) -> TrainState:
         """The shapes of the state, on every device: what a checkpoint is loaded into."""
@@ -112,7 +112,7 @@ def create(
       config: a complete tree (see kd_jax/keys.py), a ConfigDict or plain.
       source: the images, where a program has them already; None to read what the config names.
       runs_folder: where the runs of teachers lie.
-      devices: to run on; by default all local ones.
+      devices: to run on; by default all.
       finished: `data` of the config.json of a run that is only evaluated, which needs neither a teacher nor a batch
         that the devices divide.
       traced: whether a run that is to be trained is traced, which a teacher's that has finished need not be.

@@ -31,6 +31,10 @@ except ModuleNotFoundError:
 DEFAULT = "quickstart"
 CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")
 TERM = flags.DEFINE_multi_string("term", [], "Changes or adds a loss term, as in soft:method=kd,weight=0.5.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Of many processes: HOST:PORT of the first; see docs/scale.md.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train this run.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that JAX finds, as on a TPU pod.")
 for flag in ("workdir", "runs", "import"):
     flags.declare_key_flag(flag)
 
@@ -41,9 +45,10 @@ def main(arguments: list[str]) -> None:
     tree = CONFIG.value.to_dict()
     for term in TERM.value:
         add_term(tree["method"], term)
-    from kd_jax import training  # after the flags: JAX and Orbax are slow to import, and --help needs neither
+    from kd_jax import distributed, training  # after the flags: JAX and Orbax are slow to import
 
-    training.train(tree, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
+    with distributed.group(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value):
+        training.train(tree, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
 
 
 def with_config(arguments: list[str]) -> list[str]:

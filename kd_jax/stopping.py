@@ -22,6 +22,7 @@ Leave = Callable[[int, str], Any]  # (signal, what is said)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 children: "set[subprocess.Popen[bytes]]" = set()  # processes that are asked to stop where this one leaves
+leaves_alone = False  # whether other processes, which do not end, would be waited for at this one's end
 _unfinished: set[str] = set()  # paths that are removed where this process leaves
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import evaluation, metrics, registry, runs, sharding, steps, stopping, teacher_cache, tracing
+from kd_jax import distributed, evaluation, metrics, registry, runs, sharding, steps, stopping, teacher_cache, tracing
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
 from kd_jax.errors import TrainingError
@@ -78,8 +78,11 @@ def train(
     """
     registry.end_import()
     with stopping.listening():
-        experiment = create(config, source=memory.source_of(data), runs_folder=os.path.expanduser(runs_folder))
-        folder = workdir or default_folder(experiment, os.path.expanduser(runs_folder))
+        own = os.path.expanduser(runs_folder)
+        experiment = distributed.together(
+            lambda: create(config, source=memory.source_of(data), runs_folder=own), same=lambda made: made.digest
+        )
+        folder = workdir or default_folder(experiment, own)
         return run(experiment, os.path.expanduser(folder))
 
 
@@ -90,23 +93,28 @@ def default_folder(experiment: Experiment, runs_folder: str) -> str:
 
 def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
     """Runs an experiment in a folder, or goes on with it. `wait`: for another process that runs the same one."""
-    runs.check(folder, experiment.identity)
-    if runs.has_result(folder):
+    distributed.first(runs.check, folder, experiment.identity)
+    if distributed.first(runs.has_result, folder):
         return _finished(experiment, folder)
     missing = _missing_teachers(experiment)
     loaded = None if missing else _load_teacher(experiment)  # before anything is written: it may be damaged
-    with stopping.listening() as request, runs.locked(folder, wait=wait):
-        if runs.has_result(folder):  # of the process that was waited for
+    with stopping.listening() as request, contextlib.ExitStack() as stack:
+        distributed.first(stack.enter_context, runs.locked(folder, wait=wait))
+        if distributed.first(runs.has_result, folder):  # of the process that was waited for
             return _finished(experiment, folder)
-        path = os.path.join(folder, "config.json")
-        if not os.path.exists(path):
-            runs.write_json(path, config_json(experiment))
+        distributed.first(_write_config, experiment, folder)
         for untrained, source in missing:
             print(f"training the teacher {untrained.config['model']['name']}: {source}", flush=True)
             run(untrained, source, wait=True)
-            request.check()
+            distributed.together(request.check)
         with contextlib.ExitStack() as stack:
             return _train(experiment, folder, *(loaded or _load_teacher(experiment)), request, stack)
+
+
+def _write_config(experiment: Experiment, folder: str) -> None:
+    path = os.path.join(folder, "config.json")
+    if not os.path.exists(path):
+        runs.write_json(path, config_json(experiment))
 
 
 def _finished(experiment: Experiment, folder: str) -> Result:
@@ -125,9 +133,10 @@ def _missing_teachers(experiment: Experiment) -> list[tuple[Experiment, str]]:
     teacher, missing = experiment.teacher, {}
     for one in (teacher, *((teacher and teacher.members) or {}).values()):
         if one and one.untrained is not None:
-            runs.check(one.source, one.untrained.identity)
-            if not runs.has_result(one.source):
-                missing[one.source] = one.untrained
+            source, untrained = one.source, one.untrained
+            distributed.first(runs.check, source, untrained.identity)
+            if not distributed.first(runs.has_result, source):
+                missing[source] = untrained
     return [(untrained, source) for source, untrained in missing.items()]
 
 
@@ -162,6 +171,7 @@ def _train(
     cache = teacher_cache.create(experiment, feed, teacher_variables)
     train_steps = cache.train_steps if cache else experiment.steps_of(feed)
     asked = {} if cache else teacher_variables
+    agreed = distributed.Agreement(experiment.mesh)
     checkpoints = stack.enter_context(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
     )
@@ -179,7 +189,11 @@ def _train(
         stack.callback(cache.close)
     saved = {"config": config, "hash": experiment.digest}
     writer = stack.enter_context(
-        contextlib.closing(metrics_file.Writer(folder, step, saved, written=before.get("lines", 0)))
+        contextlib.closing(
+            metrics_file.Writer(folder, step, saved, written=before.get("lines", 0))
+            if distributed.is_first()
+            else metrics_file.Nowhere()
+        )
     )
     progress = Progress(total, config["train"]["batch_size"])
     unlogged: list[tuple[int, Window]] = []  # the window that ended last, and at which step
@@ -224,7 +238,9 @@ def _train(
                 checkpoints.save(state, step, accuracy, extra={"lines": writer.lines})
             if evaluates or saves:
                 progress.pause(step)
-            if request and step < total:
+            stop = agreed(request.signal or 0)
+            if stop and step < total:
+                request.signal = stop
                 log()
                 checkpoints.save(state, step, extra={"lines": writer.lines, "window": window.sums(step)})
                 checkpoints.wait()
@@ -258,11 +274,11 @@ def _train(
             "deterministic": config["deterministic"] or sharding.platform(experiment.mesh) == "cpu",
             "versions": versions(),
         }
-        # Before the writer closes, which takes as long as W&B takes.
-        if experiment.dataset.class_names:
-            runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
-        runs.write_json(os.path.join(folder, "result.json"), result)
-        writer.write_result(result)
+        if distributed.is_first():  # before the writer closes, which takes as long as W&B takes
+            if experiment.dataset.class_names:
+                runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
+            runs.write_json(os.path.join(folder, "result.json"), result)
+            writer.write_result(result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
     return Result(result["test"]["accuracy"], folder, state, result)
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2086,SC2164
 # Sourced by the other scripts: a virtual environment in .venv (or $VENV) with the package, the extras in
 # $EXTRAS and the further packages in $PACKAGES.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

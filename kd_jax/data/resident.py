@@ -27,7 +27,7 @@ def put(split: Split, mesh: jax.sharding.Mesh) -> Split:
     if missing := -images.shape[1] % LANES:
         images = np.pad(images, ((0, 0), (0, missing)))
     rows = images.reshape(len(images), -1, LANES)
-    return jax.device_put(Split(rows, split.labels), sharding.replicated(mesh))
+    return sharding.put(Split(rows, split.labels), sharding.replicated(mesh))
 
 
 def shapes(split: Split) -> Split:
@@ -72,7 +72,7 @@ def feed(
             start, last = max(step - epoch * length, 0), min(length, total_steps - epoch * length)
             while start < last:
                 end = min(start - start % steps_per_call + steps_per_call, last)
-                yield jax.device_put(order[start:end], order_sharding), epoch * length + end
+                yield sharding.put(order[start:end], order_sharding), epoch * length + end
                 start = end
 
     return Feed(

@@ -74,6 +74,24 @@ class Writer:
             self._clu.close()
 
 
+class Nowhere:
+    """In the place of a `Writer`, for a process that does not write."""
+
+    lines = 0
+
+    def elapsed(self) -> float:
+        return 0.0
+
+    def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
+        pass
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read(folder: str, most: int | None = None, written: int = 0) -> list[dict]:
     """The lines of a run's metrics.jsonl. Each that is damaged is named and left out.
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import losses, models, registry, sharding, steps, teachers, tracing
+from kd_jax import distributed, losses, models, registry, sharding, steps, teachers, tracing
 from kd_jax.config import checks
 from kd_jax.errors import InputError, one_line
 from kd_jax.eval_steps import batch_of
@@ -42,7 +42,9 @@ class TeacherCache:
         self._experiment, self._feed = experiment, feed
         self._keep = functools.partial(kept.keep, fields=tuple(fields), top_k=experiment.config["teacher"]["top_k"])
         self._restore = functools.partial(kept.restore, num_classes=len(experiment.dataset.class_names))
-        self._split = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
+        # The first of many processes writes what the teacher says, and has to have all of it.
+        each_has_its_own = PartitionSpec(None, sharding.AXIS) if distributed.count() == 1 else PartitionSpec()
+        self._said = NamedSharding(experiment.mesh, each_has_its_own)
         self.sizes: Mapping[str, int] = {}  # of what is kept, bytes of a step by name
         self._recording: Recording | None = None
         self._variables: Variables = {}
@@ -52,7 +54,7 @@ class TeacherCache:
 
     def _asking(self, experiment: Experiment) -> Callable[..., tuple[Said, ...]]:
         function = functools.partial(asking.teach_steps, keep=self._keep, fetch=self._feed.fetch)
-        return experiment.jit(function, out_shardings=self._split)
+        return experiment.jit(function, out_shardings=self._said)
 
     def trace(self) -> bool:
         """Whether the teacher reports the fields; `sizes` is then known.
@@ -109,7 +111,7 @@ class TeacherCache:
     def rows(self, rows: Any, begin: int, end: int) -> tuple[Any, tuple[Said, ...]]:
         """The rows of the feed for the steps from `begin` to before `end`, and with them what the teacher says."""
         if self._recording and (said := self._recording.read(begin, end)):
-            return rows, jax.device_put(said, self._split)
+            return rows, sharding.put(said, self._said)
         seed = np.uint32(self._experiment.config["seed"])
         asked = self._teach(seed, np.int32(begin), self._variables, self._feed.constants, rows)
         if self._recording:
@@ -154,11 +156,10 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
         steps_per_epoch=feed.steps_per_epoch,
         steps=experiment.steps,
     )
-    there, chosen = recording.count() if kind != "views" else 0, kind
+    there, chosen = distributed.first(recording.count) if kind != "views" else 0, kind
+    whole = crops is not None and distributed.first(table.is_whole, store, cache.sizes, images)
     if kind == "auto":
-        pays = crops is not None and (
-            experiment.steps >= len(crops) * feed.steps_per_epoch or table.is_whole(store, cache.sizes, images)
-        )
+        pays = crops is not None and (experiment.steps >= len(crops) * feed.steps_per_epoch or whole)
         chosen = "views" if pays and table_size <= LARGEST_TABLE and there < experiment.steps else "recording"
     if chosen == "views":
         assert crops is not None, "`teachers.create` has seen to it"
@@ -169,7 +170,7 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
             )
         rest = (
             "which is there"
-            if table.is_whole(store, cache.sizes, images)
+            if whole
             else f"for which it sees {len(crops)} view(s) of every image, once for all runs of this data"
         )
         print(
@@ -179,7 +180,7 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
         )
         cache.look_up(store, crops, teacher_variables)
     else:
-        need, free = size * (experiment.steps - there), _free(recording.folder)
+        need, free = size * (experiment.steps - there), distributed.first(_free, recording.folder)
         if need > free:
             too_large = f"a recording takes {_size(need)}, and {_size(free)} of the disk are free"
             if kind == "recording" or top_k:

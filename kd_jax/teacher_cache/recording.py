@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kd_jax import distributed
 from kd_jax.errors import one_line
 from kd_jax.teacher_cache.store import Store
 
@@ -36,7 +37,7 @@ class Recording:
     def read(self, begin: int, end: int) -> tuple[dict[str, np.ndarray], ...] | None:
         """Of each view {name: [end - begin, B, ...]} at the steps from `begin`; None unless all are there."""
         files = self._files(begin, end)
-        if not all(self._kept(first) >= min(end - first, length) for first, length in files):
+        if not distributed.first(self._are_kept, files, end):
             return None
         joined = {}
         for name in self._names:
@@ -47,7 +48,8 @@ class Recording:
 
     def keep(self, taught: Sequence[Mapping[str, jax.Array]], begin: int, end: int) -> None:
         """Adds the steps from `begin` to before `end`: of each view {name: [end - begin, B, ...]}, on the devices."""
-        self._thread.submit(self._guarded, self._keep, taught, begin, end)
+        if distributed.is_first():
+            self._thread.submit(self._guarded, self._keep, taught, begin, end)
 
     def close(self) -> None:
         """Waits until all is written, the file that is not full too."""
@@ -64,6 +66,9 @@ class Recording:
             files.append((first, length))
             step = first + length
         return files
+
+    def _are_kept(self, files: Iterable[tuple[int, int]], end: int) -> bool:
+        return all(self._kept(first) >= min(end - first, length) for first, length in files)
 
     def _kept(self, first: int) -> int:
         arrays = [self._store.read(name, first) for name in self._names]

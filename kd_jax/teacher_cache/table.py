@@ -1,13 +1,13 @@
 """A table of what a teacher says of every view of every training image, built once."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import augment, runs, sharding, steps
+from kd_jax import augment, distributed, runs, sharding, steps
 from kd_jax.data import resident
 from kd_jax.experiment import Experiment
 from kd_jax.logging.progress import counted
@@ -45,27 +45,33 @@ def build(
       InputError: where the folder cannot be written. OSError: for a full disk.
     """
     count = len(split.labels)
-    missing = [n for n in range(0, count, IMAGES) if any(store.read(name, n) is None for name in names)]
+
+    def is_missing(number: int) -> bool:
+        return any(store.read(name, number) is None for name in names)
+
+    def write(number: int, said: Mapping[str, np.ndarray]) -> None:
+        try:
+            for name, array in said.items():
+                store.write(name, number, array)
+        except OSError as error:
+            raise runs.refused(f"the table {store.folder!r} cannot be written", error) from error
+
+    missing = distributed.first(lambda: [n for n in range(0, count, IMAGES) if is_missing(n)])
     if not missing:
         return
     mesh = experiment.mesh
     size = IMAGES + -IMAGES % mesh.size
-    say = experiment.jit(functools.partial(_say, keep=keep), out_shardings=sharding.split(mesh))
+    say = experiment.jit(functools.partial(_say, keep=keep))
 
     def files() -> Iterator[None]:
-        for first in missing:
-            if all(store.read(name, first) is not None for name in names):  # another process made it
-                yield
-                continue
-            ids = np.minimum(np.arange(first, first + size, dtype=np.int32), count - 1)
-            on_devices = jax.device_put(ids, sharding.split(mesh))
-            each = [say(teacher_variables, split, on_devices, np.int32(crop)) for crop in crops]
-            length = min(IMAGES, count - first)
-            try:
-                for name in names:
-                    store.write(name, first, np.stack([np.asarray(one[name])[:length] for one in each], 1))
-            except OSError as error:
-                raise runs.refused(f"the table {store.folder!r} cannot be written", error) from error
+        for number in missing:
+            if distributed.first(is_missing, number):  # still: another run may have made it
+                ids = np.minimum(np.arange(number, number + size, dtype=np.int32), count - 1)
+                on_devices = sharding.put(ids, sharding.split(mesh))
+                each = [say(teacher_variables, split, on_devices, np.int32(crop)) for crop in crops]
+                length = min(IMAGES, count - number)
+                said = {name: np.stack([np.asarray(one[name])[:length] for one in each], 1) for name in names}
+                distributed.first(write, number, said)
             yield
 
     for _ in counted(files(), IMAGES, IMAGES * (len(missing) - 1) + (count - 1) % IMAGES + 1):

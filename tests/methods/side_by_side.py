@@ -215,29 +215,35 @@ class Trained(NamedTuple):
 def ten_steps(terms, widths) -> Trained:
     with jax.enable_x64(True):
         step = create(terms, widths, jnp.float64, accumulate=2)
-        raw, labels = data()
-        state = jax.jit(step.function(steps.init_state))(np.uint32(0), step.teacher, raw, labels)
         ended, scalars = {}, {}
         for devices in (1, 2):
             mesh = sharding.mesh(jax.devices()[:devices])
-            whole = sharding.replicated(mesh)
-            fixed = jax.device_put((step.teacher, step.hyper, labels), whole)
-            batch = jax.device_put(raw, sharding.split(mesh))
-            update = jax.jit(step.function(steps.train_step), out_shardings=whole)
-            update = update.lower(jax.device_put(state, whole), fixed[0], batch, *fixed[1:]).compile()
-
-            def run(state, count):
-                each = []
-                for _ in range(count):
-                    state, scalars = update(state, fixed[0], batch, *fixed[1:])
-                    each.append(jax.device_get(scalars))
-                return state, each
-
-            half, first = run(jax.device_put(state, whole), STEPS // 2)
+            run, state = compiled(step, mesh)
+            half, first = run(state, STEPS // 2)
             ended[devices], second = run(half, STEPS - STEPS // 2)
             scalars[devices] = first + second
-        resumed, _ = run(jax.device_put(restored(half), whole), STEPS - STEPS // 2)
+        resumed, _ = run(jax.device_put(restored(half), sharding.replicated(mesh)), STEPS - STEPS // 2)
     return Trained(list(terms), step.failures, scalars[2], ended[1], ended[2], resumed)
+
+
+def compiled(step, mesh):
+    """(what takes a number of steps on some devices, the state before the first)."""
+    raw, labels = data()
+    whole = sharding.replicated(mesh)
+    teacher, hyper, on_all = sharding.put((step.teacher, step.hyper, labels), whole)
+    batch = sharding.put(raw, sharding.split(mesh))
+    start = jax.jit(step.function(steps.init_state), out_shardings=whole)(np.uint32(0), teacher, raw, labels)
+    update = jax.jit(step.function(steps.train_step), out_shardings=whole)
+    update = update.lower(start, teacher, batch, hyper, on_all).compile()
+
+    def run(state, count):
+        each = []
+        for _ in range(count):
+            state, scalars = update(state, teacher, batch, hyper, on_all)
+            each.append(jax.device_get(scalars))
+        return state, each
+
+    return run, start
 
 
 def restored(state):
