@@ -30,7 +30,7 @@ Said = Mapping[str, Array]  # what a teacher says of the images of an evaluation
 def eval_step(
     variables: Variables,
     method: MethodVariables,
-    split: Split,
+    split: Split | RawBatch,
     ids: Array,
     mask: Array,
     taught: Said | None = None,
@@ -42,7 +42,7 @@ def eval_step(
 
     `taught` is what the teacher says of them, see `teach_evaluation`.
     """
-    raw = resident.gather(split, ids, options=options)
+    raw = _gather(split, ids, options)
     images = components.prepare(raw.images)
     outputs = components.student.apply(variables, images, train=False)[0]
     batch = batch_of(images, raw, outputs.num_classes)
@@ -61,7 +61,7 @@ def eval_step(
 def eval_steps(
     variables: Variables,
     method: MethodVariables,
-    split: Split,
+    split: Split | RawBatch,
     ids: Array,
     mask: Array,
     taught: Said | None = None,
@@ -88,7 +88,7 @@ def eval_steps(
 
 def teach_evaluation(
     teacher_variables: Variables,
-    split: Split,
+    split: Split | RawBatch,
     ids: Array,
     *,
     num_classes: int,
@@ -101,7 +101,7 @@ def teach_evaluation(
     """
 
     def one(ids: Array) -> Said:
-        raw = resident.gather(split, ids, options=options)
+        raw = _gather(split, ids, options)
         rng = jax.random.key(0)  # a teacher that draws must not do so in an evaluation
         said = steps.ask(components, teacher_variables, batch_of(raw.images, raw, num_classes), rng, False)
         if num_classes and said.num_classes:
@@ -111,6 +111,11 @@ def teach_evaluation(
     if len(ids) == 1:
         return jax.tree.map(lambda x: x[None], one(ids[0]))
     return jax.lax.map(one, ids)
+
+
+def _gather(split: Split | RawBatch, ids: Array, options: StepOptions) -> RawBatch:
+    """The images at `ids` of a split on the devices; a batch that was read holds just these."""
+    return split if isinstance(split, RawBatch) else resident.gather(split, ids, options=options)
 
 
 def batch_of(images: Array, raw: RawBatch, num_classes: int) -> Batch:

@@ -1,8 +1,9 @@
 """Evaluation of a state, and of a run that has finished."""
 
 import functools
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,17 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import data as datasets
 from kd_jax import distributed, eval_steps, experiment, metrics, runs, sharding, steps, teacher_cache, teachers, weights
-from kd_jax.data import memory, resident
+from kd_jax.data import memory, resident, stream
 from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
-from kd_jax.types import Array, MethodVariables, Split, TrainState, Variables
+from kd_jax.types import Array, MethodVariables, RawBatch, Split, TrainState, Variables
 
 
 class _Placed(NamedTuple):
     """A split on the devices."""
 
     split: Split  # on the host, kept alive as it is known by its identity
-    on_devices: Split
+    on_devices: Callable[[], Iterable[Split | RawBatch]]  # for each call: the same one, or the batch that it evaluates
     calls: list[tuple[Array, Array, eval_steps.Said | None]]  # ids, mask, what the teacher says
 
 
@@ -42,7 +43,10 @@ class Evaluator:
     def total(self, variables: Variables, method: MethodVariables, split: Split) -> dict[str, np.ndarray]:
         """The sums of `metrics.sums` over a split, added up on the devices."""
         placed = self._placed_of(split)
-        each = (self._steps(variables, method, placed.on_devices, *call) for call in placed.calls)
+        each = (
+            self._steps(variables, method, read, *call)
+            for read, call in zip(placed.on_devices(), placed.calls, strict=False)
+        )
         return jax.device_get(functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), each))
 
     def of_teacher(self, split: Split) -> dict[str, Any]:
@@ -62,8 +66,13 @@ class Evaluator:
 
     def _place(self, split: Split) -> _Placed:
         """The teacher is asked here, once: what it says of an image that is not augmented does not change."""
-        made, on_devices = self._experiment, resident.put(split, self._experiment.mesh)
-        each = calls(made, len(split.labels))
+        made, count = self._experiment, len(split.labels)
+        each = calls(made, count, one_by_one=stream.is_streamed(split))
+        on_devices: Callable[[], Iterable[Split | RawBatch]]
+        if stream.is_streamed(split):
+            on_devices = functools.partial(stream.evaluated, split, _ids_and_mask(made, count)[0], made.mesh)
+        else:
+            on_devices = functools.partial(itertools.repeat, resident.put(split, made.mesh))
         if made.teacher is None or made.teacher.is_average:
             return _Placed(split, on_devices, [(ids, mask, None) for ids, mask in each])
         names = {id(made.dataset.test): "test", id(made.dataset.validation): "validation"}
@@ -73,17 +82,20 @@ class Evaluator:
         there = distributed.first(lambda: [f for f in files if store and store.read(files[f], 0) is not None])
         kept = {field: store.array(files[field], 0) for field in there} if store else {}
         if not kept:
-            said = [self._teach(self._teacher_variables, on_devices, ids) for ids, _ in each]
+            said = [
+                self._teach(self._teacher_variables, read, ids)
+                for read, (ids, _) in zip(on_devices(), each, strict=False)
+            ]
             for field in said[0] if store else ():
                 assert store is not None
                 whole = np.concatenate([np.asarray(part[field]).reshape(-1, part[field].shape[-1]) for part in said])
                 try:
                     if distributed.is_first():
-                        store.write(files[field], 0, whole[: len(split.labels)])
+                        store.write(files[field], 0, whole[:count])
                 except OSError as error:
                     print(f"what the teacher says of {name} images is not kept: {one_line(error)}", flush=True)
         else:
-            ids = (own for own, _ in _calls_on_host(made, len(split.labels)))
+            ids = (own for own, _ in _calls_on_host(made, count, stream.is_streamed(split)))
             said = [{field: made.place(array[own]) for field, array in kept.items()} for own in ids]
         return _Placed(split, on_devices, [(*call, taught) for call, taught in zip(each, said, strict=True)])
 
@@ -94,13 +106,14 @@ def evaluated(state: TrainState) -> tuple[Variables, MethodVariables]:
     return variables, steps.method_variables(state.params, state.stats)
 
 
-def calls(experiment: Experiment, count: int) -> list[tuple[Array, Array]]:
+def calls(experiment: Experiment, count: int, *, one_by_one: bool = False) -> list[tuple[Array, Array]]:
     """(ids [n, B], mask [n, B]) of every call that an evaluation of `count` images takes, see `batches`.
 
-    One call takes all of them; on a CPU, where convolutions inside a loop are many times slower, each takes one.
+    One call takes all of them; on a CPU, where convolutions inside a loop are many times slower, and `one_by_one`, each
+    takes one.
     """
     of_batch = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
-    return [sharding.put(call, of_batch) for call in _calls_on_host(experiment, count)]
+    return [sharding.put(call, of_batch) for call in _calls_on_host(experiment, count, one_by_one)]
 
 
 def batches(experiment: Experiment, count: int) -> Iterator[tuple[Array, Array]]:
@@ -109,9 +122,9 @@ def batches(experiment: Experiment, count: int) -> Iterator[tuple[Array, Array]]
         yield sharding.put(batch, sharding.split(experiment.mesh))
 
 
-def _calls_on_host(experiment: Experiment, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _calls_on_host(experiment: Experiment, count: int, one_by_one: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     ids, mask = _ids_and_mask(experiment, count)
-    per_call = 1 if sharding.platform(experiment.mesh) == "cpu" else len(ids)
+    per_call = 1 if one_by_one or sharding.platform(experiment.mesh) == "cpu" else len(ids)
     return [(ids[i : i + per_call], mask[i : i + per_call]) for i in range(0, len(ids), per_call)]
 
 

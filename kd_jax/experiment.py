@@ -15,7 +15,7 @@ from kd_jax.allocation import keep_memory
 from kd_jax.compilation import keep_programs
 from kd_jax.config import checks
 from kd_jax.config.checks import check, plain
-from kd_jax.data import resident
+from kd_jax.data import resident, stream
 from kd_jax.errors import InputError
 from kd_jax.identity import identify
 from kd_jax.keys import LARGEST
@@ -62,7 +62,7 @@ class Experiment(NamedTuple):
 
     def steps_of(self, feed: Feed) -> TrainSteps:
         """`steps.train_steps` of a feed, compiled: what was traced already, where its set lies in memory."""
-        if feed.fetch is resident.fetch(self.options):
+        if feed.fetch is _fetch(self.dataset, self.options):
             return self.train_steps
         return self.jit(functools.partial(steps.train_steps, fetch=feed.fetch), donate_argnums=0)
 
@@ -85,16 +85,17 @@ class Experiment(NamedTuple):
         tracing.check_optimizers(self.config["method"], state.params)
 
     def feed(self) -> Feed:
-        """The training data, on the devices."""
-        return resident.feed(
-            self.dataset.train,
-            seed=self.config["seed"],
-            batch_size=self.config["train"]["batch_size"],
-            steps_per_call=self.steps_per_call,
-            total_steps=self.steps,
-            mesh=self.mesh,
-            options=self.options,
-        )
+        """The training data: on the devices, or read as it is needed."""
+        shared: Any = {
+            "seed": self.config["seed"],
+            "batch_size": self.config["train"]["batch_size"],
+            "steps_per_call": self.steps_per_call,
+            "total_steps": self.steps,
+            "mesh": self.mesh,
+        }
+        if stream.is_streamed(self.dataset.train):
+            return stream.feed(self.dataset.train, workers=self.config["dataset"]["workers"], **shared)
+        return resident.feed(self.dataset.train, options=self.options, **shared)
 
 
 def create(
@@ -163,7 +164,9 @@ def create(
     )
     hyper = components.create_hyper(functions)
     per_call = config["train"]["steps_per_call"] or (1 if on_cpu else 50)
-    train_steps = functools.partial(steps.train_steps, fetch=resident.fetch(options))
+    if stream.is_streamed(dataset.train):
+        per_call = stream.steps_per_call(per_call, dataset.train, config["train"]["batch_size"])
+    train_steps = functools.partial(steps.train_steps, fetch=_fetch(dataset, options))
     of_step = (functions, options, config, mesh)
     made = Experiment(
         config=config,
@@ -184,6 +187,10 @@ def create(
     if training and traced:
         made.trace()
     return made
+
+
+def _fetch(dataset: data.Dataset, options: StepOptions) -> Callable[..., Any]:
+    return stream.fetch if stream.is_streamed(dataset.train) else resident.fetch(options)
 
 
 def _jit(

@@ -168,6 +168,16 @@ KEYS: dict[str, Key] = {
         later=True,
     ),
     "dataset.skip_unreadable": Key(False, FLAG, "count and skip images that cannot be decoded, instead of stopping"),
+    "dataset.stream": Key(
+        "auto",
+        text(),
+        'of a "folder": "always", "never", or "auto": images are read at every step where they take more than half of'
+        " the memory. Not part of a run's identity, as it changes no result",
+        later=True,
+    ),
+    "dataset.workers": Key(
+        0, whole(0, 1024), "processes that read what streams; 0: threads. Not part of a run's identity", later=True
+    ),
     "dataset.augment": Key(
         "crop", text(), '"none", "crop", "crop_flip", "randaugment" (after crop and flip), or "resized_crop" (and flip)'
     ),

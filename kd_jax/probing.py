@@ -209,7 +209,7 @@ def _embeddings(embed: Callable[[Array], Array | None], images: np.ndarray, size
     """[N, D] of images [N, h, w, C], `size` at a time; the last batch is filled up."""
     found = []
     for start in counted(range(0, len(images), size), size, len(images)):
-        block = images[start : start + size]
+        block = np.asarray(images[start : start + size])
         said = embed(jnp.asarray(np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), np.uint8)])))
         if said is None:
             raise InputError(f"the {name} reports no embedding; expected a network that does")

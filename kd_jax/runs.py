@@ -34,6 +34,7 @@ CONFIG_KEYS = {  # of the parts of config.json from which a run is built again
 }
 TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves
 NOT_IDENTITY = ("name", "log", "checkpoint")
+NOT_OF_DATASET = ("class_names", "stream", "workers")  # how they are read, and what is for people
 RUN_FILES = (".lock", "config.json", "metrics.jsonl", "result.json", "test_details.json")  # that training writes
 # A full disk, a quota, a disk that fails: not the fault of the input.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -54,7 +55,7 @@ def identity(config: Mapping[str, Any], fingerprint: str, teacher: Mapping[str, 
             kept[name] = {key: value for key, value in tree.items() if key not in later or value != later[key]}
     outside = ("kind", "path", "config", "members", "cache")
     how = {key: value for key, value in kept["teacher"].items() if key not in outside}
-    dataset = {key: value for key, value in kept["dataset"].items() if key != "class_names"}  # which are for people
+    dataset = {key: value for key, value in kept["dataset"].items() if key not in NOT_OF_DATASET}
     return {
         **kept,
         "dataset": {**dataset, "path": fingerprint},

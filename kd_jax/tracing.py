@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from kd_jax import sharding
-from kd_jax.data import resident
+from kd_jax.data import resident, stream
 from kd_jax.errors import InputError
 from kd_jax.types import Hyper, Split, Teacher, TrainState
 
@@ -38,17 +38,26 @@ def trace(
         `teacher_cache.asking.fetch_taught`.
     """
     everywhere = sharding.replicated(mesh)
-    split, told = _shapes(resident.shapes(train), everywhere), _shapes(hyper, everywhere)
-    ids = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=everywhere)
-    given = ids if taught is None else (ids, taught)
-    jax.eval_shape(train_steps, state, _variables(teacher, everywhere), split, given, told, split.labels)
+    constants, given, labels = _of_feed(train, rows, everywhere)
+    given = given if taught is None else (given, taught)
+    jax.eval_shape(
+        train_steps, state, _variables(teacher, everywhere), constants, given, _shapes(hyper, everywhere), labels
+    )
 
 
 def taught_shapes(teach: Callable[..., Any], teacher: Teacher, train: Split, rows: tuple[int, int], mesh: Mesh) -> Any:
     """The shapes of what a teacher says, by `teacher_cache.asking.teach_steps`; for the other arguments see `trace`."""
     everywhere = sharding.replicated(mesh)
-    split, ids = _shapes(resident.shapes(train), everywhere), jax.ShapeDtypeStruct(rows, jnp.int32, sharding=everywhere)
-    return jax.eval_shape(teach, np.uint32(0), np.int32(0), _variables(teacher, everywhere), split, ids)
+    constants, given, _ = _of_feed(train, rows, everywhere)
+    return jax.eval_shape(teach, np.uint32(0), np.int32(0), _variables(teacher, everywhere), constants, given)
+
+
+def _of_feed(train: Split, rows: tuple[int, int], sharding: Sharding) -> tuple[Any, Any, Any]:
+    """The shapes of a feed's constants, of the rows of a call, and of all labels."""
+    if stream.is_streamed(train):
+        return None, _shapes(stream.row_shapes(train, rows), sharding), _shapes(train.labels, sharding)
+    split = _shapes(resident.shapes(train), sharding)
+    return split, jax.ShapeDtypeStruct(rows, jnp.int32, sharding=sharding), split.labels
 
 
 def state_shapes(

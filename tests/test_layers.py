@@ -57,6 +57,7 @@ HEAVY = {
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
     "datasets": {"data"},
+    "grain": {"data"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 EXPERIMENTS = sorted((PACKAGE.parent / "configs").glob("*.py"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from kd_jax import augment, keys, registry
 from kd_jax.data import digits, npz
+from kd_jax.data.lazy import Images
 from kd_jax.data.names import printable, read_class_names
 from kd_jax.data.split import Source, cut, select, stratified_split
 from kd_jax.errors import InputError, check_callable, choose, first_few
@@ -20,13 +21,14 @@ __all__ = ["SOURCES", "Dataset", "Kind", "Source", "fingerprint", "fingerprints"
 
 Section = Mapping[str, Any]  # `dataset` of a config
 
+STREAM = ("auto", "always", "never")
 NORMALIZE = ("dataset", "imagenet")
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 # What of the section chooses among the images, and what happens to them later, and so not what is read.
 CHOICE = (
     *("holdout", "train_images", "labeled", "unlabeled", "normalize", "class_names"),
-    *("augment", "least_area", "cutout", "extra_views"),
+    *("augment", "least_area", "cutout", "extra_views", "workers"),
 )
 
 
@@ -60,7 +62,7 @@ def _memory(section: Section) -> Source:
 SOURCES: dict[str, Kind] = {
     "digits": Kind(lambda section: digits.load(image_size=section["image_size"]), reads_path=False),
     "folder": Kind(
-        lambda section: _module("folder").load(section["path"], **_of_files(section)),
+        lambda section: _module("folder").load(section["path"], stream=section["stream"], **_of_files(section)),
         lambda section: _module("folder").fingerprint(section["path"], label_free=section["label_free"]),
         owned=True,
         former_fingerprint=lambda section: (
@@ -270,6 +272,8 @@ def _described(source: Source, held: int) -> str:
         f" ({printable(source.class_names[large])}) to train on in a class"
     )
     said = [f"data {printable(source.name)}: {len(sizes)} classes, {', '.join(parts)}", range_of_sizes]
+    if isinstance(source.train.images, Images):
+        said.append("images are read at every step")
     validation = source.validation or (cut(source.train, held)[0] if held else None)
     for what, split in (("test", source.test), ("validation", validation)):
         if split and (without := set(range(len(sizes))) - set(np.asarray(split.labels).tolist())):
@@ -292,6 +296,8 @@ def _check(section: Section) -> None:
             " and no dataset.class_names"
         )
     choose("dataset.normalize", section["normalize"], NORMALIZE)
+    if choose("dataset.stream", section["stream"], STREAM) == "always" and section["source"] != "folder":
+        raise InputError(f"dataset.stream is 'always', and dataset.source {section['source']!r}; expected 'folder'")
     choose("dataset.augment", section["augment"], augment.KINDS)
     for kind in section["extra_views"]:
         choose("a kind of dataset.extra_views", kind, augment.KINDS)
@@ -330,7 +336,7 @@ def _normalization(kind: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
     # Counted, not summed: exact, and without a copy of the images in floating point.
     counts = np.zeros((channels, 256))
     for start in range(0, len(images), 1024):
-        block = images[start : start + 1024]
+        block = np.asarray(images[start : start + 1024])
         for channel in range(channels):
             counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     share = counts / counts.sum(axis=1, keepdims=True)

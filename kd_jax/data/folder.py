@@ -1,13 +1,16 @@
 """Images in class folders: `train/CLASS/FILE` and `test/CLASS/FILE`, or `CLASS/FILE` alone."""
 
 import collections
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from kd_jax.data import hashes, images, listed
+import numpy as np
+
+from kd_jax.data import hashes, images, lazy, listed
 from kd_jax.data.names import NEW_SUFFIXES, SPLITS, SUFFIXES, printable, split_of
 from kd_jax.data.split import Source
 from kd_jax.errors import InputError, first_few
@@ -25,7 +28,9 @@ class Listing(NamedTuple):
     left_out: collections.Counter[str]  # {why: how many}
 
 
-def load(path: str, *, image_size: int, skip_unreadable: bool = False, label_free: bool = False) -> Source:
+def load(
+    path: str, *, image_size: int, skip_unreadable: bool = False, label_free: bool = False, stream: str = "never"
+) -> Source:
     """Reads all images of a folder into memory, as RGB.
 
     Args:
@@ -36,6 +41,7 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False, label_fre
       image_size: in pixels. Images that all share one square size of at most this are kept as they are. Otherwise each
         is made upright and resized so that its shorter side has this size, and its center square is kept.
       skip_unreadable: leave out and count what cannot be decoded, instead of raising.
+      stream: "always", or "auto" where memory has no room for them: images are read when they are asked for.
       label_free: no image has a label, and all count wherever they lie: in the folders of the splits where there is one
         for `train`, else in the whole folder.
 
@@ -49,22 +55,32 @@ def load(path: str, *, image_size: int, skip_unreadable: bool = False, label_fre
     root = _existing_folder(path)
     listing = _list_checked(root, label_free)
     names = [name for part in listing.files.values() for name, _ in part]
-    decoded = listed.decode(
-        names,
-        len(names),
-        lambda name: images.read_shrunk(root / name, image_size, channels=3),
-        size=image_size,
-        skip=skip_unreadable,
-    )
+    options: Any = {"size": image_size, "skip": skip_unreadable}
     return listed.source(
         listing.files,
-        decoded,
+        listed.lazy(
+            names,
+            functools.partial(_read_as, root, image_size),
+            lambda name: images.square_side(root / name),
+            **options,
+        )
+        if lazy.are_needed(stream, len(names) * 3 * image_size**2)
+        else listed.decode(
+            names, len(names), lambda name: images.read_shrunk(root / name, image_size, channels=3), **options
+        ),
         tuple(printable(name) for name in listing.class_names),
         listing.left_out,
         fingerprint=_fingerprint(root, listing),
         name=printable(root.resolve().name),
         where=str(root),
     )
+
+
+def _read_as(root: Path, largest: int, side: int, name: str) -> np.ndarray:
+    """An image as it is where all are in memory: a square of this `side`."""
+    images.be_quiet()
+    pixels = images.read_shrunk(root / name, largest, channels=3)
+    return pixels if len(pixels) == side else images.crop_and_resize(images.to_image(pixels), side)
 
 
 def fingerprint(path: str, *, label_free: bool = False) -> str:

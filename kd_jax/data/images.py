@@ -1,6 +1,7 @@
 """From image files of any kind and size to pixels of one size."""
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -50,6 +51,21 @@ def read_shrunk(path: str | os.PathLike, size: int, channels: int) -> np.ndarray
 def decode_shrunk(content: bytes, name: str, size: int, channels: int) -> np.ndarray:
     """`read_shrunk` of a file's content; `name` is what errors call it."""
     return _decode(name, size, channels, shrink_to, content)
+
+
+def square_side(path: str | os.PathLike) -> int:
+    """The side of a square image, 0 for another, of its file's header alone; raises what `read_image` does."""
+    try:
+        with Image.open(path) as image:
+            return image.width if image.width == image.height else 0
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+@functools.cache
+def be_quiet() -> None:
+    """The same as `quiet` for the rest of the process, where many threads read."""
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 @contextlib.contextmanager
@@ -138,8 +154,12 @@ def _decode(
                 raise
             return read(_without_texts(Path(path).read_bytes() if content is None else content))
     except Exception as error:  # Pillow raises a dozen types, SyntaxError among them, on damaged files
-        cause = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
-        raise InputError(f"{os.fspath(path)} cannot be read as an image: {cause}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> InputError:
+    cause = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
+    return InputError(f"{os.fspath(path)} cannot be read as an image: {cause}")
 
 
 def _without_texts(png: bytes) -> IO[bytes]:

@@ -1,7 +1,7 @@
 """From images that are listed, each with its label, to the splits of a data set: decoded in threads."""
 
 import collections
-import os
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from kd_jax.data import images
+from kd_jax.data.lazy import THREADS, Images
 from kd_jax.data.names import NEW_SUFFIXES, SUFFIXES
 from kd_jax.data.split import TEST_SHARE, Source, cut, stratified_split
 from kd_jax.errors import InputError, first_few
@@ -20,6 +21,7 @@ T = TypeVar("T")
 Listed = list[tuple[T, int]]  # what an image is read of, with its label
 
 ORDER = ("train", "test", "validation")
+HOW_TO_SKIP = "remove it, or set dataset.skip_unreadable=true to skip such images"
 BLOCK = 64  # images; a task for each would cost more
 
 
@@ -73,7 +75,6 @@ def decode(
       InputError: of `read`, unless that is skipped, and of `images.collect`.
     """
     readable = np.ones(count, bool)
-    threads = min(8, os.cpu_count() or 1)  # more threads than cores halve the speed on small images
 
     def try_read(item: T) -> np.ndarray | None:
         try:
@@ -81,7 +82,7 @@ def decode(
         except InputError as error:
             if skip:
                 return None
-            raise InputError(f"{error}; remove it, or set dataset.skip_unreadable=true to skip such images") from None
+            raise InputError(f"{error}; {HOW_TO_SKIP}") from None
 
     def decoded(pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
         rest = iter(items)
@@ -89,7 +90,7 @@ def decode(
         index = 0
         while True:
             # No more than this, which would take the memory of another copy.
-            while len(running) < 2 * threads and (block := list(islice(rest, BLOCK))):
+            while len(running) < 2 * THREADS and (block := list(islice(rest, BLOCK))):
                 running.append(pool.submit(lambda block: [try_read(item) for item in block], block))
             if not running:
                 return
@@ -100,16 +101,51 @@ def decode(
                     yield pixels
                 index += 1
 
-    with images.quiet(), ThreadPoolExecutor(threads) as pool:
+    with images.quiet(), ThreadPoolExecutor(THREADS) as pool:
         try:
             return images.collect(decoded(pool), count, size), readable
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def lazy(
+    items: Sequence[T],
+    read: Callable[[int, T], np.ndarray],
+    side: Callable[[T], int],
+    *,
+    size: int,
+    skip: bool,
+) -> tuple[Images, np.ndarray]:
+    """What `decode` returns, but that the images are read when they are asked for, and here their headers alone.
+
+    Args:
+      items: N of them.
+      read: makes an image [h, h, C] of a side h and an item; both go to other processes.
+      side: of a square image, 0 for another; raises InputError for what is no image.
+      size, skip: see `decode`.
+    """
+
+    def of(item: T) -> int:
+        try:
+            return side(item)
+        except InputError as error:
+            if skip:
+                return -1
+            raise InputError(f"{error}; {HOW_TO_SKIP}") from None
+
+    with images.quiet(), ThreadPoolExecutor(THREADS) as pool:
+        sides = np.fromiter(pool.map(of, items, chunksize=BLOCK), np.int64, len(items))
+    readable = sides >= 0
+    there = np.unique(sides[readable])
+    if not len(there):
+        raise InputError(f"none of the {len(items)} images can be read; expected at least one per class")
+    own = int(there[0]) if len(there) == 1 and 0 < there[0] <= size else size  # as `images.collect` has it
+    return Images(functools.partial(read, own), items, (own, own, 3))[np.flatnonzero(readable)], readable
+
+
 def source(
     parts: Mapping[str, Listed],
-    decoded: tuple[np.ndarray, np.ndarray],
+    decoded: tuple[np.ndarray | Images, np.ndarray],
     class_names: tuple[str, ...],
     left_out: Mapping[str, int],
     *,
@@ -121,7 +157,7 @@ def source(
 
     Args:
       parts: the splits, with N images.
-      decoded: of these, see `decode`.
+      decoded: of these, see `decode` and `lazy`.
       class_names: of the labels; none where there are no labels.
       left_out: {why: how many}, beside the images that are not readable.
       fingerprint, name: see `Source`.

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def put(split: Split, mesh: jax.sharding.Mesh) -> Split:
     In this form a TPU gathers images as they lie; from [N, h, w, C] it first copies the whole set into another layout,
     at every call.
     """
-    images = split.images.reshape(len(split.images), -1)
+    images = np.asarray(split.images).reshape(len(split.images), -1)
     if missing := -images.shape[1] % LANES:
         images = np.pad(images, ((0, 0), (0, missing)))
     rows = images.reshape(len(images), -1, LANES)
@@ -105,7 +106,8 @@ def fetch(options: StepOptions) -> Callable[[Split, Array], RawBatch]:
 
 def example(train: Split) -> RawBatch:
     """The first images of a split, for initialization."""
-    images, labels = train.images[:EXAMPLES], train.labels[:EXAMPLES]
+    images: Any = np.asarray(train.images[:EXAMPLES])
+    labels = train.labels[:EXAMPLES]
     return RawBatch(images, labels, jnp.arange(len(labels), dtype=jnp.int32))
 
 

@@ -59,7 +59,7 @@ def select(split: Split, index: np.ndarray, *, in_place: bool = False) -> Split:
     With `in_place` no second copy of the images is made.
     """
     images, labels = split.images, split.labels[index]
-    if in_place:
+    if in_place and isinstance(images, np.ndarray):
         _reorder(images, index)
         return Split(images, labels)
     return Split(images[index], labels)

@@ -342,7 +342,7 @@ def _picture(
         maps, outputs = _maps_and_outputs(models, variables, images, labels, stage=stage, variant=variant)
         return maps, [jax.nn.softmax(x.logits) for x in outputs]
 
-    images, labels = images[positions], labels[positions]
+    images, labels = np.asarray(images[positions]), labels[positions]
     variables = [model.variables for model in models]
     maps, probabilities = jax.device_get(maps_and_probabilities(variables, images, labels))
     rows = grid.cells(positions, images, labels, maps, probabilities, experiment.dataset.class_names)

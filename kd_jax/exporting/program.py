@@ -92,5 +92,5 @@ def _images(
         random = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
         return random, None, None, f"{count} random images ({one_line(error, 160)})"
     chosen = np.random.default_rng(0).permutation(len(dataset.test.labels))[:count]
-    training = dataset.train.images[:CALIBRATED]  # they are in class-balanced order
-    return dataset.test.images[chosen], dataset.test.labels[chosen], training, f"{len(chosen)} test images"
+    training = np.asarray(dataset.train.images[:CALIBRATED])  # they are in class-balanced order
+    return np.asarray(dataset.test.images[chosen]), dataset.test.labels[chosen], training, f"{len(chosen)} test images"

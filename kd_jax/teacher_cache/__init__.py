@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import distributed, losses, models, registry, sharding, steps, teachers, tracing
 from kd_jax.config import checks
+from kd_jax.data import stream
 from kd_jax.errors import InputError, one_line
 from kd_jax.eval_steps import batch_of
 from kd_jax.experiment import Experiment
@@ -145,6 +146,10 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
         return None
     cache, size = found, sum(found.sizes.values())
     images, crops = len(experiment.dataset.train.labels), teachers.listed_views(config)
+    if stream.is_streamed(experiment.dataset.train):
+        if kind == "views":
+            raise InputError("teacher.cache is 'views', and the images stream; expected 'recording' or 'none'")
+        crops = None
     a_view = size // config["train"]["batch_size"] // experiment.components.method.views
     table_size = images * len(crops or ()) * a_view
     folder, about = os.path.join(experiment.runs_folder, "teachers"), _of_teacher(experiment, teacher_variables)

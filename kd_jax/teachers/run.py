@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from kd_jax.teachers import Setting
 
 # In which a teacher may differ from its student.
-OWN_CHOICE = ("labeled", "unlabeled", "label_free", "normalize", "augment", "least_area", "cutout", "extra_views")
+OWN_CHOICE = (
+    *("labeled", "unlabeled", "label_free", "normalize", "augment", "least_area", "cutout", "extra_views"),
+    *("stream", "workers"),
+)
 
 
 def from_config(setting: "Setting") -> Teacher:

@@ -1,0 +1,176 @@
+"""Images that stream: the same pixels in the same order, read as they are needed."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_jax import evaluation, experiment, sharding
+from kd_jax.data import folder, lazy, resident, stream
+from kd_jax.errors import InputError, Preempted
+from kd_jax.types import Split
+from tests import tiny
+
+
+def write(path, sizes, *, classes=2, each=30):
+    """A folder of random images of the sizes in turn, in class folders."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (path / f"class{label}").mkdir(parents=True)
+        for number in range(each):
+            height, width = sizes[number % len(sizes)]
+            pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+            Image.fromarray(pixels).save(path / f"class{label}" / f"{number:02}.png")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ([(8, 8)], 8),
+        ([(6, 6)], 6),
+        ([(6, 6), (8, 8)], 8),
+        ([(20, 20)], 8),
+        ([(9, 14), (14, 9)], 8),
+        ([(6, 6), (7, 5)], 8),
+    ],
+)
+def test_streamed_images_are_those_in_memory(tmp_path, sizes, side):
+    path = str(write(tmp_path / "images", sizes, each=6))
+    read = [folder.load(path, image_size=8, stream=how) for how in ("never", "always")]
+    for kept, streamed in zip(*[(source.train, source.test) for source in read], strict=True):
+        assert isinstance(streamed.images, lazy.Images)
+        assert streamed.images.shape[1:] == (side, side, 3)
+        np.testing.assert_array_equal(np.asarray(streamed.images), kept.images)
+        np.testing.assert_array_equal(streamed.labels, kept.labels)
+
+
+def test_what_is_no_image_is_named_before_it_is_needed(tmp_path):
+    (write(tmp_path / "images", [(8, 8)], each=6) / "class1" / "03.png").write_bytes(b"no image")
+    path = str(tmp_path / "images")
+    with pytest.raises(InputError, match=r"class1/03.png cannot be read as an image: no known image format; remove it"):
+        folder.load(path, image_size=8, stream="always")
+    read = folder.load(path, image_size=8, stream="always", skip_unreadable=True)
+    assert (read.skipped, len(read.train.labels) + len(read.test.labels)) == (1, 11)
+
+
+@pytest.fixture(scope="module")
+def numbered():
+    """Twenty images, each of one gray, its number."""
+    read = lazy.Images(lambda item: np.full((2, 2, 3), item, np.uint8), list(range(20)), (2, 2, 3))
+    return Split(read, np.arange(20, dtype=np.int32) % 3)
+
+
+def calls(numbered, first, *, batch_size=6, total=10, per_call=2):
+    mesh = sharding.mesh(jax.devices()[:1])
+    shared = {"seed": 3, "batch_size": batch_size, "steps_per_call": per_call, "total_steps": total, "mesh": mesh}
+    return stream.feed(numbered, workers=0, **shared).calls(first)
+
+
+@pytest.mark.parametrize("first", [0, 1, 4, 7])
+def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first):
+    whole = Split(np.asarray(numbered.images), numbered.labels)
+    kept = resident.feed(
+        whole,
+        seed=3,
+        batch_size=6,
+        steps_per_call=2,
+        total_steps=10,
+        mesh=sharding.mesh(jax.devices()[:1]),
+        options=None,
+    )
+    expected = [(np.asarray(ids), end) for ids, end in kept.calls(first)]
+    found = list(calls(numbered, first))
+    assert [end for _, end in found] == [end for _, end in expected]
+    for (rows, _), (ids, _) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(rows.ids, ids)
+        np.testing.assert_array_equal(rows.images[..., 0, 0, 0], ids)
+        np.testing.assert_array_equal(rows.labels, numbered.labels[ids])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 6])
+def test_processes_read_every_image_of_an_epoch_once(numbered, processes):
+    size, batches = 12 // processes, []
+    for number in range(processes):
+        part = slice(number * size, (number + 1) * size)
+        source = stream.Batches(
+            numbered, 1, lambda step: stream.ids_of_step(step, seed=1, batch_size=12, images=20), part
+        )
+        batches.append(source[0].ids)
+    np.testing.assert_array_equal(np.concatenate(batches), resident.epoch_order(1, 0, 20)[:12])
+
+
+def test_a_call_takes_no_more_than_its_room(numbered, monkeypatch):
+    monkeypatch.setattr(stream, "CALL", 6 * 12 * 3 + 1)  # three batches of six images of twelve bytes
+    assert [stream.steps_per_call(wanted, numbered, 6) for wanted in (1, 3, 50)] == [1, 3, 3]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("images"), [(8, 8)])
+
+
+def of_folder(images, how):
+    return {"dataset.source": "folder", "dataset.path": str(images), "dataset.stream": how, "dataset.train_images": 0}
+
+
+def taught(images, how, **overrides):
+    """A run of two epochs on a folder, and of its teacher one."""
+    whole = tiny.taught(**of_folder(images, how), **{"train.epochs": 2}, **overrides)
+    whole["teacher"]["config"]["dataset"] |= {key: whole["dataset"][key] for key in ("source", "path", "stream")}
+    whole["teacher"]["config"]["train"]["epochs"] = 1
+    return whole
+
+
+@pytest.fixture(scope="module")
+def kept(images, tmp_path_factory):
+    """The end of a run whose images lie in memory."""
+    return tiny.train(taught(images, "never"), tmp_path_factory.mktemp("never"))
+
+
+def same(a, b):
+    (state, result), (other, expected) = a, b
+    assert tiny.identical((state.params, state.stats), (other.params, other.stats))
+    assert (result["test"], result["config_hash"]) == (expected["test"], expected["config_hash"])
+
+
+@pytest.mark.parametrize("cache", ["none", "recording"])
+def test_a_run_that_streams_ends_as_one_in_memory(images, kept, tmp_path, cache):
+    same(tiny.train(taught(images, "always", **{"teacher.cache": cache}), tmp_path), kept)
+
+
+@pytest.mark.slow
+def test_processes_that_read_change_nothing(images, kept, tmp_path):
+    same(tiny.train(taught(images, "always", **{"dataset.workers": 2}), tmp_path), kept)
+
+
+def test_a_run_that_streams_goes_on_as_if_it_had_not_stopped(images, kept, tmp_path, monkeypatch):
+    whole = taught(images, "always")
+    with monkeypatch.context() as patched:
+        tiny.interrupt(patched, 5)
+        with pytest.raises(Preempted):
+            tiny.train(whole, tmp_path)
+    same(tiny.train(whole, tmp_path), kept)
+
+
+def test_an_evaluation_reads_the_same_images(images):
+    made = [experiment.create(tiny.config(**of_folder(images, how))) for how in ("never", "always")]
+    found = []
+    for one in made:
+        variables = jax.jit(one.components.student.init)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+        evaluate = evaluation.Evaluator(one, {})
+        found.append(evaluate(variables, evaluation.steps.method_variables({}, {}), one.dataset.test))
+    assert found[0] == found[1]
+
+
+def test_a_table_of_views_is_refused(images, tmp_path):
+    whole = taught(images, "always", **{"teacher.cache": "views"})
+    with pytest.raises(
+        InputError, match="teacher.cache is 'views', and the images stream; expected 'recording' or 'none'"
+    ):
+        tiny.train(whole, tmp_path)
+
+
+def test_only_a_folder_streams():
+    with pytest.raises(InputError, match="dataset.stream is 'always', and dataset.source 'digits'; expected 'folder'"):
+        experiment.create(tiny.config(**{"dataset.stream": "always"}))
