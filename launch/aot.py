@@ -15,6 +15,7 @@ others stand apart.
 
 import argparse
 import collections
+import contextlib
 import importlib.util
 import json
 import math
@@ -144,7 +145,8 @@ def create(
         part["model"]["pretrained"] = ""
         part["dataset"] |= {"name": "", "path": ""}
         parts += [section["config"] for section in teacher_sections(part["teacher"]) if section.get("config")]
-    return experiment.create(tree, source=stand_in(images, shape, classes), devices=devices)
+    with contextlib.redirect_stdout(sys.stderr):  # what it says of the data is no part of a report
+        return experiment.create(tree, source=stand_in(images, shape, classes), devices=devices)
 
 
 def exchanged(experiment: Any, *, bfloat16: bool = False) -> Exchanged:

@@ -10,7 +10,8 @@ the same config and kind of chip, or from the trace's FLOPs at a share of the pe
 Assumptions:
 
 * Computing takes a part in proportion to the images of a chip, and one that every chip has whole: the update of the
-  parameters, at the speed of the memory. In truth few images use a chip less well, so that many chips are flattered.
+  parameters, at the speed of the memory. In truth few images use a chip less well: from a report of few chips many look
+  too fast, and from one of many chips few look too slow, so that the efficiency is flattered either way.
 * An all-reduce is a ring's, at the full speed of all links of a chip: `all_reduce`. Where some chips are joined by
   slower links than others, these set the pace. Nothing else uses the links.
 * Every normalization exchanges its statistics once on the way forward and once on the way back, and the next layer
