@@ -15,13 +15,14 @@ others stand apart.
 
 import argparse
 import collections
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,14 @@ RARE = "in a branch that is not the cheapest"
 KINDS = ("v4", "v5e", "v5p", "v6e", "h100")
 LAUNCH = 1e-6  # seconds, of a kernel
 HANDSHAKE = 2e-6  # seconds, of a collective
+
+
+class Exchanged(NamedTuple):
+    """What data parallel training sums over the chips in a step: exact of gradients, and an upper bound of the rest."""
+
+    gradients: int  # bytes, those of the norms' scales and biases among them
+    statistics: int  # bytes of the batch statistics on the way forward; on the way back they are gradients
+    norms: int  # that take statistics
 
 
 class Chip(NamedTuple):
@@ -84,8 +93,6 @@ def report(
     """
     import jax
 
-    from kd_jax import experiment
-    from kd_jax.config.checks import plain, teacher_sections
     from kd_jax.errors import InputError, choose
 
     kind = topology.partition(":")[0]
@@ -94,28 +101,23 @@ def report(
     library, extra = ("jax_cuda13_plugin", "cuda") if gpu else ("libtpu", "aot")
     if not importlib.util.find_spec(library):
         raise InputError(f"topology {topology!r} needs {library}; expected it installed: pip install 'kd_jax[{extra}]'")
-    tree = plain(config)
-    parts = [tree]
-    for part in parts:
-        part["model"]["pretrained"] = ""
-        part["dataset"] |= {"name": "", "path": ""}
-        parts += [section["config"] for section in teacher_sections(part["teacher"]) if section.get("config")]
-    made = experiment.create(tree, source=stand_in(images, shape, classes), devices=devices(topology))
+    made = create(config, devices(topology), images=images, shape=shape, classes=classes)
     # There is no GPU to try the kernels of Triton on.
     compiled = lower(made, steps).compile({"xla_gpu_enable_triton_gemm": False} if gpu else None)
     text, memory = compiled.as_text(), compiled.memory_analysis()
     if program:
         Path(program).write_text(text)
-    device, batch = made.mesh.devices.flat[0].device_kind, tree["train"]["batch_size"]
+    device, batch = made.mesh.devices.flat[0].device_kind, made.config["train"]["batch_size"]
     parts_of_memory = ("argument", "output", "alias", "temp")
     size = {name: getattr(memory, f"{name}_size_in_bytes") for name in parts_of_memory}
     size["peak"] = size["argument"] + size["output"] - size["alias"] + size["temp"]
-    flops = 0.0 if gpu else compiled.cost_analysis()["flops"]
+    cost = {} if gpu else compiled.cost_analysis()
+    flops = cost.get("flops", 0.0)
     found = analyze(
         text, CHIPS[device], chips=made.mesh.size, steps=steps, images=images * math.prod(shape), flops=flops
     )
     return {
-        "config": tree["name"],
+        "config": made.config["name"],
         "topology": topology,
         "device": device,
         "chips": made.mesh.size,
@@ -123,9 +125,41 @@ def report(
         "steps_per_call": steps,
         "jax": jax.__version__,
         "memory": size,
+        "exchanged": exchanged(made, bfloat16=gpu and made.config["precision"] == "bfloat16")._asdict(),
+        "bytes_accessed": cost.get("bytes accessed", 0.0),
         "images_per_second_per_chip": batch / made.mesh.size / found["ms"] * 1e3,
         **found,
     }
+
+
+def create(
+    config: Mapping[str, Any], devices: Sequence[Any], *, images: int, shape: tuple[int, ...], classes: int
+) -> Any:
+    """The experiment of a config whose teacher is none or a config, on a stand-in of its data, for devices."""
+    from kd_jax import experiment
+    from kd_jax.config.checks import plain, teacher_sections
+
+    tree = plain(config)
+    parts = [tree]
+    for part in parts:
+        part["model"]["pretrained"] = ""
+        part["dataset"] |= {"name": "", "path": ""}
+        parts += [section["config"] for section in teacher_sections(part["teacher"]) if section.get("config")]
+    with contextlib.redirect_stdout(sys.stderr):  # what it says of the data is no part of a report
+        return experiment.create(tree, source=stand_in(images, shape, classes), devices=devices)
+
+
+def exchanged(experiment: Any, *, bfloat16: bool = False) -> Exchanged:
+    """See `Exchanged`, of an experiment's shapes. In `bfloat16` a GPU sums the gradients of kernels, docs/speed.md."""
+    import jax
+
+    state = experiment.state_shapes()
+    trained = {**state.params, "student": experiment.components.optimizer.split(state.params["student"])[0]}
+    gradients = sum(x.size * (2 if bfloat16 and x.ndim > 1 else x.dtype.itemsize) for x in jax.tree.leaves(trained))
+    means_and_variances = jax.tree.leaves(state.stats["student"])
+    return Exchanged(
+        gradients, sum(x.size * x.dtype.itemsize for x in means_and_variances), len(means_and_variances) // 2
+    )
 
 
 def stand_in(images: int, shape: tuple[int, ...], classes: int) -> Any:
@@ -196,7 +230,8 @@ def analyze(text: str, chip: Chip, *, chips: int, steps: int, images: int, flops
     milliseconds, kernels = 0.0, 0.0
     scopes, copies = collections.Counter[str](), collections.Counter(count=0.0, bytes=0.0, ms=0.0)
     collectives: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for run in hlo.executed(*hlo.parse(text)):
+    computations, entry = hlo.parse(text)
+    for run in hlo.executed(computations, entry):
         op, times, own = run.op, run.times / steps, 0.0
         if op.collective:
             moved = hlo.nbytes(op.shape)
@@ -218,11 +253,13 @@ def analyze(text: str, chip: Chip, *, chips: int, steps: int, images: int, flops
             copies.update(count=times, bytes=times * whole, ms=times * own)
     return {
         "ms": milliseconds,
+        "flops": flops,
         "mfu": flops / (milliseconds * chip.teraflops * 1e9),
         "kernels": kernels,
         "scopes": dict(scopes.most_common()),
         "copies_of_the_images": dict(copies),
         "collectives": {kind: dict(counted) for kind, counted in sorted(collectives.items())},
+        "kinds_of_collectives": sorted({op.collective for ops in computations.values() for op in ops} - {None}),
     }
 
 
@@ -257,6 +294,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     }
     for name, x in {"copies of the image set": result["copies_of_the_images"], **result["collectives"]}.items():
         rows[name] = f"{x['count']:g}; {x['bytes'] / 2**20:,.2f} MiB, {x['ms']:.2f} ms"
+    rows["what the chips exchange"] = exchange(result)
     for name, ms in result["scopes"].items():
         rows[f"share of {name}"] = f"{100 * ms / result['ms']:.1f}%; {ms:.2f} ms"
     title = (
@@ -266,41 +304,61 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join([title, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def exchange(result: Mapping[str, Any]) -> str:
+    """What travels between the chips in a usual step, and what kinds of collectives the whole program does not have."""
+    found = []
+    for kind, x in result["collectives"].items():
+        if not kind.endswith(RARE):
+            found.append(f"{kind} {x['count']:g}, {x['bytes']:,.0f} bytes")
+        if kind == "all-reduce":
+            gradients = result["exchanged"]["gradients"]
+            found.append(f"of these gradients {gradients:,}, statistics and counts {x['bytes'] - gradients:,.0f}")
+    none = [kind for kind in hlo.COLLECTIVES if kind not in result["kinds_of_collectives"]]
+    return "; ".join([*found, f"not in the program: {', '.join(none)}"])
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The flags that `read_config` reads."""
     parser.add_argument("--config", default="kd")
-    parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--batch", type=int, default=0, help="train.batch_size, of the teacher's config too")
     parser.add_argument("--images", type=int, default=45_000)
     parser.add_argument("--shape", default="32x32x3")
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=1, help="of a call")
-    parser.add_argument("--json", help="a file for the figures")
-    parser.add_argument("--hlo", default="", help="a file for the compiled program")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    given = parser.parse_args(arguments)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+
+
+def read_config(given: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """(the config's tree, `create`'s arguments for its data)."""
     from kd_jax import cli, config
     from kd_jax.errors import InputError
 
     name, _, argument = given.config.partition(":")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", given.shape):
+        raise InputError(f"--shape is {given.shape!r}; expected height, width and channels, such as 32x32x3")
+    shape = tuple(int(x) for x in given.shape.split("x"))
+    tree = config.experiment(name).get_config(argument)
+    changes = {key: cli.parsed(value) for key, _, value in (change.partition("=") for change in given.changes)}
+    both = ("", "teacher.config.") if tree.teacher.kind == "config" else ("",)  # the devices divide both batches
+    changes |= {f"{part}train.batch_size": given.batch for part in both if given.batch}
+    tree.update_from_flattened_dict(changes)
+    return tree, {"images": given.images, "shape": shape, "classes": given.classes}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config(parser)
+    parser.add_argument("--topology", default="v5e:4x4")
+    parser.add_argument("--steps", type=int, default=1, help="of a call")
+    parser.add_argument("--json", help="a file for the figures")
+    parser.add_argument("--hlo", default="", help="a file for the compiled program")
+    given = parser.parse_args(arguments)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from kd_jax.errors import InputError
+
     try:
-        shape = tuple(int(x) for x in given.shape.split("x"))
-        tree = config.experiment(name).get_config(argument)
-        changes = {key: cli.parsed(value) for key, _, value in (change.partition("=") for change in given.changes)}
-        both = ("", "teacher.config.") if tree.teacher.kind == "config" else ("",)  # the devices divide both batches
-        changes |= {f"{part}train.batch_size": given.batch for part in both if given.batch}
-        tree.update_from_flattened_dict(changes)
-        result = report(
-            tree,
-            given.topology,
-            images=given.images,
-            shape=shape,
-            classes=given.classes,
-            steps=given.steps,
-            program=given.hlo,
-        )
+        tree, data = read_config(given)
+        result = report(tree, given.topology, **data, steps=given.steps, program=given.hlo)
     except (InputError, KeyError, TypeError, ValueError) as error:
         print(f"error: {error.args[0]}", file=sys.stderr)
         sys.exit(2)

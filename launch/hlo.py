@@ -5,7 +5,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"),
+    *("collective-broadcast", "ragged-all-to-all", "send", "recv"),
+)
 KERNELS = ("fusion", "custom-call", "copy", "reduce", "convolution", "dot", "sort", "transpose", "scatter", "gather")
 BITS = {"pred": 8, "bf16": 16}  # of a type whose name does not say them
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+(?:e\d\w*)?)\[([\d,]*)\]")

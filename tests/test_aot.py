@@ -74,6 +74,22 @@ def test_a_copy_of_the_image_set_is_seen(found):
     assert found["copies_of_the_images"] == pytest.approx({"count": 0.2, "bytes": 3840, "ms": 60 / 1.5e6})
 
 
+def test_it_says_what_the_chips_exchange_and_what_the_program_does_not_have(found):
+    line = aot.exchange(found | {"exchanged": {"gradients": 12}})
+    assert line.startswith(
+        "all-reduce 1, 16 bytes; of these gradients 12, statistics and counts 4; not in the program: "
+    )
+    assert line.endswith("program: " + ", ".join(hlo.COLLECTIVES[1:]))
+
+
+def test_a_collective_inside_a_fusion_is_not_said_to_be_missing():
+    fused = "%fused (p.7: f32[4]) -> f32[8] {\n  ROOT %g.7 = f32[8]{0} all-gather(%p.7), dimensions={0}\n}\n\nENTRY"
+    text = PROGRAM.replace("ENTRY", fused)
+    found = aot.analyze(text, aot.CHIPS["TPU v5 lite"], chips=2, steps=5, images=50 * 3 * 128)
+    assert "all-gather" not in found["collectives"]
+    assert found["kinds_of_collectives"] == ["all-gather", "all-reduce"]
+
+
 @pytest.mark.parametrize(
     ("call", "operands"),
     [
@@ -111,5 +127,9 @@ def test_on_a_tpu_nothing_travels_but_sums_and_the_image_set_stays_as_it_lies(tm
     )
     found = json.loads(path.read_text())
     assert {kind.split()[0] for kind in found["collectives"]} == {"all-reduce"}
+    assert found["kinds_of_collectives"] == ["all-reduce"]
     assert found["copies_of_the_images"]["count"] == 0
+    # Gradients, the statistics on the way forward where no two of them are one, and two counts.
+    travels, bound = found["collectives"]["all-reduce"]["bytes"], found["exchanged"]
+    assert bound["gradients"] < travels <= bound["gradients"] + bound["statistics"] + 16
     assert found["collectives"]["all-reduce"]["count"] <= 2 * 9  # forward and backward, of nine normalizations

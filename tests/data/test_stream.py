@@ -166,11 +166,11 @@ def test_an_evaluation_reads_the_same_images(images):
 def test_a_table_of_views_is_refused(images, tmp_path):
     whole = taught(images, "always", **{"teacher.cache": "views"})
     with pytest.raises(
-        InputError, match="teacher.cache is 'views', and the images stream; expected 'recording' or 'none'"
+        InputError, match=r"teacher.cache is 'views', and the images stream; expected 'recording' or 'none'"
     ):
         tiny.train(whole, tmp_path)
 
 
 def test_only_a_folder_streams():
-    with pytest.raises(InputError, match="dataset.stream is 'always', and dataset.source 'digits'; expected 'folder'"):
+    with pytest.raises(InputError, match=r"dataset.stream is 'always', and dataset.source 'digits'; expected 'folder'"):
         experiment.create(tiny.config(**{"dataset.stream": "always"}))
