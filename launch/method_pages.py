@@ -27,7 +27,16 @@ INDEX, PAGES = ROOT / "docs" / "methods.md", ROOT / "docs" / "methods"
 COSTS = PAGES / "costs.jsonl"
 RECORDER, ORIGINALS = (ROOT / "tests" / "methods" / path for path in ("record_originals.py", "originals"))
 SHARED = ("on", "teacher_on", "standardize", "views", "teacher_views")  # options of every loss, described in methods.md
-NOT_ITS_OWN = ("method", "scheme", "student", "teacher", "pretrain", "quickstart", "original")  # experiments
+NOT_ITS_OWN = (
+    "imagenet",
+    "method",
+    "scheme",
+    "student",
+    "teacher",
+    "pretrain",
+    "quickstart",
+    "original",
+)  # experiments
 OURS = "original_"  # methods of the project that this one reimplements
 
 

@@ -48,6 +48,41 @@ def assert_trainable(config, has_teacher):
     assert (made.teacher is not None) == has_teacher
 
 
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("arg", ["", "mobilenetv1,dkd", "crd"])
+def test_imagenets_pairs_can_be_trained(arg):
+    config = get_config("imagenet", arg)
+    config.dataset.image_size, config.dataset.path = 16, ""  # there are no more pixels of digits
+    config.teacher.kind, config.teacher.path = "config", ""
+    assert_trainable(config, has_teacher=True)
+
+
+def test_imagenet_is_trained_as_papers_do():
+    config = get_config("imagenet", "")
+    assert (config.model.name, config.teacher.config.model.name) == ("resnet18", "resnet34")
+    assert (config.optimizer.learning_rate, tuple(config.optimizer.milestones)) == (0.1, (30, 60, 90))
+    assert (config.train.batch_size, config.train.epochs, config.optimizer.weight_decay) == (256, 100, 1e-4)
+    assert config.method.kd.to_dict() == {"weight": 0.5, "temperature": 1.0}
+    assert get_config("imagenet", "mobilenetv1").teacher.path.startswith("timm/resnet50.tv_in1k")
+    assert get_config("imagenet", "cross_entropy").teacher.kind == "none"
+
+
+@pytest.mark.parametrize(
+    ("arg", "said"),
+    [
+        (
+            "resnet18,mobilenetv1",
+            "the config's argument is 'resnet18,mobilenetv1'; expected one of resnet18, mobilenetv1",
+        ),
+        ("kd,dkd", "expected one of resnet18, mobilenetv1, and a method"),
+        ("sp", "the method is 'sp'; expected one of: at,"),
+    ],
+)
+def test_imagenet_refuses_what_it_does_not_know(arg, said):
+    with pytest.raises(InputError, match=said):
+        get_config("imagenet", arg)
+
+
 @pytest.mark.parametrize("scale", recipes.SCALES)
 def test_the_whole_networks_of_a_scale_can_be_trained(scale):
     assert_trainable(get_config("kd", scale), has_teacher=True)

@@ -43,6 +43,7 @@ ASSISTANTS = {
 # ImageNet weights on the Hugging Face hub: torchvision's (IMAGENET1K_V1), each at one revision, and Google's.
 PRETRAINED = {
     "resnet18": "timm/resnet18.tv_in1k@590dfdd48494d2316a8385e1ca7fbec3b9359b35",
+    "resnet34": "timm/resnet34.tv_in1k",
     "resnet50": "timm/resnet50.tv_in1k@78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
     "tf_efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
     "tf_efficientnet_lite1": "timm/tf_efficientnet_lite1.in1k",

@@ -56,7 +56,10 @@ class Batches:
 def ids_of_step(step: int, *, seed: int, batch_size: int, images: int) -> np.ndarray:
     """The positions [B] int32 of the images of a step, as `resident.feed` has them."""
     epoch, within = divmod(step, images // batch_size)
-    return resident.epoch_order(seed, epoch, images)[within * batch_size :][:batch_size]
+    return _order(seed, epoch, images)[within * batch_size :][:batch_size]
+
+
+_order = functools.lru_cache(maxsize=2)(resident.epoch_order)  # of a million images it takes longer than a step
 
 
 def evaluated(split: Split, ids: np.ndarray, mesh: Mesh) -> Iterator[RawBatch]:
