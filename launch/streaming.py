@@ -2,7 +2,7 @@
 
 usage: python -m launch.streaming [--images=1000000] [--size=64] [--batch=256] [--workers=0]
 
-The images are JPEG files in memory, of noise, which are slower to decode than photographs; each is decoded anew. Decoding
+The images are JPEG files in memory, of noise, which take longer than photographs; each is decoded anew. Decoding
 alone is the same threads on the same files, without order and batches. Memory is the process's peak so far, every tenth
 of the way; that of workers is not in it.
 """

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kd_jax import distributed, runs
 from kd_jax.errors import TOLD, InputError
@@ -252,3 +254,21 @@ def test_where_one_process_dies_the_others_end_and_are_started_again(start, tmp_
     assert "process 1 ended with exit status 137; the others end" in errors
     assert "starting again" in errors
     assert numbers(tmp_path) == numbers(alike)
+
+
+@pytest.mark.slow
+def test_two_processes_stream_what_one_has_in_memory(start, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        folder = tmp_path / "images" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+    data = ("--config.dataset.source=folder", f"--config.dataset.path={tmp_path / 'images'}")
+    data = (*data, "--config.dataset.train_images=0")
+    runs_of = tmp_path / "never", tmp_path / "always"
+    ((code, _, errors),) = pair.ended(start(runs_of[0], *data, "--config.dataset.stream=never", alone=True))
+    assert code == 0, errors
+    found = pair.ended(start(runs_of[1], *data, "--config.dataset.stream=always"))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert "images are read at every step" in found[0][1]
+    assert numbers(runs_of[1]) == numbers(runs_of[0])

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -118,7 +118,7 @@ def feed(
     )
 
 
-def read(source: Batches, first: int, workers: int) -> Iterator[RawBatch]:
+def read(source: Batches, first: int, workers: int) -> Generator[RawBatch, None, None]:
     """The batches from a number on, some of them read ahead."""
     import grain  # slow to import
 
