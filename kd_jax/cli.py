@@ -213,6 +213,8 @@ def _exit_code(call: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
         return 0
     except Exception as error:
+        if _is_told(error):
+            return 1
         if found := next((text for number, text in DISK.items() if _is_of(error, number)), None):
             return _report(error, found, 1)
         raise
@@ -220,9 +222,13 @@ def _exit_code(call: Callable[[], None]) -> int:
 
 
 def _report(error: BaseException, line: str, code: int) -> int:
-    if TOLD not in getattr(error, "__notes__", ()):
+    if not _is_told(error):
         print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
     return code
+
+
+def _is_told(error: BaseException) -> bool:
+    return TOLD in getattr(error, "__notes__", ())
 
 
 def _is_of(error: BaseException | None, number: int) -> bool:

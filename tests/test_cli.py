@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from kd_jax import cli
-from kd_jax.errors import InputError, Preempted, TrainingError, choose
+from kd_jax.errors import TOLD, InputError, Preempted, TrainingError, choose
 
 
 def wrapped(error):
@@ -21,6 +21,16 @@ def wrapped(error):
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("error", "code"), [(InputError("no folder"), 2), (RuntimeError("of any kind"), 1)])
+def test_what_another_process_says_is_not_said_again(error, code, capsys):
+    def call():
+        raise error
+
+    error.add_note(TOLD)
+    assert cli._exit_code(call) == code
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
