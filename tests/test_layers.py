@@ -45,6 +45,9 @@ LAYERS = (
         "report",
         "compare",
         "table",
+        "sweep",
+        "many",
+        "engines",
         "jobs",
         "quickstart",
         "cli",
@@ -57,6 +60,8 @@ HEAVY = {
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
     "datasets": {"data"},
+    "submitit": {"engines"},
+    "ray": {"engines"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 EXPERIMENTS = sorted((PACKAGE.parent / "configs").glob("*.py"))

@@ -1,0 +1,18 @@
+"""Programs that stand in for runs."""
+
+from kd_jax import jobs
+
+FAIL = "import sys; print('epoch 1'); print('error: no memory', file=sys.stderr); sys.exit(3)"
+
+
+def job(folder, program, name="a run"):
+    return jobs.Job(name, 0, "key", ("-c", program), str(folder))
+
+
+def writes(accuracy):
+    """A program that writes the result of a run into the folder of its last argument."""
+    result = {"name": "x", "test": {"accuracy": accuracy}, "checkpoint": 1, "seconds": 65}
+    return (
+        "import json, os, sys; folder = sys.argv[-1].partition('=')[2]; os.makedirs(folder);"
+        f" json.dump({result!r}, open(os.path.join(folder, 'result.json'), 'w'))"
+    )
