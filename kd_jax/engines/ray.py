@@ -6,6 +6,7 @@ A task whose machine is lost is run again elsewhere, and its run goes on from it
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,14 +68,26 @@ def _connect(ray: Any, at_a_time: int | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, Any] = {"num_cpus": at_a_time, "object_store_memory": STORE, "include_dashboard": False}
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check(address)
     handlers = {number: signal.getsignal(number) for number in stopping.CODES}
     try:
         where = {"address": "auto"} if address else {"address": "local", **own}
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         place = f"RAY_ADDRESS is {address!r}, where" if address else "--on is 'ray', and on this machine"
-        raise InputError(f"{place} no cluster answers: {one_line(error, 300)}") from None
+        raise InputError(f"{place} no cluster can be used: {one_line(error, 300)}") from None
     finally:
         for number, handler in handlers.items():  # Ray's own for SIGTERM leaves without a word
             with contextlib.suppress(ValueError):  # of another than the main thread, which has none
                 signal.signal(number, handler)
+
+
+def _check(address: str) -> None:
+    """Raises InputError where nobody answers, for which Ray waits many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise InputError(f"RAY_ADDRESS is {address!r}, where no cluster answers: {one_line(error)}") from None

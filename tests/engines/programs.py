@@ -1,5 +1,7 @@
 """Programs that stand in for runs."""
 
+import json
+
 from kd_jax import jobs
 
 FAIL = "import sys; print('epoch 1'); print('error: no memory', file=sys.stderr); sys.exit(3)"
@@ -16,3 +18,14 @@ def writes(accuracy):
         "import json, os, sys; folder = sys.argv[-1].partition('=')[2]; os.makedirs(folder);"
         f" json.dump({result!r}, open(os.path.join(folder, 'result.json'), 'w'))"
     )
+
+
+# The twelve rows of the table of digits, without --on and where the results go.
+TABLE = ("-m", "kd_jax.table", "--rows=original", "--scale=smoke", "--seeds=1")
+
+
+def rows_of(path) -> int:
+    """How many rows of a file of results are there once each."""
+    rows = [json.loads(line)["row"] for line in path.read_text().splitlines()]
+    assert len(set(rows)) == len(rows)
+    return len(rows)
