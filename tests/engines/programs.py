@@ -1,6 +1,7 @@
 """Programs that stand in for runs."""
 
 import json
+from pathlib import Path
 
 from kd_jax import jobs
 
@@ -29,3 +30,10 @@ def rows_of(path) -> int:
     rows = [json.loads(line)["row"] for line in path.read_text().splitlines()]
     assert len(set(rows)) == len(rows)
     return len(rows)
+
+
+def children(pid) -> list[int]:
+    """The processes that one has started, and theirs, the nearest first."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    own = [int(child) for path in tasks for child in path.read_text().split()]
+    return own + [pid for child in own for pid in children(child)]
