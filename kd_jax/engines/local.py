@@ -32,8 +32,9 @@ def run_all(wanted: Sequence[Job], setting: Setting) -> Iterator[tuple[Job, Resu
             yield futures[future], future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # an interrupted table starts no further run
-        while stopping.children:
-            stopping.children.pop().terminate()  # it saves its state, and as it is in the set no more, none follows it
+        for process in tuple(stopping.children):
+            stopping.children.discard(process)  # so that none follows it
+            process.terminate()  # it saves its state
         pool.shutdown()
 
 

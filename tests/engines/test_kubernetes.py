@@ -3,13 +3,12 @@
 import json
 import os
 import stat
-import subprocess
 import sys
 
 import pytest
 
-from kd_jax import engines, jobs, stopping
-from kd_jax.engines import kubernetes, worker
+from kd_jax import engines, jobs
+from kd_jax.engines import kubernetes
 from kd_jax.errors import InputError
 from tests.engines.programs import FAIL, job, writes
 
@@ -94,27 +93,6 @@ def test_a_wrong_option_is_one_line(tmp_path, options, said):
     with pytest.raises(InputError, match=said):
         next(kubernetes.run_all([job(tmp_path / "a", FAIL)], setting(tmp_path)._replace(options=options)))
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_worker_that_is_stopped_waits_for_its_run(tmp_path):
-    """As the first process of a pod, whose end is the end of all others."""
-    waits = (
-        "import signal, sys, time; folder = sys.argv[-1].partition('=')[2]\n"
-        "def stop(*_): time.sleep(0.5); open(folder + '.saved', 'w').close(); sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, stop); print('ready', flush=True); time.sleep(20)"
-    )
-    one = job(tmp_path / "a", waits)
-    path = tmp_path / "jobs.json"
-    path.write_text(json.dumps(worker.to_json([one], jobs.Setting("runs"), str(tmp_path))))
-    command = [sys.executable, "-m", "kd_jax.engines.worker", str(path)]
-    environment = os.environ | {"JOB_COMPLETION_INDEX": "0"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-    while not (tmp_path / "a.log").exists() or "ready" not in (tmp_path / "a.log").read_text():
-        assert process.poll() is None
-    process.terminate()
-    process.communicate()
-    assert process.returncode == stopping.CODES[15]
-    assert (tmp_path / "a.saved").exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax import jobs, runs
+from kd_jax import jobs
 from kd_jax.engines import ray
 from kd_jax.errors import InputError
 from tests.engines.programs import TABLE, children, job, rows_of
@@ -61,14 +61,19 @@ def table(cluster, tmp_path, no_tensorflow):
     return start
 
 
-def trains_on(node):
-    """Whether a run on a machine of the cluster is at its steps."""
+def processes(node):
+    """{process: its run's folder, or none} of a machine of the cluster."""
+    found = {}
     for pid in children(node.all_processes["raylet"][0].process.pid):
         command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        folder = next((part.partition("=")[2] for part in command if part.startswith("--workdir=")), None)
-        if folder and any(line.startswith("training ") for line in lines(Path(f"{folder}.log"))):
-            return not runs.has_result(folder)
-    return False
+        found[pid] = next((part.partition("=")[2] for part in command if part.startswith("--workdir=")), None)
+    return found
+
+
+def has_checkpoint(node):
+    """Whether a run on a machine of the cluster is in the middle of its steps."""
+    folders = [Path(folder) for folder in processes(node).values() if folder]
+    return any(list(folder.glob("checkpoints/[24]0/commit_success.txt")) for folder in folders)
 
 
 @pytest.mark.slow
@@ -76,9 +81,10 @@ def trains_on(node):
 def test_a_worker_that_is_killed_costs_no_row_and_its_run_goes_on(cluster, table, tmp_path):
     made, (node, _) = cluster
     process = table(5)
-    while not trains_on(node) and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(0.5)  # some steps
+    while not has_checkpoint(node) and process.poll() is None:
+        time.sleep(0.02)
+    for pid in processes(node):
+        os.kill(pid, signal.SIGKILL)
     made.remove_node(node, allow_graceful=False)
     before = len(lines(tmp_path / "results.jsonl"))
     said, _ = process.communicate(timeout=300)
