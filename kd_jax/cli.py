@@ -33,6 +33,7 @@ COMMANDS = {  # each is a module of this package
     "benchmark-export": "Compare the formats of a student: size, accuracy, latency.",
     "import-teacher": "Make a teacher of a PyTorch network, which trains without PyTorch.",
     "table": "Run a table of experiments over seeds.",
+    "sweep": "Run a grid of values of a config's keys over seeds.",
     "quickstart": "Train and distill on handwritten digits, and print a table.",
 }
 USAGE = """Trains small image classifiers from large ones.
@@ -87,7 +88,7 @@ AGAINST = define_paths(
 )
 
 SEEDS = flags.DEFINE_integer(
-    "seeds", None, "Seeds 0, 1, ... of every row; by default quickstart has 1, table 3.", lower_bound=1
+    "seeds", None, "Seeds 0, 1, ... of every row; by default quickstart has 1, table and sweep 3.", lower_bound=1
 )
 ROWS = flags.DEFINE_list("rows", None, "quickstart: the rows of its table; table: which table, by default `original`.")
 IMPORT = define_paths(
@@ -158,6 +159,7 @@ def run(
         main([os.path.expanduser(argument) for argument in arguments])  # they are paths
 
     with stopping.listening(stopping.leave_at_once, last=True):
+        stopping.end_with_parent()
         code = _exit_code(call)
         if stopping.leaves_alone:
             sys.stdout.flush()

@@ -125,12 +125,8 @@ def create(
     config = plain(config)
     if source is not None:
         _set_source(config, "memory")
-    check(config)
+    method = check_without_data(config)  # first: an unknown name is then reported before a long load
     training = finished is None
-    # What needs no data is built first: an unknown name is then reported before a long load.
-    method = methods.create(config["method"])
-    components.create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
-    _check_views(config, method)
     if training and (project := config["log"]["wandb"]):
         wandb_run.check(project)
     dataset = data.load(config["dataset"], source)
@@ -191,6 +187,19 @@ def create(
 
 def _fetch(dataset: data.Dataset, options: StepOptions) -> Callable[..., Any]:
     return stream.fetch if stream.is_streamed(dataset.train) else resident.fetch(options)
+
+
+def check_without_data(config: Mapping[str, Any]) -> Method:
+    """The method of a plain config.
+
+    Raises:
+      InputError: for whatever is wrong with the config, so far as no images are needed to say so.
+    """
+    check(config)
+    method = methods.create(config["method"])
+    components.create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
+    _check_views(config, method)
+    return method
 
 
 def _jit(

@@ -1,10 +1,11 @@
-"""Requests to stop: Ctrl-C (SIGINT) and SIGTERM.
+"""Requests to stop: Ctrl-C (SIGINT), SIGTERM, and SIGUSR2, by which Slurm says that the time is nearly over.
 
 They end a command at once, but for training, which ends at the next step and saves its state. A second Ctrl-C does not
 wait for that.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -19,7 +20,8 @@ from kd_jax.errors import Preempted
 
 Leave = Callable[[int, str], Any]  # (signal, what is said)
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR2: 143}
+PARENT = "KD_JAX_PARENT"  # the variable by which a process says to one that it starts who it is
 
 children: "set[subprocess.Popen[bytes]]" = set()  # processes that are asked to stop where this one leaves
 leaves_alone = False  # whether other processes, which do not end, would be waited for at this one's end
@@ -92,6 +94,13 @@ def _remove(paths: Iterable[str]) -> None:
             os.remove(path)
 
 
+def end_with_parent() -> None:
+    """This process is asked to stop where the one that started it, which says so by `PARENT`, is killed (on Linux)."""
+    if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
+        of_parents_death = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(of_parents_death, signal.SIGTERM)
+
+
 def say(text: str) -> None:
     """Writes to the terminal from a signal's handler, which may have come in the middle of a `print`."""
     with contextlib.suppress(OSError):
@@ -111,7 +120,7 @@ _request: Request | None = None
 
 @contextlib.contextmanager
 def listening(leave: Leave = lambda number, message: None, *, last: bool = False) -> Iterator[Request]:
-    """Listens to both signals; inside of another one, it is the same request.
+    """Listens to these signals; inside of another one, it is the same request.
 
     Outside of the main thread, where no signal arrives, nothing is ever asked for.
 

@@ -9,11 +9,10 @@ networks start from ones that are first trained on that folder of images, as con
 ImageNet weights. A run that fails is named at its row, and the others go on; the same command tries it again.
 
 Every result is added to a file of JSON lines (--results), from which the table is made: runs whose results stand there
-are not run again, on whatever machine they were made. --jobs=N runs N at a time, each on its share of the cores.
+are not run again, on whatever machine they were made. --jobs=N runs N at a time, each on its share of the cores; --on
+gives them to other machines, see docs/guide.md.
 """
 
-import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -21,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from kd_jax import checksums, cli, config, intervals, jobs, runs
+from kd_jax import cli, config, intervals, jobs, many, runs
 from kd_jax.config import recipes
 from kd_jax.errors import InputError, TrainingError, choose
 from kd_jax.jobs import Failure, Job
@@ -30,71 +29,21 @@ TABLES = ("original",)  # experiments with ROWS, HEADINGS, LABELS, BASELINES, PU
 ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
 SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
 PRESET = flags.DEFINE_enum("preset", "corrected", ["corrected", "faithful"], "Of the table.")
-JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
 PRETRAIN_ON = cli.define_path("pretrain_on", None, "A folder of images to pretrain the networks on.")
-RESULTS = cli.define_path("results", None, "JSON lines; by default launch/results/TABLE[-SCALE][-PRESET].jsonl.")
-for flag in ("rows", "seeds", "runs"):
+for flag in ("rows", "seeds", "runs", *many.FLAGS):
     flags.declare_key_flag(flag)
 
 
 def main(arguments: list[str]) -> None:
     module = config.experiment(_table())
     rows = [choose("--only", row, module.ROWS) for row in ONLY.value] or list(module.ROWS)
-    path = RESULTS.value or os.path.join(_results_folder(), f"{name()}.jsonl")
     # Teachers first, and every row once before any a second time, so that an unfinished table is of use.
     ordered = sorted(rows, key=lambda row: not row.startswith("teacher"))
     wanted = [job(module, row, number, arguments) for number in range(cli.SEEDS.value or 3) for row in ordered]
-    done = read(path)
-    missing = [one for one in wanted if one.key not in done]
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {path}", flush=True)
-    failures = []
-    if missing:
-        _pretrain()
-    for one, outcome in jobs.run_all(missing, cli.RUNS.value, JOBS.value):
-        if isinstance(outcome, Failure):
-            failures.append(outcome)
-            continue
-        done[one.key] = outcome
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        _append(path, json.dumps(checksums.add(jobs.line(one, outcome))))
+    done, failures = many.run(wanted, name(), before=_pretrain)
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
-    text, folder = table(module, results, failures), os.path.join(cli.RUNS.value, name())
-    numbers = runs.json_text(summary(module, results, failures))
-    runs.write_files(folder, {"table.md": (text + "\n").encode(), "table.json": numbers.encode()})
-    print(f"\n{text}\n\n{folder} holds table.md and table.json")
-    if failures:
-        raise TrainingError(f"{len(failures)} of {len(wanted)} runs failed; the same command tries them again")
-
-
-def _results_folder() -> str:
-    """Where results that others may use stand in a checkout; elsewhere a folder of the runs."""
-    in_checkout = os.path.join("launch", "results")
-    return in_checkout if os.path.isdir(in_checkout) else os.path.join(cli.RUNS.value, "results")
-
-
-def read(path: str) -> dict[str, dict]:
-    """{key: result} of a file of results; none where there is no such file."""
-    if not os.path.exists(path):
-        return {}
-    results = {}
-    with open(path) as file:
-        for number, text in enumerate(file, start=1):
-            try:
-                line = json.loads(text)
-                if not checksums.take(line):
-                    checksums.say_unchecked(path)
-                results[line["key"]] = line["result"]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                print(f"line {number} of {path} is no result, or is damaged, and is passed over", flush=True)
-    return results
-
-
-def _append(path: str, line: str) -> None:
-    """Adds a line to a file, whose last one may have been cut short."""
-    with open(path, "a+") as file:
-        file.seek(0)
-        text = file.read()
-        file.write(("\n" if text and not text.endswith("\n") else "") + line + "\n")
+    many.write(name(), table(module, results, failures), summary(module, results, failures))
+    many.fail(failures, wanted)
 
 
 def summary(
@@ -207,37 +156,23 @@ def job(module: ModuleType, row: str, number: int, changes: Sequence[str]) -> Jo
         raise InputError(f"the arguments {' '.join(changes)} do not fit: {' '.join(str(error).split())}") from None
     overrides = (f"--config.{key}={value}" for key, value in flat.items())
     command = ("-m", "kd_jax.main", f"--config=configs/{_table()}.py:{arg}", *overrides)
-    key = _key(tree.to_dict())
+    identity = _identity(tree.to_dict())
+    key = runs.digest(identity)
     teachers_run = row.startswith("teacher") and number == 0  # of the other rows, which look for it there
     folder = ("teachers", key[:8]) if teachers_run else (name(), f"{row}-{number}-{key[:8]}")
-    return Job(row, number, key, command, os.path.join(cli.RUNS.value, *folder))
+    return Job(row, number, key, command, os.path.join(cli.RUNS.value, *folder), many.untrained(tree, identity))
 
 
-def _key(tree: Mapping[str, Any]) -> str:
-    """The digest of a run's identity: of all that affects its result, the content of data and weights included."""
-    from kd_jax import identity
+def _identity(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's identity: all that affects its result, the content of data and weights included."""
     from kd_jax.config.checks import plain
 
     pretrained = {}
     for role in ("student", "teacher") if PRETRAIN_ON.value else ():
         own = plain(config.experiment("pretrain").get_config(_pretrain_arg(role)))
         own["dataset"]["path"] = PRETRAIN_ON.value
-        pretrained[_pretrained(role)] = runs.digest(identity.identify(own, fingerprint=_fingerprint(own)))
-    config_of_run = plain(tree)
-    fingerprint = _fingerprint(config_of_run)
-    return runs.digest(identity.identify(config_of_run, fingerprint=fingerprint, pretrained=pretrained))
-
-
-def _fingerprint(tree: Mapping[str, Any]) -> str:
-    """The fingerprint of a config's data, which is taken once for the whole table."""
-    return _fingerprint_of(json.dumps(tree["dataset"], sort_keys=True))
-
-
-@functools.cache
-def _fingerprint_of(section: str) -> str:
-    from kd_jax import data
-
-    return data.fingerprint(json.loads(section))
+        pretrained[_pretrained(role)] = runs.digest(many.identity(own))
+    return many.identity(plain(tree), pretrained)
 
 
 def _pretrain_arg(role: str) -> str:

@@ -45,6 +45,9 @@ LAYERS = (
         "report",
         "compare",
         "table",
+        "sweep",
+        "many",
+        "engines",
         "jobs",
         "quickstart",
         "cli",
@@ -58,6 +61,8 @@ HEAVY = {
     "tensorflow_datasets": {"data"},
     "datasets": {"data"},
     "grain": {"data"},
+    "submitit": {"engines"},
+    "ray": {"engines"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 EXPERIMENTS = sorted((PACKAGE.parent / "configs").glob("*.py"))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -178,3 +179,34 @@ def test_the_processes_of_a_command_are_asked_to_stop_too():
     os.kill(os.getpid(), signal.SIGTERM)"""
     status, said, _ = command(starts)
     assert (status, set(said)) == (143, {"stopped; the same command starts again", "asked"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when a process's parent has died")
+def test_a_run_is_asked_to_stop_where_the_process_that_started_it_is_killed(tmp_path):
+    said = tmp_path / "said"
+    child = (
+        f"import pathlib, signal, sys; from kd_jax import stopping as own; said = pathlib.Path({str(said)!r})\n"
+        "def stop(*_): said.write_text('asked'); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop); signal.alarm(20); own.end_with_parent(); said.touch(); signal.pause()"
+    )
+    parent = (
+        "import os, subprocess, sys; from kd_jax import stopping; own = {stopping.PARENT: str(os.getpid())}\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | own).wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    end = time.monotonic() + 20
+    while not said.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while not said.read_text() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert said.read_text() == "asked"
+
+
+def test_the_signal_by_which_slurm_says_that_time_is_over_is_a_request_to_stop():
+    with stopping.listening() as request, request.deferred():
+        send(signal.SIGUSR2)
+        assert request
+        with pytest.raises(Preempted):
+            request.stop()

@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from kd_jax import checksums, cli, experiment, jobs, table
+from kd_jax import cli, experiment, jobs, table
 from kd_jax.errors import InputError, TrainingError
 
 flags.FLAGS.mark_as_parsed()
@@ -65,7 +65,7 @@ def fake(monkeypatch):
     """Takes the place of the processes: what was run, and which of it fails."""
     ran, fails = [], set()
 
-    def run(job, runs_folder, cores=()):
+    def run(job, runs_folder, cores=(), restarts=0):
         ran.append((job.row, job.seed))
         if (job.row, job.seed) in fails:
             return jobs.Failure(job.row, job.seed, "it broke")
@@ -170,22 +170,6 @@ def test_the_teacher_of_the_others_lies_where_they_look_for_it(settings):
     first, second = (table.job(ORIGINAL, "teacher", number, []) for number in (0, 1))
     assert first.folder == f"{cli.RUNS.value}/teachers/{first.key[:8]}"
     assert second.folder.startswith(f"{cli.RUNS.value}/original-smoke/teacher-1-")
-
-
-def test_a_line_that_was_cut_short_is_passed_over_with_a_word(tmp_path, capsys):
-    path = str(tmp_path / "results.jsonl")
-    (tmp_path / "results.jsonl").write_text('{"key": "a", "result": {}}\n{"key": "b", "res')
-    table._append(path, '{"key": "c", "result": {}}')
-    assert table.read(path).keys() == {"a", "c"}
-    assert capsys.readouterr().out == f"line 2 of {path} is no result, or is damaged, and is passed over\n"
-
-
-def test_a_damaged_line_is_no_result(tmp_path, capsys):
-    path = tmp_path / "results.jsonl"
-    lines = [json.dumps(checksums.add({"key": key, "result": {"test": 0.5}})) for key in "ab"]
-    path.write_text(lines[0] + "\n" + lines[1].replace("0.5", "0.7") + "\n")
-    assert table.read(str(path)) == {"a": {"test": 0.5}}
-    assert "line 2 of" in capsys.readouterr().out
 
 
 def test_one_table_is_made_at_a_time(settings):
