@@ -31,6 +31,8 @@ CONFIG = {
     "cutout": 0.0,
     "class_names": "",
     "label_free": False,
+    "stream": "auto",
+    "workers": 0,
 }
 
 
