@@ -37,9 +37,9 @@ def process(module, *arguments, before=(), **environment):
     )
 
 
-def ended(processes):
+def ended(processes, seconds=240):
     """[(exit status, stdout, stderr)], but for what XLA says of its connections."""
-    found = [(*process.communicate(timeout=240), process.returncode) for process in processes]
+    found = [(*process.communicate(timeout=seconds), process.returncode) for process in processes]
     return [(status, "".join(x for x in out.splitlines(True) if "[Gloo]" not in x), err) for out, err, status in found]
 
 

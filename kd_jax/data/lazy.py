@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax.data.images import available_memory
-
 THREADS = min(8, os.cpu_count() or 1)  # more threads than cores halve the speed on small images
 
 
@@ -20,6 +18,8 @@ def are_needed(stream: str, size: int) -> bool:
 
 def room() -> int:
     """Bytes of images that can lie in memory: half of what host and devices have."""
+    from kd_jax.data.images import available_memory  # it needs Pillow, which not all have that train on arrays
+
     memory = [available_memory()]
     if statistics := jax.local_devices()[0].memory_stats():  # a CPU has none
         memory.append(statistics["bytes_limit"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kd_jax.data import images as images_of_files
 from kd_jax.data import lazy
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
@@ -46,7 +47,7 @@ def test_nothing_is_read_for_the_shape(images):
     [("always", 0, True), ("never", 2**60, False), ("auto", 99, False), ("auto", 101, True)],
 )
 def test_images_stream_where_memory_has_no_room(monkeypatch, stream, size, needed):
-    monkeypatch.setattr(lazy, "available_memory", lambda: 200)  # half of which is room for images
+    monkeypatch.setattr(images_of_files, "available_memory", lambda: 200)  # half of which is room for images
     assert lazy.are_needed(stream, size) == needed
 
 
@@ -56,5 +57,5 @@ def test_the_devices_memory_counts_where_it_is_known(monkeypatch):
             return {"bytes_limit": 50}
 
     monkeypatch.setattr(lazy.jax, "local_devices", lambda: [Device()])
-    monkeypatch.setattr(lazy, "available_memory", lambda: 200)
+    monkeypatch.setattr(images_of_files, "available_memory", lambda: 200)
     assert lazy.room() == 25

@@ -7,16 +7,16 @@ import pytest
 from tests import pair, tiny
 from tests.methods import side_by_side
 from tests.methods.examples import ALL
-from tests.methods.test_training import group, result
+from tests.methods.test_training import result
 
-FEW = group("crd")[0]  # a memory, games and adapters are among them; the others are tested with --all
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)])
-def of_two(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
     """{method: its part of the state that two processes have after ten float64 steps}."""
     file = tmp_path_factory.mktemp("pair") / "states.pickle"
-    found = pair.ended(pair.start("tests.methods.pair_of_steps", file, *(FEW if request.param == "few" else ALL)))
+    found = pair.ended(pair.start("tests.methods.pair_of_steps", file, *ALL), seconds=1800)
     assert [status for status, _, _ in found] == [0, 0], found
     return pickle.loads(file.read_bytes())
 
