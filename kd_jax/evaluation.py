@@ -45,7 +45,7 @@ class Evaluator:
         placed = self._placed_of(split)
         each = (
             self._steps(variables, method, read, *call)
-            for read, call in zip(placed.on_devices(), placed.calls, strict=False)
+            for read, call in zip(placed.on_devices(), placed.calls, strict=True)
         )
         return jax.device_get(functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), each))
 
@@ -72,7 +72,7 @@ class Evaluator:
         if stream.is_streamed(split):
             on_devices = functools.partial(stream.evaluated, split, _ids_and_mask(made, count)[0], made.mesh)
         else:
-            on_devices = functools.partial(itertools.repeat, resident.put(split, made.mesh))
+            on_devices = functools.partial(itertools.repeat, resident.put(split, made.mesh), len(each))
         if made.teacher is None or made.teacher.is_average:
             return _Placed(split, on_devices, [(ids, mask, None) for ids, mask in each])
         names = {id(made.dataset.test): "test", id(made.dataset.validation): "validation"}
@@ -84,7 +84,7 @@ class Evaluator:
         if not kept:
             said = [
                 self._teach(self._teacher_variables, read, ids)
-                for read, (ids, _) in zip(on_devices(), each, strict=False)
+                for read, (ids, _) in zip(on_devices(), each, strict=True)
             ]
             for field in said[0] if store else ():
                 assert store is not None

@@ -163,6 +163,17 @@ def test_an_evaluation_reads_the_same_images(images):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_image_that_turns_out_to_be_damaged_ends_the_run_with_its_name(tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(resident, "EXAMPLES", 2)  # that initialization reads; this one is behind them
+    path = write(tmp_path / "images", [(8, 8)])
+    cut = path / "class1" / "07.png"
+    cut.write_bytes(cut.read_bytes()[:60])  # behind its header
+    whole = tiny.config(**of_folder(path, "always"), **{"dataset.normalize": "imagenet", "dataset.workers": workers})
+    with pytest.raises(InputError, match=r"class1/07.png cannot be read as an image"):
+        tiny.train(whole, tmp_path)
+
+
 def test_a_table_of_views_is_refused(images, tmp_path):
     whole = taught(images, "always", **{"teacher.cache": "views"})
     with pytest.raises(
