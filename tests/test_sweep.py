@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 from kd_jax import experiment, jobs, sweep
 from kd_jax.config import shipped
 from kd_jax.errors import InputError, TrainingError
+from tests.engines import programs
 
 flags.FLAGS.mark_as_parsed()
 TEMPERATURES = ["kd.temperature=2,4"]
@@ -35,17 +36,11 @@ def result(validation, test):
 @pytest.fixture
 def fake(monkeypatch):
     """Takes the place of the processes: what was run, and which of it fails. 4 is the better temperature."""
-    ran, fails = [], set()
 
-    def run(job, runs_folder, cores=(), restarts=0):
-        ran.append((job.row, job.seed))
-        if (job.row, job.seed) in fails:
-            return jobs.Failure(job.row, job.seed, "it broke")
-        better = job.row == "kd.temperature=4"
-        return result(0.8 + 0.05 * better + job.seed / 100, 0.7)
+    def outcome(row, seed):
+        return result(0.8 + 0.05 * (row == "kd.temperature=4") + seed / 100, 0.7)
 
-    monkeypatch.setattr(jobs, "run", run)
-    return ran, fails
+    return programs.stand_in(monkeypatch, outcome)
 
 
 def test_every_setting_is_run_over_seeds_and_picked_up_afterwards(settings, fake, capsys):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from kd_jax import cli, experiment, jobs, table
 from kd_jax.errors import InputError, TrainingError
+from tests.engines import programs
 
 flags.FLAGS.mark_as_parsed()
 
@@ -63,16 +64,7 @@ def settings(tmp_path):
 @pytest.fixture
 def fake(monkeypatch):
     """Takes the place of the processes: what was run, and which of it fails."""
-    ran, fails = [], set()
-
-    def run(job, runs_folder, cores=(), restarts=0):
-        ran.append((job.row, job.seed))
-        if (job.row, job.seed) in fails:
-            return jobs.Failure(job.row, job.seed, "it broke")
-        return result(0.9 if job.row == "kd" else 0.8 + job.seed / 100)
-
-    monkeypatch.setattr(jobs, "run", run)
-    return ran, fails
+    return programs.stand_in(monkeypatch, lambda row, seed: result(0.9 if row == "kd" else 0.8 + seed / 100))
 
 
 def test_every_row_is_run_once_and_picked_up_afterwards(settings, fake, capsys):

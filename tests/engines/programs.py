@@ -5,6 +5,21 @@ from pathlib import Path
 
 from kd_jax import jobs
 
+
+def stand_in(monkeypatch, outcome):
+    """Takes the place of the processes of runs: (what was run, which of it fails); `outcome(row, seed)` is a result."""
+    ran, fails = [], set()
+
+    def run(job, runs_folder, cores=(), restarts=0):
+        ran.append((job.row, job.seed))
+        if (job.row, job.seed) in fails:
+            return jobs.Failure(job.row, job.seed, "it broke")
+        return outcome(job.row, job.seed)
+
+    monkeypatch.setattr(jobs, "run", run)
+    return ran, fails
+
+
 FAIL = "import sys; print('epoch 1'); print('error: no memory', file=sys.stderr); sys.exit(3)"
 
 
