@@ -3,6 +3,9 @@
 A checkpoint is a folder named by its step: what Orbax writes, and `checkpoint.json` with the SHA-256 of each of these
 files, the best checkpoint so far, and what else the run has to remember. It is written under another name and then
 renamed, so a process that is killed at any moment leaves whole checkpoints only.
+
+Of many processes that train one run, all have the same state: the first writes and reads, and the others get what it
+has read. They need no folder in common.
 """
 
 import concurrent.futures
@@ -11,15 +14,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as orbax
 from orbax.checkpoint import v1 as ocp
 
-from kd_jax import checksums, distributed, runs
+from kd_jax import checksums, distributed, remote, runs, sharding
 from kd_jax.errors import InputError, TrainingError, first_few, one_line
 from kd_jax.types import TrainState
 
@@ -54,7 +58,7 @@ class Checkpoints:
 
     def __init__(self, folder: str, *, keep: int = 1):
         """Keeps the `keep` latest, and the one with the highest accuracy."""
-        self._folder, self._keep = Path(os.path.abspath(folder)), keep
+        self._folder, self._keep = Path(os.path.abspath(remote.local(folder))), keep
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
         self._before: tuple[set[int], Best | None] = (set(), None)  # what was saved, and the best, before that
@@ -97,20 +101,12 @@ class Checkpoints:
         self._saved -= superseded
         record = {"step": step, "best": self._best, "extra": dict(extra or {})}
         copy, finite = _copied(state)
-        if distributed.count() == 1:
-            self._writing = self._thread.submit(self._write, copy, finite, record, superseded)
-            return
-        # What the processes tell each other through their devices has to come in the same order on all.
-        _check_finite(finite, step)
-        distributed.first(self._begin)
-        written = ocp.save_async(self._partial(step), copy)
-        self._writing = self._thread.submit(self._finish, written.result, record, superseded)
+        self._writing = self._thread.submit(self._write, copy, finite, record, superseded)
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Loads a step into the structure, types and shardings of `like`; raises InputError when it is not whole."""
         self.wait()
-        path = self._folder / str(step)
-        return _read(path, jax.tree.map(_abstract, like), _verified(path))
+        return self._load(step, like)
 
     def restore(self, like: TrainState) -> Restored | None:
         """Loads the newest checkpoint that is whole, with the best before it, and says what a damaged one costs.
@@ -122,10 +118,9 @@ class Checkpoints:
         """
         newest, damaged = max(self._saved, default=0), []
         for step in reversed(self.steps()):
-            path = self._folder / str(step)
             try:
                 record, best = distributed.first(self._verified, step)
-                state = _read(path, jax.tree.map(_abstract, like), record)
+                state = self._load(step, like, record)
             except InputError as error:
                 damaged.append((step, error))
                 continue
@@ -183,29 +178,27 @@ class Checkpoints:
                 ) from None
         return best_of_then
 
+    def _load(self, step: int, like: TrainState, record: Mapping[str, Any] | None = None) -> TrainState:
+        """A step's state; `record`: what `_verified` returned of it, where it was called."""
+        path, alone = self._folder / str(step), distributed.count() == 1
+        abstract = jax.tree.map(_abstract if alone else _on_one_device, like)
+        loaded = distributed.sent(lambda: _read(path, abstract, _verified(path) if record is None else record))
+        if alone:
+            return loaded
+        return jax.tree.map(lambda x, there: sharding.put(x, there.sharding), loaded, like)
+
     def _write(
         self, state: TrainState, finite: Mapping[str, jax.Array], record: dict[str, Any], superseded: Iterable[int]
     ) -> None:
+        """Writes a state, and gives it its record and its name."""
         _check_finite(finite, record["step"])
-        self._begin()
-        self._finish(lambda: ocp.save(self._partial(record["step"]), state), record, superseded)
-
-    def _begin(self) -> None:
-        """Makes room for one more."""
+        if not distributed.is_first():
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         _clear(self._folder)
-
-    def _partial(self, step: int) -> Path:
-        """Where a step is written, before it gets its name."""
-        return self._folder / f".{step}.tmp"
-
-    def _finish(self, written: Callable[[], None], record: dict[str, Any], superseded: Iterable[int]) -> None:
-        """Waits for what is written, and gives it its record and its name."""
-        partial = self._partial(record["step"])
+        partial = self._folder / f".{record['step']}.tmp"
         try:
-            written()
-            if not distributed.is_first():
-                return
+            _save(partial, state)
             files = {path.relative_to(partial).as_posix(): _digest(path) for path in _files(partial)}
             runs.write_json(str(partial / RECORD), {**record, "files": files})
             partial.rename(self._folder / str(record["step"]))
@@ -224,14 +217,9 @@ class Checkpoints:
 
 def load_tree(folder: str, step: int) -> dict[str, Any]:
     """The whole state of a step as nested dictionaries, on one device, wherever it was saved from."""
-    path = Path(os.path.abspath(folder), str(step))
+    path = Path(os.path.abspath(remote.local(folder)), str(step))
     record = _verified(path)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def abstract(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-
-    return _read(path, lambda: jax.tree.map(abstract, ocp.metadata(path).metadata), record)
+    return _read(path, lambda: jax.tree.map(_on_one_device, ocp.metadata(path).metadata), record)
 
 
 def _check_finite(finite: Mapping[str, jax.Array], step: int) -> None:
@@ -326,7 +314,11 @@ def _has_older_record(path: Path) -> bool:
 def _read(path: Path, abstract: Any, record: Mapping[str, Any]) -> Any:
     """Loads a checkpoint. Only without digests may an error be one of a damaged file."""
     try:
-        return ocp.load(path, abstract() if callable(abstract) else abstract)
+        context = ocp.Context()
+        for name, value in _alone().items():
+            setattr(context.multiprocessing, name, value)
+        with context:
+            return ocp.load(path, abstract() if callable(abstract) else abstract)
     except Exception as error:  # of no class of its own where a file is cut in the middle
         if record:
             raise
@@ -345,6 +337,31 @@ def _files(folder: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _alone() -> dict[str, Any]:
+    """Options of Orbax: this process waits for no other."""
+    own = jax.process_index()
+    return {"primary_host": own, "active_processes": {own}, "barrier_sync_key_prefix": f"process{own}"}
+
+
+def _save(path: Path, tree: Any) -> None:
+    """Writes a tree of arrays that lie on every device, this process alone: of Orbax's interfaces the older one can."""
+    options = orbax.options.MultiprocessingOptions(**_alone())
+    arrays = orbax.type_handlers.ArrayHandler(use_replica_parallel=False)  # with it each process would write a part
+    handler = orbax.CompositeCheckpointHandler(
+        state=orbax.PyTreeCheckpointHandler(
+            multiprocessing_options=options,
+            type_handler_registry=orbax.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+        ),
+        composite_options=orbax.CompositeOptions(multiprocessing_options=options),
+    )
+    with orbax.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+        checkpointer.save(path, orbax.args.Composite(state=orbax.args.PyTreeSave(tree)))
+
+
+def _on_one_device(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -8,12 +8,14 @@ import contextlib
 import itertools
 import json
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kd_jax import sharding, stopping
@@ -28,6 +30,7 @@ SCHEDULERS = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE
 TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice on GKE, with commas between them
 ERRORS = {kind.__name__: kind for kind in (InputError, TrainingError, Preempted, KeyboardInterrupt)}
 LOST = ("Gloo", "NCCL", "oordination service")  # of errors that tell that another process is gone
+CHUNK = 2**26  # bytes that are sent at a time
 _turns = itertools.count()  # of what the processes tell each other: all count alike
 _each_alone = False  # while what each process does may fail on some, nothing inside waits for others
 
@@ -175,26 +178,52 @@ def first(decide: Callable[..., T], *arguments: Any) -> T:
     return said["value"]
 
 
+def sent(load: Callable[[], T]) -> T:
+    """What a function returns on the first process, which alone calls it: any tree. Its arrays are numpy's.
+
+    Raises what it raises there, on all. In a plain process it is called, and nothing else.
+    """
+    if _client() is None or _each_alone:
+        return load()
+    content = np.zeros(0, np.uint8)
+
+    def size() -> int:
+        nonlocal content
+        content = np.frombuffer(pickle.dumps(jax.device_get(_alone(load))), np.uint8)
+        return len(content)
+
+    length = first(size)
+    content = content if is_first() else np.zeros(length, np.uint8)
+    parts = [multihost_utils.broadcast_one_to_all(content[at : at + CHUNK]) for at in range(0, length, CHUNK)]
+    return pickle.loads(b"".join(part.tobytes() for part in parts))
+
+
+def _alone(make: Callable[[], T]) -> T:
+    """Calls a function in which nothing waits for other processes."""
+    global _each_alone
+    before, _each_alone = _each_alone, True
+    try:
+        return make()
+    finally:
+        _each_alone = before
+
+
 def together(make: Callable[[], T], same: Callable[[T], str] = lambda made: "") -> T:
     """What `make` returns, which every process calls, once all have it; `same` of it has to be the same on all.
 
     Raises what it raises on any of them, on all.
     """
-    global _each_alone
     client = _client()
     if client is None or _each_alone:
         return make()
     key = f"kd_jax/{next(_turns)}"
     made: T | None = None
     own: BaseException | None = None
-    _each_alone = True
     try:
-        made = make()
+        made = _alone(make)
         text = json.dumps({"value": same(made)})
     except BaseException as error:
         own, text = error, _of_error(error)
-    finally:
-        _each_alone = False
     client.key_value_set(f"{key}/{jax.process_index()}", text)
     said = [json.loads(_wait(client, f"{key}/{process}")) for process in range(count())]
     failed = next((process for process, one in enumerate(said) if "error" in one), None)

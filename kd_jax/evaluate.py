@@ -5,12 +5,11 @@ usage: python -m kd_jax.evaluate --workdir=FOLDER [--path=DATA]
 
 import contextlib
 import json
-import os
 import sys
 
 from absl import flags
 
-from kd_jax import cli
+from kd_jax import cli, remote
 from kd_jax.errors import InputError
 
 for name in ("workdir", "runs", "path", "import"):
@@ -24,7 +23,7 @@ def main(arguments: list[str]) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):  # what is said of the data is no part of the JSON
         metrics = evaluation.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
-    print(json.dumps({"workdir": os.path.normpath(cli.WORKDIR.value), **metrics}, indent=1))
+    print(json.dumps({"workdir": remote.normal(cli.WORKDIR.value), **metrics}, indent=1))
 
 
 if __name__ == "__main__":

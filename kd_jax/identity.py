@@ -2,12 +2,11 @@
 
 import functools
 import importlib.metadata
-import os
 import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kd_jax import data, methods, models, optim, registry, runs, teachers, weights
+from kd_jax import data, methods, models, optim, registry, remote, runs, teachers, weights
 from kd_jax.config.translate import FORMAT
 from kd_jax.types import Teacher
 
@@ -73,7 +72,7 @@ def config_json(experiment: "Experiment") -> dict[str, Any]:
 
 
 def _source(teacher: Teacher | None) -> str | None:
-    return os.path.abspath(teacher.source) if teacher and teacher.source else None
+    return remote.absolute(teacher.source) if teacher and teacher.source else None
 
 
 def versions() -> dict[str, str]:

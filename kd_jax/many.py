@@ -8,9 +8,9 @@ from typing import Any
 
 from absl import flags
 
-from kd_jax import checksums, cli, engines, jobs, runs
+from kd_jax import checksums, cli, engines, jobs, remote, runs
 from kd_jax.engines import options
-from kd_jax.errors import TrainingError
+from kd_jax.errors import InputError, TrainingError
 from kd_jax.jobs import Failure, Job, Result, Setting
 
 FLAGS = ("jobs", "results", "on", "engine_options", "restart")  # of a command that runs many
@@ -37,6 +37,10 @@ def run(
       name: of the table.
       before: is called first where any is missing.
     """
+    if remote.is_remote(cli.RUNS.value):
+        raise InputError(
+            f"--runs is {cli.RUNS.value!r}, in an object store; expected a folder, which all that runs here shares"
+        )
     path = RESULTS.value or os.path.join(_results_folder(), f"{name}.jsonl")
     done = read(path)
     missing = [job for job in wanted if job.key not in done]

@@ -9,12 +9,11 @@ no labels or others are meant: dataset.source=folder dataset.path=flowers. `init
 
 import contextlib
 import json
-import os
 import sys
 
 from absl import flags
 
-from kd_jax import cli
+from kd_jax import cli, remote
 from kd_jax.errors import InputError
 
 OF_WHOM = flags.DEFINE_list("of", ["student", "teacher"], "Who is probed: student, teacher, initial.")
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):  # what is said of the data is no part of the JSON
         found = probing.probe_run(cli.WORKDIR.value, changes, of=OF_WHOM.value, runs_folder=cli.RUNS.value)
-    print(json.dumps({"workdir": os.path.normpath(cli.WORKDIR.value), **found}, indent=1))
+    print(json.dumps({"workdir": remote.normal(cli.WORKDIR.value), **found}, indent=1))
 
 
 if __name__ == "__main__":

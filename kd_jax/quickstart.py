@@ -6,12 +6,11 @@ The rows are those of configs/quickstart.py, and `alone` is always among them; t
 finished are picked up.
 """
 
-import os
 from typing import Any
 
 from absl import flags
 
-from kd_jax import cli, compare, config, runs
+from kd_jax import cli, compare, config, remote, runs
 from kd_jax.errors import InputError, choose
 
 for name in ("seeds", "rows", "runs"):
@@ -55,7 +54,7 @@ def main(arguments: list[str]) -> None:
     print(compare.table(results, "alone", LABELS))
     if seeds == 1:
         print("\nOne seed says little. --seeds=10 --rows=alone,kd_same,kd,rkd_same,rkd compares ten.")
-    print(f"\nThe runs lie in {os.path.abspath(cli.RUNS.value)}, the teacher in its folder `teachers`.")
+    print(f"\nThe runs lie in {remote.absolute(cli.RUNS.value)}, the teacher in its folder `teachers`.")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from flax.traverse_util import empty_node, flatten_dict
 
-from kd_jax import checksums, keys, registry
+from kd_jax import checksums, keys, registry, remote
 from kd_jax.config import translate
 from kd_jax.errors import InputError, one_line
 
@@ -104,17 +104,24 @@ def json_text(value: Mapping[str, Any], indent: int | None = 1) -> str:
 
 def write_json(path: str, value: Mapping[str, Any], indent: int | None = 1) -> None:
     """Writes the `json_text` of a value into a file: whole or not at all."""
-    partial = f"{path}.tmp"
+    place = _place(*os.path.split(path))
+    partial = f"{place}.tmp"
     try:
         with open(partial, "w") as file:
             file.write(json_text(value, indent))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, place)
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
+    remote.changed(path)
+
+
+def _place(folder: str, name: str) -> str:
+    """Where a file of a folder lies on this machine."""
+    return os.path.join(remote.local(folder), name)
 
 
 def write_files(folder: str, files: Mapping[str, bytes]) -> None:
@@ -123,10 +130,10 @@ def write_files(folder: str, files: Mapping[str, bytes]) -> None:
     Raises:
       InputError: when they cannot be written. OSError: the disk is full, or fails.
     """
-    paths = {os.path.join(folder, name): content for name, content in files.items()}
+    paths = {_place(folder, name): content for name, content in files.items()}
     partial = f".{os.getpid()}.tmp"  # two processes may write the same files, which no lock keeps apart
     try:
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(remote.local(folder), exist_ok=True)
         for path, content in paths.items():
             with open(path + partial, "wb") as file:
                 file.write(content)
@@ -137,16 +144,18 @@ def write_files(folder: str, files: Mapping[str, bytes]) -> None:
             with contextlib.suppress(OSError):
                 os.remove(path + partial)
         raise refused(f"{folder!r} cannot be written", error) from error
+    for name in files:
+        remote.changed(os.path.join(folder, name))
 
 
 def read_json(folder: str, name: str) -> Any:
     """A run's `name`, that of an older version in today's keys; raises InputError when the folder has no whole one."""
     path = os.path.join(folder, name)
     try:
-        with open(path) as file:
+        with open(_place(folder, name)) as file:
             value = json.load(file)
     except FileNotFoundError:
-        if name == "result.json" and os.path.exists(os.path.join(folder, "config.json")):
+        if name == "result.json" and os.path.exists(_place(folder, "config.json")):
             raise InputError(
                 f"the run in {folder} has not finished; the command that began it goes on with it"
             ) from None
@@ -197,7 +206,7 @@ def read_config(folder: str) -> dict[str, Any]:
 
 def has_result(folder: str) -> bool:
     """Whether the run in this folder has finished."""
-    return os.path.exists(os.path.join(folder, "result.json"))
+    return os.path.exists(_place(folder, "result.json"))
 
 
 def check(folder: str, own: Mapping[str, Any]) -> None:
@@ -207,10 +216,10 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
     """
     if not has_result(folder):
         check_writable(folder, files=RUN_FILES)
-        checkpoints = os.path.join(folder, "checkpoints")
+        checkpoints = _place(folder, "checkpoints")
         if os.path.lexists(checkpoints) and not os.path.isdir(checkpoints):
             raise InputError(f"{checkpoints!r} is not a folder; expected that of the run's checkpoints, or none")
-    if not os.path.exists(os.path.join(folder, "config.json")):
+    if not os.path.exists(_place(folder, "config.json")):
         return
     saved = read_json(folder, "config.json")
     if saved["format"] == 1:
@@ -229,7 +238,13 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
 
 
 def check_writable(folder: str, what: str = "the work directory", files: Iterable[str] = ()) -> None:
-    """Raises InputError when the folder or one of these files in it cannot be made or written. Writes nothing."""
+    """Raises InputError when the folder or one of these files in it cannot be made or written. Writes nothing.
+
+    Of an object store only that it can be read.
+    """
+    if remote.is_remote(folder):
+        remote.local(folder)
+        return
     parent = os.path.abspath(folder)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
@@ -251,11 +266,15 @@ def refused(what: str, error: OSError) -> Exception:
 
 @contextlib.contextmanager
 def locked(folder: str, *, wait: bool) -> Iterator[None]:
-    """Makes the folder and holds its lock, which a killed process releases.
+    """Makes the folder and holds its lock, which a killed process releases; in an object store a lease, see `remote`.
 
     With `wait` a second starter waits for the first; otherwise it gets InputError. On a file system without locks, a
     line says that nothing keeps a second one out.
     """
+    if remote.is_remote(folder):
+        with remote.held(folder.rstrip("/"), wait=wait):
+            yield
+        return
     path = os.path.join(folder, ".lock")
     while True:
         try:

@@ -94,6 +94,12 @@ def _remove(paths: Iterable[str]) -> None:
             os.remove(path)
 
 
+def ask() -> None:
+    """Asks for a stop as SIGTERM does, of what saves its state; nothing where nothing listens."""
+    if _request is not None:
+        _request.signal = signal.SIGTERM
+
+
 def end_with_parent() -> None:
     """This process is asked to stop where the one that started it, which says so by `PARENT`, is killed (on Linux)."""
     if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import distributed, evaluation, metrics, registry, runs, sharding, steps, stopping, teacher_cache, tracing
+from kd_jax import (
+    distributed,
+    evaluation,
+    metrics,
+    registry,
+    remote,
+    runs,
+    sharding,
+    steps,
+    stopping,
+    teacher_cache,
+    tracing,
+)
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
 from kd_jax.errors import TrainingError
@@ -112,14 +124,13 @@ def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
 
 
 def _write_config(experiment: Experiment, folder: str) -> None:
-    path = os.path.join(folder, "config.json")
-    if not os.path.exists(path):
-        runs.write_json(path, config_json(experiment))
+    if not os.path.exists(os.path.join(remote.local(folder), "config.json")):
+        runs.write_json(os.path.join(folder, "config.json"), config_json(experiment))
 
 
 def _finished(experiment: Experiment, folder: str) -> Result:
     """The result of a run that has finished; nothing is written."""
-    result = runs.read_json(folder, "result.json")
+    result = distributed.first(runs.read_json, folder, "result.json")
     with contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"))) as checkpoints:
         state = checkpoints.load(result["checkpoint"], experiment.state_shapes())
     print(f"finished already: {_describe(result)}  {folder}", flush=True)
@@ -145,7 +156,7 @@ def _load_teacher(experiment: Experiment) -> tuple[Variables, Evaluator, dict[st
     teacher = experiment.teacher
     if not teacher or teacher.is_average:
         return {}, Evaluator(experiment, {}), None
-    loaded, result = teacher.load()
+    loaded, result = distributed.sent(teacher.load)
     variables = experiment.place(loaded)
     evaluate = Evaluator(experiment, variables)
     if result is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import hub, methods, registry, runs
+from kd_jax import hub, methods, registry, remote, runs
 from kd_jax.errors import InputError, one_line
 from kd_jax.models import torch_names
 from kd_jax.models.quantize import RANGE, is_range
@@ -52,7 +52,7 @@ def load(source: PathLike, variables: Variables, network: Network, *, strict: bo
     """
     source = os.path.expanduser(source)
     trained = True
-    if os.path.isdir(source):
+    if os.path.isdir(remote.local(source)):
         network = network._replace(torch_key=_run_key)
         state_dict = torch_names.to_state_dict(read_run(source)[0], network)
         trained = _trains_head(source)
@@ -134,7 +134,7 @@ def read(source: PathLike) -> dict[str, np.ndarray]:
 def fingerprint(source: PathLike) -> str:
     """The SHA-256 of a source's content: of its file, or of the config of its run."""
     source = os.path.expanduser(source)
-    if os.path.isdir(source):
+    if os.path.isdir(remote.local(source)):
         return runs.read_json(source, "config.json")["hash"]
     return registry.digest(_file(source))
 

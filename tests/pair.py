@@ -13,9 +13,7 @@ ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "
 
 def start(module, *arguments, count=2, own=(), **environment):
     """Processes of a module, of which each has some arguments of its `own`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         process(
             *(module, *arguments, *(own[number] if own else ())),
@@ -26,9 +24,16 @@ def start(module, *arguments, count=2, own=(), **environment):
     ]
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def process(module, *arguments, before=(), **environment):
+    """A process of a module, or of a program that is given as text."""
     return subprocess.Popen(
-        [*before, sys.executable, "-m", module, *map(str, arguments)],
+        [*before, sys.executable, "-c" if " " in module else "-m", module, *map(str, arguments)],
         cwd=ROOT,
         env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
@@ -79,6 +84,8 @@ def seen():
         "first": distributed.first(lambda: own + 10),
         "first that fails": error(distributed.first, lambda: fails(InputError, "no folder", [0, 1])),
         "together": distributed.together(lambda: own),
+        "sent": distributed.sent(lambda: {"a": np.arange(3.0) + own, "b": (on_all, "text", None)}),
+        "sent that fails": error(distributed.sent, lambda: fails(InputError, "no file", [0])),
         "inside together": distributed.together(lambda: distributed.first(lambda: own)),
         "fails on one": error(distributed.together, lambda: fails(InputError, "no data", [1])),
         "fails on the first": error(distributed.together, lambda: fails(TrainingError, "no disk", [0])),
@@ -95,7 +102,7 @@ def main():
 
     with distributed.group(*place(sys.argv[1:])) if sys.argv[1:] else distributed.group():
         found = seen()
-    print(json.dumps(found))
+    print(json.dumps(found, default=lambda array: array.tolist()))
 
 
 if __name__ == "__main__":

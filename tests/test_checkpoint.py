@@ -338,7 +338,7 @@ def test_what_goes_wrong_in_the_background_is_raised_and_leaves_no_part(folder, 
 
     with opened(folder) as checkpoints:
         checkpoints.restore(state(0))
-        monkeypatch.setattr(checkpoint.ocp, "save", full)
+        monkeypatch.setattr(checkpoint, "_save", full)
         checkpoints.save(state(5), 5)
         with pytest.raises(OSError, match="No space left"):
             checkpoints.wait()

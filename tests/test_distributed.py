@@ -100,6 +100,7 @@ def test_processes_meet_by_the_variables_of_slurm():
     [
         ("count", 2),
         ("first", 10),
+        ("sent", {"a": [0, 1, 2], "b": [[0, 1, 2], "text", None]}),
         ("after all that", 0),
         ("on all", [0, 1, 2]),
         # The numbers of one call are known at the next: 15 of the second process, then 2 of the first.
@@ -121,6 +122,7 @@ def test_each_process_has_its_own(seen, what, expected):
     ("what", "kind", "text"),
     [
         ("first that fails", "InputError", "no folder"),
+        ("sent that fails", "InputError", "no file"),
         ("fails on one", "InputError", "process 1: no data"),
         ("fails on the first", "TrainingError", "no disk"),
         ("differs", "InputError", "process 1 has another config, or other images or weights, than the first"),

@@ -20,6 +20,7 @@ LAYERS = (
         "checkpoint",
         "logging",
         "runs",
+        "remote",
         "weights",
         "networks",
         "identity",
@@ -63,6 +64,7 @@ HEAVY = {
     "grain": {"data"},
     "submitit": {"engines"},
     "ray": {"engines"},
+    "fsspec": {"remote"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 EXPERIMENTS = sorted((PACKAGE.parent / "configs").glob("*.py"))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import data as datasets
-from kd_jax import evaluation, gradcam, loaded, networks, runs, sharding
+from kd_jax import evaluation, gradcam, loaded, networks, remote, runs, sharding
 from kd_jax.data import memory, resident
 from kd_jax.data.names import printable
 from kd_jax.errors import InputError
@@ -106,14 +106,16 @@ def explain_run(
     numbers, image = (os.path.join(folder, name) for name in OUTPUT_FILES)
     runs.write_files(folder, {OUTPUT_FILES[0]: runs.json_text(summary).encode()})
     _print_summary(summary)
+    picture_file = os.path.join(remote.local(folder), OUTPUT_FILES[1])
     with contextlib.suppress(FileNotFoundError):  # a picture that is there shows other numbers
-        os.remove(image)
+        os.remove(picture_file)
+        remote.changed(image)
     picture = _picture(experiment, models, measurements, stage=stage, variant=variant, num_images=num_images)
     runs.write_files(folder, {OUTPUT_FILES[1]: grid.png(picture)})
     print(printable(f"wrote {numbers} and {image}"))
     result = runs.read_json(run, "result.json")
     metrics_file.write_image(folder, result["checkpoint"], "saliency", picture)
-    wandb_run.add_image(run, "saliency", image, result["steps"])
+    wandb_run.add_image(run, "saliency", picture_file, result["steps"])
     return summary
 
 

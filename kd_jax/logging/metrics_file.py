@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import checksums, runs
+from kd_jax import checksums, remote, runs
 from kd_jax.errors import first_few
 from kd_jax.logging.wandb_run import Mirror
 from kd_jax.quiet_tensorflow import import_tensorflow
@@ -33,6 +33,7 @@ class Writer:
           saved: the run's config and hash, as in config.json.
           written: how many lines there were at that step.
         """
+        folder = remote.local(folder)
         path = os.path.join(folder, "metrics.jsonl")
         kept = [line for line in read(folder, written=written) if line["step"] <= step]
         self.lines = len(kept)  # of metrics.jsonl
@@ -102,8 +103,9 @@ def read(folder: str, most: int | None = None, written: int = 0) -> list[dict]:
       written: how many lines there were; a line says where some are missing.
     """
     path, texts = os.path.join(folder, "metrics.jsonl"), []
-    if os.path.exists(path):
-        with open(path, errors="replace") as file:
+    place = os.path.join(remote.local(folder), "metrics.jsonl")
+    if os.path.exists(place):
+        with open(place, errors="replace") as file:
             texts = list(enumerate(file, start=1))
     if len(texts) < written:
         print(f"{path} holds {len(texts)} of the {written} lines that were written", file=sys.stderr, flush=True)
@@ -131,9 +133,12 @@ def _text(line: Mapping[str, Any]) -> str:
 
 def write_image(folder: str, step: int, name: str, image: np.ndarray) -> None:
     """Adds an image [H, W, 3] uint8 to TensorBoard."""
-    if clu := _clu_writer(folder, f"the image {name} goes to its file"):
+    place = remote.local(folder)
+    if clu := _clu_writer(place, f"the image {name} goes to its file"):
         clu.write_images(step, {name: image[None]})
         clu.close()
+        for events in glob.glob("events.out.tfevents.*", root_dir=place):
+            remote.changed(os.path.join(folder, events))
 
 
 def _thinned(lines: list[tuple[int, str]], most: int) -> list[tuple[int, str]]:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kd_jax import runs
+from kd_jax import remote, runs
 from kd_jax.errors import InputError, choose, one_line
 
 FILE = "wandb.json"
@@ -96,6 +96,7 @@ def add_image(folder: str, name: str, path: str, step: int) -> None:
     It stands behind `step`, the run's last: W&B drops what is not, and an offline run starts at step 0 again.
     """
     try:
+        folder = remote.local(folder)
         known = _known(folder)
         if not known:
             return

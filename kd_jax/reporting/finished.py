@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kd_jax import runs
+from kd_jax import remote, runs
 from kd_jax.errors import InputError
 from kd_jax.logging import metrics_file
 
@@ -64,11 +64,12 @@ def _find(folders: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     found: dict[str, str] = {}  # by real path
     unreadable: list[tuple[str, str]] = []
     for top in folders:
-        if not os.path.isdir(top):
+        place = remote.local(top)
+        if not os.path.isdir(place):
             raise InputError(f"{top!r} is not a folder; expected the folder of a run, or one that holds runs")
         seen, holds_run = set(), False
         for folder, below, files in os.walk(
-            top, followlinks=True, onerror=lambda e: unreadable.append((e.filename, f"cannot be read: {e.strerror}"))
+            place, followlinks=True, onerror=lambda e: unreadable.append((e.filename, f"cannot be read: {e.strerror}"))
         ):
             real = os.path.realpath(folder)
             if real in seen:  # a link to a folder above
@@ -79,7 +80,7 @@ def _find(folders: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
             if set(FILES) & set(files):
                 below[:] = [name for name in below if name not in INSIDE]
                 holds_run = True
-                found.setdefault(real, os.path.normpath(folder))
+                found.setdefault(real, remote.normal(top + folder.removeprefix(place)))
         if not holds_run and not unreadable:
             raise InputError(f"{top!r} holds no run; expected the folder of a run, or one that holds runs")
     return list(found.values()), unreadable

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kd_jax import runs
+from kd_jax import remote, runs
 from kd_jax.errors import InputError
 from kd_jax.reporting.finished import Run, is_number
 from kd_jax.reporting.groups import Group, baseline, by_data
@@ -100,7 +100,7 @@ def pictures(groups: Sequence[Group]) -> list[Block]:
 
 def _existing(run: Run, names: Sequence[str]) -> str | None:
     """The path of the first of these files that the run's folder has."""
-    paths = (os.path.join(run.folder, name) for name in names)
+    paths = (os.path.join(remote.local(run.folder), name) for name in names)
     return next((path for path in paths if os.path.lexists(path)), None)
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import distributed, losses, models, registry, sharding, steps, teachers, tracing
+from kd_jax import distributed, losses, models, registry, remote, sharding, steps, teachers, tracing
 from kd_jax.config import checks
 from kd_jax.data import stream
 from kd_jax.errors import InputError, one_line
@@ -137,6 +137,8 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     if kind == "none" or teacher is None or teacher.is_average or not experiment.components.method.needs_teacher:
         if not top_k:
             return None
+    elif _is_apart(experiment):
+        found = "the runs lie in an object store, of which many processes have no copy in common"
     else:
         found = _readable(experiment, feed)
     if isinstance(found, str):
@@ -211,10 +213,15 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
 def of_evaluations(experiment: Experiment, teacher_variables: Variables) -> Store | None:
     """Where the logits of evaluated images are kept that a teacher says; None without a `teacher.cache`."""
     teacher, config = experiment.teacher, experiment.config
-    if config["teacher"]["cache"] == "none" or teacher is None or teacher.is_average:
+    if config["teacher"]["cache"] == "none" or teacher is None or teacher.is_average or _is_apart(experiment):
         return None
     about = _of_teacher(experiment, teacher_variables) | {"dataset": experiment.identity["dataset"]}
     return Store(os.path.join(experiment.runs_folder, "teachers", "evaluations"), about)
+
+
+def _is_apart(experiment: Experiment) -> bool:
+    """Whether the processes that train one run would each have its own copy of what is kept."""
+    return distributed.count() > 1 and remote.is_remote(experiment.runs_folder)
 
 
 def _readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
@@ -270,6 +277,7 @@ def _of_recording(experiment: Experiment) -> dict[str, Any]:
 
 def _free(folder: str) -> int:
     """Free bytes of the disk on which a folder lies, or will."""
+    folder = remote.local(folder)
     while not os.path.exists(folder):
         folder = os.path.dirname(os.path.abspath(folder))
     return shutil.disk_usage(folder).free

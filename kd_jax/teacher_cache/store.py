@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import runs
-from kd_jax.errors import one_line
+from kd_jax import remote, runs
+from kd_jax.errors import InputError, one_line
 
 MAPS = 16  # files that are mapped at a time: each is an open one
 
@@ -25,6 +25,7 @@ class Store:
     def __init__(self, folder: str, about: Mapping[str, Any]):
         """`about` is what `about.json` says of the folder; its digest is part of the folder's name."""
         self.folder = os.path.join(folder, runs.digest(about)[:16])
+        self._place = ""  # of the folder on this machine, once it is needed
         self._about = about
         self._known: dict[tuple[str, int], str] = {}  # the files whose content was compared with their names
         self._maps: dict[str, np.ndarray] = {}
@@ -48,8 +49,7 @@ class Store:
                     continue
                 except (ValueError, EOFError) as error:
                     print(f"{path} is damaged and is made again ({error})", flush=True)
-                    with contextlib.suppress(OSError):
-                        os.remove(path)
+                    self._remove(path)
                     continue
                 if len(self._maps) >= MAPS:
                     self._maps.clear()
@@ -66,10 +66,11 @@ class Store:
 
     def write(self, field: str, number: int, array: np.ndarray) -> None:
         """Writes an array, unless a longer one is there."""
-        about = os.path.join(self.folder, "about.json")
-        os.makedirs(self.folder, exist_ok=True)
+        about = os.path.join(self._local(), "about.json")
+        os.makedirs(self._local(), exist_ok=True)
         if not os.path.exists(about):
-            runs.write_files(self.folder, {"about.json": runs.json_text(self._about).encode()})
+            runs.write_files(self._local(), {"about.json": runs.json_text(self._about).encode()})
+            self._send(about)
         path = self._path(field, number, array)
         partial = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
@@ -82,10 +83,26 @@ class Store:
             with contextlib.suppress(OSError):
                 os.remove(partial)
             raise
+        self._send(path)
         for other in self._found(field, number)[1:]:
             self._maps.pop(other, None)
-            with contextlib.suppress(OSError):
-                os.remove(other)
+            self._remove(other)
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        self._send(path)
+
+    def _send(self, path: str) -> None:
+        """Tells an object store of a file that was written or removed; a line says where it does not learn of it."""
+        try:
+            remote.changed(os.path.join(self.folder, os.path.basename(path)))
+        except InputError as error:
+            print(f"{one_line(error)}; it is kept for this run alone", flush=True)
+
+    def _local(self) -> str:
+        self._place = self._place or remote.local(self.folder)
+        return self._place
 
     def _paths(self, field: str, number: int) -> Iterator[str]:
         """Where the array may lie, the best first."""
@@ -95,12 +112,12 @@ class Store:
 
     def _found(self, field: str, number: int) -> list[str]:
         pattern = f"{field}-{number:08d}-{'?' * 8}-*.npy"
-        names = glob.glob(pattern, root_dir=self.folder)
+        names = glob.glob(pattern, root_dir=self._local())
         best_first = sorted(names, key=lambda name: (-int(name.split("-")[-2]), name))
-        return [os.path.join(self.folder, name) for name in best_first]
+        return [os.path.join(self._local(), name) for name in best_first]
 
     def _path(self, field: str, number: int, array: np.ndarray) -> str:
-        return os.path.join(self.folder, f"{field}-{number:08d}-{len(array):08d}-{digest(array)}.npy")
+        return os.path.join(self._local(), f"{field}-{number:08d}-{len(array):08d}-{digest(array)}.npy")
 
 
 def digest(*arrays: np.ndarray) -> str:

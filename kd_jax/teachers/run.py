@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax import methods, networks, runs, steps, weights
+from kd_jax import methods, networks, remote, runs, steps, weights
 from kd_jax.config import checks
 from kd_jax.data import fingerprints
 from kd_jax.errors import InputError, first_few
@@ -145,7 +145,7 @@ def folder_of(digest: str, runs_folder: str) -> str:
 def find(saved: Mapping[str, Any], folder: str, runs_folder: str) -> str | None:
     """Where the teacher's run of a finished run lies; None, and a line says so, where it is gone. See `teachers`."""
     digest = saved["teacher_hash"] or ""
-    places = [folder_of(digest, runs_folder), folder_of(digest, os.path.dirname(os.path.abspath(folder)))]
+    places = [folder_of(digest, runs_folder), folder_of(digest, os.path.dirname(remote.absolute(folder)))]
     places += [os.path.expanduser(x) for x in (saved.get("teacher_source"), saved["config"]["teacher"]["path"]) if x]
     if saved["config"]["teacher"].get("epoch"):  # several runs of one config may have kept other epochs
         places.reverse()
