@@ -42,8 +42,8 @@ _held: dict[str, "_Held"] = {}
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder lies in an object store."""
-    return "://" in os.fspath(folder)
+    """Whether a folder lies in an object store; what the web has is none."""
+    return "://" in os.fspath(folder) and not os.fspath(folder).startswith("http")
 
 
 def absolute(folder: str) -> str:
@@ -103,7 +103,7 @@ def held(url: str, *, wait: bool) -> Iterator[None]:
                 folder.finish()
             finally:
                 with _lock:
-                    del _held[url]
+                    _held.pop(url, None)
                     _fetched.add(url)
 
 

@@ -107,13 +107,16 @@ def test_a_run_that_was_stopped_goes_on_in_a_process_that_has_nothing(store, her
     assert files(store[0]) == files(here[0])  # the checkpoint of step 5 is gone there too
 
 
-def test_a_part_of_a_checkpoint_is_none(store, here, there):
+def test_a_part_of_a_checkpoint_is_none(store, here, there, capsys):
     """As one is that a process was writing which was killed."""
     shutil.copytree(there[0], store[0])
     (store[0] / "run/result.json").unlink()
     shutil.copytree(store[0] / "run/checkpoints/12", store[0] / "run/checkpoints/99")
     (store[0] / "run/checkpoints/99" / remote.RECORD).unlink()
     same(train(tiny.taught(), store[1]), here[1])
+    said = capsys.readouterr().out
+    assert "going on with resnet8 from step 12 to 12" in said
+    assert "cannot be read" not in said
 
 
 def test_a_finished_run_is_evaluated_and_reported_on(here, there):
@@ -220,22 +223,27 @@ def test_a_store_that_is_gone_for_a_while_costs_nothing(store, watched, capsys):
 
 def test_a_store_that_stays_away_leaves_what_was_written_here(store, watched, monkeypatch):
     monkeypatch.setattr(remote, "PATIENCE", 0.1)
+    ends = []
+    monkeypatch.setattr(remote.atexit, "register", ends.append)
+    monkeypatch.setattr(remote.atexit, "unregister", lambda end: ends.remove(end) if end in ends else None)
     stack = contextlib.ExitStack()
     stack.enter_context(remote.held(store[1], wait=False))
     write(store[1], a="1")
     watched.reachable = False
     with pytest.raises(TrainingError, match=r"could not be written for 0 s: no route to host; what the run wrote"):
         stack.close()
+    for end in (*ends, lambda: stopping._remove(tuple(stopping._unfinished))):  # of the process
+        end()
     assert os.path.exists(os.path.join(remote.local(store[1]), "a"))
 
 
 def test_a_folder_in_use_is_refused(store):
-    second = remote.held(store[1], wait=False)
     with (
         remote.held(store[1], wait=False),
         pytest.raises(InputError, match=r"the work directory 'file://.*' is in use by another process; expected a fr"),
+        remote.held(store[1], wait=False),
     ):
-        second.__enter__()
+        pass
     assert not (store[0] / remote.LEASE_FILE).exists()
 
 

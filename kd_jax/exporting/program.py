@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 import kd_jax
-from kd_jax import data, loaded, runs
+from kd_jax import data, loaded, remote, runs
 from kd_jax.errors import InputError, choose, one_line
 from kd_jax.exporting import CALIBRATED, CHECKED, PREPROCESS, Program
 from kd_jax.models.quantize import is_range
@@ -82,7 +82,7 @@ def _images(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, str]:
     """Test images, their labels, training images of all classes; and what the first are."""
     try:
-        if not os.path.isdir(source):
+        if not os.path.isdir(remote.local(source)):
             raise InputError("a file has no data set")
         section = runs.read_config(source)["config"]["dataset"]
         dataset = data.load({**section, "path": path} if path else section)
