@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import re
@@ -63,6 +64,7 @@ def load(
     datasets = _import_datasets()
     what = f"dataset.path is {path!r}" if path else f"dataset.name is {name!r}"
     found = _local(datasets, path) if path else _of_hub(datasets, name)
+    importlib.import_module("pyarrow").default_memory_pool().release_unused()  # else it keeps what it has converted
     image, label = _columns(datasets, what, next(iter(found.values())).features, label_free)
     sets = {split: part for own, part in found.items() if (split := split_of(own))}
     left_out = {f"split {own}": len(part) for own, part in found.items() if not split_of(own)}
