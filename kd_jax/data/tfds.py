@@ -210,7 +210,10 @@ def _records(builder: Any, names: list[str]) -> Any:
 def _read_as(records: Any, largest: int, channels: int, side: int, number: int) -> np.ndarray:
     """An image as it is where all are in memory: a square of this `side`."""
     tf = _tensorflow()
-    example = tf.train.Example.FromString(records[number])
-    encoded = example.features.feature["image"].bytes_list.value[0]
-    pixels = tf.io.decode_image(encoded, channels).numpy()
+    try:
+        example = tf.train.Example.FromString(records[number])
+        encoded = example.features.feature["image"].bytes_list.value[0]
+        pixels = tf.io.decode_image(encoded, channels).numpy()
+    except Exception as error:  # of the disk, protobuf or TensorFlow; the files were whole when training began
+        raise InputError(f"image {number} of the TFDS set cannot be read any more: {one_line(error, 160)}") from None
     return images.to_side(images.shrink_to(images.to_image(pixels), largest), side)

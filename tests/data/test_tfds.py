@@ -251,6 +251,15 @@ def test_damaged_files_are_named(load, shades, tmp_path, stream):
     assert "\n" not in str(error.value)
 
 
+def test_files_that_are_cut_while_they_stream_are_one_line(load, tmp_path):
+    images = load("test", data_dir=str(tmp_path), stream="always").train.images
+    (file,) = tmp_path.rglob("*train.tfrecord*")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="image 19 of the TFDS set cannot be read any more: ") as error:
+        np.asarray(images[19:])
+    assert "\n" not in str(error.value)
+
+
 def test_files_of_another_format_are_refused_where_they_would_stream(load, in_array_records):
     where = in_array_records("validation", "parquet")
     with pytest.raises(InputError, match="prepared as parquet, whose images cannot be read one by one; expected tfrec"):
