@@ -171,8 +171,8 @@ KEYS: dict[str, Key] = {
     "dataset.stream": Key(
         "auto",
         text(),
-        'of a "folder": "always", "never", or "auto": images are read at every step where they take more than half of'
-        " the memory. Not part of a run's identity, as it changes no result",
+        'of a "folder", "hf" and "tfds": "always", "never", or "auto": images are read at every step where they take'
+        " more than half of the memory. Not part of a run's identity, as it changes no result",
         later=True,
     ),
     "dataset.workers": Key(

@@ -40,6 +40,7 @@ class Kind(NamedTuple):
     reads_path: bool = True  # whether `path` means anything to it
     owned: bool = False  # whether what it returns is nobody else's, so that no copy has to be made
     former_fingerprint: Callable[[Section], str | None] | None = None  # by which runs of earlier versions know the data
+    streams: bool = False  # whether its images may be read when they are asked for, by `stream`
 
 
 def _module(name: str) -> Any:
@@ -68,6 +69,7 @@ SOURCES: dict[str, Kind] = {
         former_fingerprint=lambda section: (
             None if section["label_free"] else _module("folder").former_fingerprint(section["path"])
         ),
+        streams=True,
     ),
     "tar": Kind(
         lambda section: _module("tar").load(section["path"], **_of_files(section)),
@@ -75,16 +77,21 @@ SOURCES: dict[str, Kind] = {
         owned=True,
     ),
     "hf": Kind(
-        lambda section: _module("hf").load(section["name"], path=section["path"], **_of_files(section)), owned=True
+        lambda section: _module("hf").load(
+            section["name"], path=section["path"], stream=section["stream"], **_of_files(section)
+        ),
+        owned=True,
+        streams=True,
     ),
     "tfds": Kind(
         lambda section: _module("tfds").load(
-            section["name"], image_size=section["image_size"], data_dir=section["path"]
+            section["name"], image_size=section["image_size"], data_dir=section["path"], stream=section["stream"]
         ),
         owned=True,
         former_fingerprint=lambda section: _module("tfds").former_fingerprint(
             section["name"], data_dir=section["path"]
         ),
+        streams=True,
     ),
     "npz": Kind(lambda section: npz.load(section["path"])),
     "memory": Kind(_memory, reads_path=False),
@@ -296,8 +303,12 @@ def _check(section: Section) -> None:
             " and no dataset.class_names"
         )
     choose("dataset.normalize", section["normalize"], NORMALIZE)
-    if choose("dataset.stream", section["stream"], STREAM) == "always" and section["source"] != "folder":
-        raise InputError(f"dataset.stream is 'always', and dataset.source {section['source']!r}; expected 'folder'")
+    stream = choose("dataset.stream", section["stream"], STREAM)
+    if stream == "always" and not SOURCES[section["source"]].streams:
+        raise InputError(
+            f"dataset.stream is 'always', and dataset.source {section['source']!r}, which is read into memory; expected"
+            f" dataset.source {', '.join(repr(name) for name, kind in SOURCES.items() if kind.streams)}"
+        )
     choose("dataset.augment", section["augment"], augment.KINDS)
     for kind in section["extra_views"]:
         choose("a kind of dataset.extra_views", kind, augment.KINDS)

@@ -79,8 +79,7 @@ def load(
 def _read_as(root: Path, largest: int, side: int, name: str) -> np.ndarray:
     """An image as it is where all are in memory: a square of this `side`."""
     images.be_quiet()
-    pixels = images.read_shrunk(root / name, largest, channels=3)
-    return pixels if len(pixels) == side else images.crop_and_resize(images.to_image(pixels), side)
+    return images.to_side(images.read_shrunk(root / name, largest, channels=3), side)
 
 
 def fingerprint(path: str, *, label_free: bool = False) -> str:

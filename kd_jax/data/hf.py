@@ -1,16 +1,20 @@
 """Image classification sets of the Hugging Face hub, or in local parquet files, by the library `datasets`."""
 
+import functools
 import hashlib
+import importlib
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from kd_jax import hub
-from kd_jax.data import images, listed
+from kd_jax.data import images, lazy, listed
 from kd_jax.data.names import printable, split_of, split_of_file
 from kd_jax.data.split import Source
 from kd_jax.errors import InputError, first_few, one_line
@@ -18,8 +22,23 @@ from kd_jax.errors import InputError, first_few, one_line
 NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
 
 
+class _Rows(NamedTuple):
+    """Where images lie. In another process it maps the same files of the library's cache, and copies none."""
+
+    what: str  # was asked for
+    parts: Mapping[str, Any]  # {split: rows with the column of encoded images}
+    column: str
+    is_local: bool
+
+
 def load(
-    name: str, *, image_size: int, path: str = "", skip_unreadable: bool = False, label_free: bool = False
+    name: str,
+    *,
+    image_size: int,
+    path: str = "",
+    skip_unreadable: bool = False,
+    label_free: bool = False,
+    stream: str = "never",
 ) -> Source:
     """Reads a data set into memory, as RGB.
 
@@ -30,11 +49,13 @@ def load(
         its folder's, as in `data/train-00000-of-00001.parquet`; files without one are to train on.
       skip_unreadable: leave out and count what cannot be decoded, instead of raising.
       label_free: no image has a label, whatever the columns say.
+      stream: "always", or "auto" where memory has no room for them: images are read when they are asked for.
 
     Returns:
       Images [N, H, H, 3]. The class names are those of the column of labels, sorted where that holds text. Without a
       test split the validation split is the test set, and without either a fixed, class-balanced fifth. The fingerprint
-      is of the class names, and of images and labels in their order.
+      is of the class names, and of images and labels in their order, as they are encoded: that of images that stream is
+      the same, and costs one pass over the files.
 
     Raises:
       InputError: if `datasets` is missing, the set is not there or cannot be fetched, has no column of images and one
@@ -43,6 +64,7 @@ def load(
     datasets = _import_datasets()
     what = f"dataset.path is {path!r}" if path else f"dataset.name is {name!r}"
     found = _local(datasets, path) if path else _of_hub(datasets, name)
+    importlib.import_module("pyarrow").default_memory_pool().release_unused()  # else it keeps what it has converted
     image, label = _columns(datasets, what, next(iter(found.values())).features, label_free)
     sets = {split: part for own, part in found.items() if (split := split_of(own))}
     left_out = {f"split {own}": len(part) for own, part in found.items() if not split_of(own)}
@@ -53,7 +75,7 @@ def load(
     class_names = tuple(printable(str(own)) for own in names)
     encoded = datasets.Image(decode=False)
     try:
-        raw = {split: sets[split].cast_column(image, encoded) for split in columns}
+        raw = {split: sets[split].select_columns(image).cast_column(image, encoded) for split in columns}
     except Exception as error:  # of pyarrow, and of datasets for a label that is none of its classes
         raise InputError(f"{what}, which is damaged: {one_line(error, 160)}") from None
     try:
@@ -66,27 +88,28 @@ def load(
         raise InputError(f"{what}: {error}") from None
     digest = hashlib.sha256(repr((class_names, {split: len(part) for split, part in raw.items()})).encode())
 
+    rows = _Rows(what, raw, image, bool(path))
+    items: Any = np.array([(list(raw).index(split), row) for part in parts.values() for (split, row), _ in part])
+    options: Any = {"size": image_size, "skip": skip_unreadable}
+
     def contents() -> Iterator[tuple[str, bytes]]:
         for part in parts.values():
             for (split, row), own in part:
-                said = raw[split][row][image]
-                content = (said and said["bytes"]) or b""
-                if said and not content and not path:  # the files of a set of the hub lie in its cache
-                    try:
-                        content = Path(said["path"]).read_bytes()
-                    except OSError as error:
-                        raise InputError(f"{what}: image {row} of split {split} is gone: {error}") from None
+                said, content = _content(rows, split, row)
                 digest.update(repr((split, row, own, len(content))).encode())
                 digest.update(content)
-                yield f"image {row} of split {split}" + ("" if content else " has no bytes and"), content
+                yield said, content
 
-    decoded = listed.decode(
-        contents(),
-        sum(map(len, parts.values())),
-        lambda item: images.decode_shrunk(item[1], item[0], image_size, channels=3),
-        size=image_size,
-        skip=skip_unreadable,
-    )
+    if lazy.are_needed(stream, len(items) * 3 * image_size**2):
+        read = functools.partial(_read_as, rows, image_size)
+        decoded: Any = listed.lazy(items, read, lambda item: images.square_side(*item), seen=contents(), **options)
+    else:
+        decoded = listed.decode(
+            contents(),
+            len(items),
+            lambda item: images.decode_shrunk(item[1], item[0], image_size, channels=3),
+            **options,
+        )
     return listed.source(
         parts,
         decoded,
@@ -96,6 +119,26 @@ def load(
         name=printable(os.path.basename(os.path.abspath(path))) if path else name,
         where=path or name,
     )
+
+
+def _content(rows: _Rows, split: str, row: int) -> tuple[str, bytes]:
+    """What errors call an image, and its file's content."""
+    said = rows.parts[split][row][rows.column]
+    content = (said and said["bytes"]) or b""
+    if said and not content and not rows.is_local:  # the files of a set of the hub lie in its cache
+        try:
+            content = Path(said["path"]).read_bytes()
+        except OSError as error:
+            raise InputError(f"{rows.what}: image {row} of split {split} is gone: {error}") from None
+    return f"image {row} of split {split}" + ("" if content else " has no bytes and"), content
+
+
+def _read_as(rows: _Rows, largest: int, side: int, item: np.ndarray) -> np.ndarray:
+    """An image as it is where all are in memory: a square of this `side`."""
+    images.be_quiet()
+    split, row = item.tolist()
+    name, content = _content(rows, list(rows.parts)[split], row)
+    return images.to_side(images.decode_shrunk(content, name, largest, channels=3), side)
 
 
 def _labels(what: str, sets: Mapping[str, Any], column: str) -> tuple[dict[str, list[int]], Sequence[Any]]:

@@ -13,12 +13,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from kd_jax.errors import InputError, one_line
+
+T = TypeVar("T")
 
 LARGE = 2**24  # pixels; decoding more takes hundreds of megabytes, and so one such image is decoded at a time
 _one_large_image = threading.Lock()
@@ -53,10 +55,13 @@ def decode_shrunk(content: bytes, name: str, size: int, channels: int) -> np.nda
     return _decode(name, size, channels, shrink_to, content)
 
 
-def square_side(path: str | os.PathLike) -> int:
-    """The side of a square image, 0 for another, of its file's header alone; raises what `read_image` does."""
+def square_side(path: str | os.PathLike, content: bytes | None = None) -> int:
+    """The side of a square image, 0 for another, of its header alone; raises what `read_image` does.
+
+    With `content`, that of the file, nothing is read, and `path` is what errors call it.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             return image.width if image.width == image.height else 0
     except Exception as error:
         raise _unreadable(path, error) from None
@@ -86,6 +91,27 @@ def shrink_to(image: Image.Image, size: int) -> np.ndarray:
     return _array(image) if image.width == image.height <= size else crop_and_resize(image, size)
 
 
+def to_side(pixels: np.ndarray, side: int) -> np.ndarray:
+    """What `shrink_to` made of an image, as it is among images [side, side, C]."""
+    return pixels if len(pixels) == side else crop_and_resize(to_image(pixels), side)
+
+
+def common_side(sides: Iterable[int], size: int) -> int:
+    """The side H of what `collect` makes of images, by the sides of the square ones, 0 for each other."""
+    there = set(sides)
+    return there.pop() if len(there) == 1 and 0 < min(there) <= size else size
+
+
+def counted(images: Iterable[T], count: int) -> Iterator[T]:
+    """The same images; a line says every ten seconds how many of `count` went by."""
+    note_due = time.monotonic() + 2
+    for done, image in enumerate(images, 1):
+        yield image
+        if time.monotonic() > note_due:
+            print(f"read {done} of {count} images", file=sys.stderr, flush=True)
+            note_due += 10
+
+
 def collect(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
     """Collects the results of `shrink_to`, in one array that is made once: at its peak there is no second copy.
 
@@ -101,20 +127,17 @@ def collect(images: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
       InputError: if there are none, or more than fit in memory. The latter is raised at the first image that is too
         large for all to be of its size.
     """
-    kept, done, note_due = np.empty((0, 0, 0, 0), np.uint8), 0, time.monotonic() + 2
-    for image in images:
+    kept, done = np.empty((0, 0, 0, 0), np.uint8), 0
+    for image in counted(images, count):
         if not done:
             kept = _room(count, image.shape, size)
         elif kept.shape[1:] not in (image.shape, (size, size, image.shape[-1])):
             smaller, kept = kept, _room(count, (size, size, image.shape[-1]), size)
             for index in range(done):
-                kept[index] = crop_and_resize(to_image(smaller[index]), size)
+                kept[index] = to_side(smaller[index], size)
             del smaller
-        kept[done] = image if image.shape == kept.shape[1:] else crop_and_resize(to_image(image), size)
+        kept[done] = to_side(image, kept.shape[1])
         done += 1
-        if time.monotonic() > note_due:
-            print(f"read {done} of {count} images", file=sys.stderr, flush=True)
-            note_due += 10
     if not done:
         raise InputError(f"none of the {count} images can be read; expected at least one per class")
     return kept[:done]

@@ -1,11 +1,12 @@
 """From images that are listed, each with its label, to the splits of a data set: decoded in threads."""
 
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -85,36 +86,24 @@ def decode(
             raise InputError(f"{error}; {HOW_TO_SKIP}") from None
 
     def decoded(pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-        rest = iter(items)
-        running: collections.deque[Future] = collections.deque()
-        index = 0
-        while True:
-            # No more than this, which would take the memory of another copy.
-            while len(running) < 2 * THREADS and (block := list(islice(rest, BLOCK))):
-                running.append(pool.submit(lambda block: [try_read(item) for item in block], block))
-            if not running:
-                return
-            for pixels in running.popleft().result():
-                if pixels is None:
-                    readable[index] = False
-                else:
-                    yield pixels
-                index += 1
+        for index, pixels in enumerate(_each(pool, try_read, items)):
+            if pixels is None:
+                readable[index] = False
+            else:
+                yield pixels
 
-    with images.quiet(), ThreadPoolExecutor(THREADS) as pool:
-        try:
-            return images.collect(decoded(pool), count, size), readable
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with _threads() as pool:
+        return images.collect(decoded(pool), count, size), readable
 
 
 def lazy(
     items: Sequence[T],
     read: Callable[[int, T], np.ndarray],
-    side: Callable[[T], int],
+    side: Callable[[Any], int],
     *,
     size: int,
     skip: bool,
+    seen: Iterable[Any] | None = None,
 ) -> tuple[Images, np.ndarray]:
     """What `decode` returns, but that the images are read when they are asked for, and here their headers alone.
 
@@ -123,9 +112,10 @@ def lazy(
       read: makes an image [h, h, C] of a side h and an item; both go to other processes.
       side: of a square image, 0 for another; raises InputError for what is no image.
       size, skip: see `decode`.
+      seen: what `side` is given of each item; None for the items themselves.
     """
 
-    def of(item: T) -> int:
+    def of(item: Any) -> int:
         try:
             return side(item)
         except InputError as error:
@@ -133,14 +123,37 @@ def lazy(
                 return -1
             raise InputError(f"{error}; {HOW_TO_SKIP}") from None
 
-    with images.quiet(), ThreadPoolExecutor(THREADS) as pool:
-        sides = np.fromiter(pool.map(of, items, chunksize=BLOCK), np.int64, len(items))
+    with _threads() as pool:
+        found = images.counted(_each(pool, of, items if seen is None else seen), len(items))
+        sides = np.fromiter(found, np.int64, len(items))
     readable = sides >= 0
-    there = np.unique(sides[readable])
-    if not len(there):
+    if not readable.any():
         raise InputError(f"none of the {len(items)} images can be read; expected at least one per class")
-    own = int(there[0]) if len(there) == 1 and 0 < there[0] <= size else size  # as `images.collect` has it
+    own = images.common_side(sides[readable].tolist(), size)
     return Images(functools.partial(read, own), items, (own, own, 3))[np.flatnonzero(readable)], readable
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for `_each`, without Pillow's warnings; what they have not begun is dropped at the end."""
+    with images.quiet(), ThreadPoolExecutor(THREADS) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _each(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+    """`function` of each item, in their order."""
+    rest = iter(items)
+    running: collections.deque[Future] = collections.deque()
+    while True:
+        # No more than this, which would take the memory of another copy.
+        while len(running) < 2 * THREADS and (block := list(islice(rest, BLOCK))):
+            running.append(pool.submit(lambda block: [function(item) for item in block], block))
+        if not running:
+            return
+        yield from running.popleft().result()
 
 
 def source(

@@ -1,22 +1,28 @@
 """Any image classification set of TensorFlow Datasets, which are downloaded when first used."""
 
 import difflib
+import functools
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from kd_jax.data import images
+from kd_jax.data import images, lazy
+from kd_jax.data.lazy import Images
 from kd_jax.data.split import Source, cut, with_test
+from kd_jax.data.tfrecord import TFRecords
 from kd_jax.errors import InputError, one_line
 from kd_jax.quiet_tensorflow import import_tensorflow
 from kd_jax.types import Split
 
+_importing = threading.Lock()  # it takes stderr away for a moment, and gives back what it found
 
-def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
+
+def load(name: str, *, image_size: int, data_dir: str = "", stream: str = "never") -> Source:
     """Reads a data set into memory.
 
     Args:
@@ -24,16 +30,20 @@ def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
       image_size: in pixels. Images that all share one square size of at most this are kept as they are; otherwise each
         is resized so that its shorter side has this size, and its center square is kept.
       data_dir: where the data lies or is put; "" for the default of TFDS.
+      stream: "always", or "auto" where memory has no room for them: images are read when they are asked for, out of the
+        files as they were prepared, of TFRecord or ArrayRecord. TensorFlow decodes them, as other decoders make other
+        pixels of a JPEG: each process that reads imports it, which takes seconds.
 
     Returns:
       Images [N, H, H, C], C is 1 for gray sets. The test set is the split `test`, else `validation`, else a fixed,
       class-balanced fifth of `train`; the validation split is `validation` where there is a `test` too. The fingerprint
       is of the class names and of the pixels and labels in their order: version and sizes stay the same where a set is
-      prepared again from other images, or in another order, and hashing costs a tenth of reading.
+      prepared again from other images, or in another order, and hashing costs a tenth of reading. That of images that
+      stream is the same, and costs decoding all of them once.
 
     Raises:
       InputError: if TensorFlow is missing, the name unknown, the download fails, the set is not one of labeled images,
-        or the images do not fit in memory.
+        the files are damaged or of a format that cannot stream, or the images do not fit in memory.
     """
     tfds = _import_tfds()
     builder = _builder(tfds, name, data_dir)
@@ -53,7 +63,9 @@ def load(name: str, *, image_size: int, data_dir: str = "") -> Source:
         names.append("validation")
     class_names = tuple(builder.info.features["label"].names)
     digest = hashlib.sha256(repr((class_names, names)).encode())
-    parts = _read(tfds, builder, names, image_size, channels, digest)
+    count = sum(int(splits[split].num_examples) for split in names)
+    streams = lazy.are_needed(stream, count * channels * image_size**2)
+    parts = _read(tfds, builder, names, image_size, channels, digest, streams)
     train, test = parts[:2] if test_name else with_test(parts[0], in_place=True)
     return Source(
         train,
@@ -72,6 +84,12 @@ def former_fingerprint(name: str, *, data_dir: str = "") -> str:
     info = _builder(tfds, name, data_dir).info
     sizes = sorted((split, int(info.splits[split].num_examples)) for split in info.splits)
     return hashlib.sha256(repr((info.full_name, str(info.version), sizes)).encode()).hexdigest()
+
+
+@functools.cache
+def _tensorflow() -> ModuleType:
+    with _importing:
+        return import_tensorflow()
 
 
 def _import_tfds() -> ModuleType:
@@ -113,23 +131,40 @@ def _channels(tfds: ModuleType, name: str, features: Any) -> int:
 
 
 def _read(
-    tfds: ModuleType, builder: Any, names: list[str], size: int, channels: int, digest: "hashlib._Hash"
+    tfds: ModuleType,
+    builder: Any,
+    names: list[str],
+    size: int,
+    channels: int,
+    digest: "hashlib._Hash",
+    streams: bool,
 ) -> list[Split]:
     """The images of some splits, read together so that they get one size; `digest` sees all as they are."""
     counts = [int(builder.info.splits[name].num_examples) for name in names]
     labels = []
 
-    def shrunk() -> Iterator[np.ndarray]:
-        for name in names:
-            # One file after another: the order of the examples is that on the disk.
-            order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-            for example in tfds.as_numpy(builder.as_dataset(split=name, shuffle_files=False, read_config=order)):
-                labels.append(example["label"])
-                digest.update(repr((example["image"].shape, int(example["label"]))).encode())
-                digest.update(example["image"].tobytes())
-                yield images.shrink_to(images.to_image(example["image"]), size)
+    def whole() -> Iterator[np.ndarray]:
+        for example in _examples(tfds, builder, names):
+            labels.append(example["label"])
+            digest.update(repr((example["image"].shape, int(example["label"]))).encode())
+            digest.update(example["image"].tobytes())
+            yield example["image"]
 
-    pixels = images.collect(shrunk(), sum(counts), size)
+    try:
+        if streams:
+            records = _records(builder, names)
+            seen = images.counted(whole(), len(records))
+            sides = {image.shape[0] if image.shape[0] == image.shape[1] else 0 for image in seen}
+            side = images.common_side(sides, size)
+            read = functools.partial(_read_as, records, size, channels, side)
+            pixels: Any = Images(read, range(len(records)), (side, side, channels))
+        else:
+            shrunk = (images.shrink_to(images.to_image(image), size) for image in whole())
+            pixels = images.collect(shrunk, sum(counts), size)
+    except _tensorflow().errors.OpError as error:
+        raise InputError(
+            f"dataset.name is {builder.name!r}, whose files are damaged: {one_line(error, 160)}; prepare it again"
+        ) from None
     both = Split(pixels, np.array(labels, np.int32))
     if (both.labels < 0).any():
         raise InputError(f"dataset.name is {builder.name!r}, with images without a label; expected one for every image")
@@ -138,3 +173,47 @@ def _read(
         part, both = cut(both, count)
         parts.append(part)
     return parts
+
+
+def _examples(tfds: ModuleType, builder: Any, names: list[str]) -> Iterator[Any]:
+    """{"image": [h, w, C], "label": []} of each example of some splits, in the order of `_records`."""
+    if builder.info.file_format.value != "array_record":
+        # One file after another: the order of the examples is that on the disk.
+        order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        for name in names:
+            yield from tfds.as_numpy(builder.as_dataset(split=name, shuffle_files=False, read_config=order))
+        return
+    tf = _tensorflow()  # TFDS itself reads these files without it, and decodes a JPEG to other pixels
+    records = tf.data.Dataset.from_generator(
+        functools.partial(iter, _records(builder, names)), output_signature=tf.TensorSpec((), tf.string)
+    )
+    yield from tfds.as_numpy(records.map(builder.info.features.deserialize_example, tf.data.AUTOTUNE))
+
+
+def _records(builder: Any, names: list[str]) -> Any:
+    """The encoded examples [N] of some splits, one split after another, as bytes.
+
+    They go to another process without the builder, whose class may be of a module that it does not have.
+    """
+    kind = builder.info.file_format.value
+    splits = "+".join(names)
+    if kind == "array_record":
+        return builder.as_data_source(splits).data_source
+    if kind == "tfrecord":
+        return TFRecords([part.filename for part in builder.info.splits[splits].file_instructions])
+    raise InputError(
+        f"dataset.name is {builder.name!r}, prepared as {kind}, whose images cannot be read one by one; expected"
+        " tfrecord, as it is prepared in another dataset.path"
+    )
+
+
+def _read_as(records: Any, largest: int, channels: int, side: int, number: int) -> np.ndarray:
+    """An image as it is where all are in memory: a square of this `side`."""
+    tf = _tensorflow()
+    try:
+        example = tf.train.Example.FromString(records[number])
+        encoded = example.features.feature["image"].bytes_list.value[0]
+        pixels = tf.io.decode_image(encoded, channels).numpy()
+    except Exception as error:  # of the disk, protobuf or TensorFlow; the files were whole when training began
+        raise InputError(f"image {number} of the TFDS set cannot be read any more: {one_line(error, 160)}") from None
+    return images.to_side(images.shrink_to(images.to_image(pixels), largest), side)

@@ -1,14 +1,17 @@
 """Sets of the Hugging Face hub's form, in parquet files that the tests make; nothing is downloaded."""
 
+import io
+import pickle
 import socket
 import sys
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kd_jax import data
-from kd_jax.data import hf
+from kd_jax.data import hf, lazy
 from kd_jax.errors import InputError
 from tests import silent_hub, tiny
 from tests.data.pictures import png
@@ -38,6 +41,20 @@ def rows(count, *, names=("cat", "dog"), first=0, label="label", size=6):
     features = datasets.Features({"image": datasets.Image(), label: kind})
     pictures = [{"bytes": png(first + i, size), "path": None} for i in range(count)]
     return datasets.Dataset.from_dict({"image": pictures, label: values}, features=features)
+
+
+def with_broken(part, number, content):
+    """The same images, one of which has another file."""
+    import datasets
+
+    pictures = [image if i != number else {"bytes": content, "path": None} for i, image in enumerate(encoded(part))]
+    return datasets.Dataset.from_dict({"image": pictures, "label": part["label"]}, features=part.features)
+
+
+def encoded(part):
+    import datasets
+
+    return part.cast_column("image", datasets.Image(decode=False))["image"]
 
 
 def save(root, **splits):
@@ -94,18 +111,89 @@ def test_a_config_reads_it_and_no_connection_is_made(tmp_path, monkeypatch):
 
 @needs_datasets
 def test_an_image_that_cannot_be_decoded_is_named_and_skipped_if_that_is_said(tmp_path):
-    import datasets
-
-    whole = rows(8)
-    broken = [{"bytes": b"no image" if i == 3 else png(i), "path": None} for i in range(8)]
-    own = datasets.Dataset.from_dict({"image": broken, "label": whole["label"]}, features=whole.features)
-    path = save(tmp_path, train=own, test=rows(4))
+    path = save(tmp_path, train=with_broken(rows(8), 3, b"no image"), test=rows(4))
     with pytest.raises(
         InputError, match=r"image 3 of split train cannot be read as an image: no known .*skip_unreadable"
     ):
         load(path)
     source = load(path, skip_unreadable=True)
     assert (source.skipped, len(source.train.labels)) == (1, 7)
+
+
+def streamed(path, **options):
+    """What is read of a path into memory, and what streams."""
+    return [load(path, stream=how, **options) for how in ("never", "always")]
+
+
+@needs_datasets
+@pytest.mark.parametrize(("sizes", "side"), [((6,), 6), ((6, 9), 8), ((12,), 8)])
+def test_streamed_images_are_those_in_memory(tmp_path, sizes, side):
+    import datasets
+
+    parts = [rows(8, size=size, first=10 * size) for size in sizes]
+    path = save(tmp_path, train=datasets.concatenate_datasets(parts), test=rows(4, first=200, size=sizes[0]))
+    kept, images = streamed(path)
+    for split in ("train", "test"):
+        own, other = getattr(kept, split), getattr(images, split)
+        assert isinstance(other.images, lazy.Images)
+        assert other.images.shape[1:] == (side, side, 3)
+        np.testing.assert_array_equal(np.asarray(other.images), own.images)
+        np.testing.assert_array_equal(other.labels, own.labels)
+    assert images.fingerprint == kept.fingerprint
+
+
+@needs_datasets
+def test_a_fifth_that_is_the_test_set_streams_and_bytes_alone_do(tmp_path):
+    pyarrow, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    pq.write_table(pyarrow.table({"image": [png(i) for i in range(20)], "label": [0, 1] * 10}), tmp_path / "a.parquet")
+    kept, images = streamed(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(np.asarray(images.test.images), kept.test.images)
+    np.testing.assert_array_equal(np.asarray(images.train.images), kept.train.images)
+
+
+@needs_datasets
+def test_images_that_stream_go_to_other_processes_without_the_table(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "png")
+    part = rows(200).map(lambda row: {**row, "image": {"bytes": file.getvalue(), "path": None}})
+    images = load(save(tmp_path, train=part, test=rows(4)), image_size=40, stream="always").train.images
+    content = pickle.dumps(images)
+    assert len(content) < 0.1 * 200 * len(file.getvalue())
+    np.testing.assert_array_equal(np.asarray(pickle.loads(content)[:2]), np.asarray(images[:2]))
+
+
+@needs_datasets
+def test_what_is_no_image_is_named_before_it_is_needed(tmp_path):
+    path = save(tmp_path, train=with_broken(rows(8), 3, b"no image"), test=rows(4))
+    with pytest.raises(InputError, match=r"image 3 of split train cannot be read as an image: no known .*skip_unread"):
+        load(path, stream="always")
+    kept, images = streamed(path, skip_unreadable=True)
+    assert (images.skipped, images.fingerprint) == (1, kept.fingerprint)
+    np.testing.assert_array_equal(np.asarray(images.train.images), kept.train.images)
+
+
+@needs_datasets
+def test_an_image_damaged_behind_its_header_is_named_when_it_is_needed(tmp_path):
+    path = save(tmp_path, train=with_broken(rows(8), 3, png(3)[:50]), test=rows(4))
+    images = load(path, stream="always").train.images
+    np.asarray(images[:3])
+    with pytest.raises(InputError, match="image 3 of split train cannot be read as an image"):
+        np.asarray(images[3:4])
+
+
+@needs_datasets
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_streams_ends_as_one_in_memory(tmp_path, workers):
+    path = save(tmp_path, train=rows(40), test=rows(4))
+    section = {"dataset.source": "hf", "dataset.path": path, "dataset.train_images": 0, "train.epochs": 2}
+    ends = []
+    for how in ({"dataset.stream": "never"}, {"dataset.stream": "always", "dataset.workers": workers}):
+        ends.append(tiny.train(tiny.config(**section, **how), tmp_path, how["dataset.stream"]))
+    (state, result), (other, expected) = ends
+    assert tiny.identical((state.params, state.stats), (other.params, other.stats))
+    assert (result["test"], result["config_hash"]) == (expected["test"], expected["config_hash"])
 
 
 def no_columns(root):

@@ -182,6 +182,8 @@ def test_a_table_of_views_is_refused(images, tmp_path):
         tiny.train(whole, tmp_path)
 
 
-def test_only_a_folder_streams():
-    with pytest.raises(InputError, match=r"dataset.stream is 'always', and dataset.source 'digits'; expected 'folder'"):
-        experiment.create(tiny.config(**{"dataset.stream": "always"}))
+@pytest.mark.parametrize("source", ["digits", "tar", "npz"])
+def test_a_source_that_does_not_stream_is_refused(source):
+    said = f"dataset.stream is 'always', and dataset.source '{source}', which is read into memory"
+    with pytest.raises(InputError, match=f"{said}; expected dataset.source 'folder', 'hf', 'tfds'"):
+        experiment.create(tiny.config(**{"dataset.stream": "always", "dataset.source": source}))

@@ -1,14 +1,17 @@
 """TFDS, on data sets that the tests make on the disk: nothing is downloaded."""
 
 import hashlib
+import pickle
 import socket
 import sys
 
 import numpy as np
 import pytest
 
+from kd_jax.data import lazy
 from kd_jax.data import tfds as source
 from kd_jax.errors import InputError
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +42,19 @@ def shades(tfds):
         SUPPORTED_VERSIONS = [tfds.core.Version("1.1.0")]  # noqa: RUF012
         BUILDER_CONFIGS = [  # noqa: RUF012
             tfds.core.BuilderConfig(name=name)
-            for name in ("test", "validation", "three", "alone", "sizes", "nothing", "deep", "hidden", "offline")
+            for name in (
+                *("test", "validation", "three", "alone", "sizes", "nothing", "deep", "hidden", "offline"),
+                "photographs",
+            )
         ]
 
         def _info(self):
             dtype = np.uint16 if self.builder_config.name == "deep" else np.uint8
+            kind = {"shape": (None, None, 1), "encoding_format": "png"}
+            if self.builder_config.name == "photographs":
+                kind = {"shape": (None, None, 3), "encoding_format": "jpeg"}
             features = {
-                "image": tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png"),
+                "image": tfds.features.Image(dtype=dtype, **kind),
                 "label": tfds.features.ClassLabel(names=["cat", "dog"]),
             }
             if self.builder_config.name == "nothing":
@@ -69,6 +78,8 @@ def shades(tfds):
                 side = 6 + index if self.builder_config.name == "sizes" else 6
                 label = -1 if self.builder_config.name == "hidden" else index % 2
                 pixels = np.full((side, side, 1), 100 * (index % 2) + index, np.uint8)
+                if self.builder_config.name == "photographs":
+                    pixels = np.random.default_rng(index).integers(0, 256, (20 + index % 3, 30, 3), np.uint8)
                 yield index, {"image": pixels, "label": label}
 
     return "kd_shades"
@@ -167,6 +178,92 @@ def test_the_former_fingerprint_is_of_name_version_and_sizes(load, shades, folde
     load("test")
     former = hashlib.sha256(b"('kd_shades/test/1.0.0', '1.0.0', [('test', 4), ('train', 20)])").hexdigest()
     assert source.former_fingerprint(f"{shades}/test", data_dir=folder) == former
+
+
+@pytest.fixture(scope="module")
+def in_array_records(tfds, shades, tmp_path_factory):
+    """Prepares a configuration in the other format and returns where."""
+    folder = str(tmp_path_factory.mktemp("array_record"))
+
+    def prepare(config, file_format="array_record"):
+        tfds.builder(f"{shades}/{config}", data_dir=folder, file_format=file_format).download_and_prepare()
+        return folder
+
+    return prepare
+
+
+def same(kept, other):
+    assert other.fingerprint == kept.fingerprint
+    for split in ("train", "test", "validation"):
+        if own := getattr(kept, split):
+            np.testing.assert_array_equal(np.asarray(getattr(other, split).images), own.images)
+            np.testing.assert_array_equal(getattr(other, split).labels, own.labels)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "shape"),
+    [("three", 8, (6, 6, 1)), ("alone", 4, (4, 4, 1)), ("sizes", 8, (8, 8, 1)), ("photographs", 16, (16, 16, 3))],
+)
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_streamed_images_are_those_in_memory(load, in_array_records, folder, config, size, shape, file_format):
+    where = folder if file_format == "tfrecord" else in_array_records(config)
+    streamed = load(config, image_size=size, data_dir=where, stream="always")
+    assert isinstance(streamed.train.images, lazy.Images)
+    assert streamed.train.images.shape[1:] == shape
+    same(load(config, image_size=size), streamed)
+
+
+def test_the_format_of_the_files_changes_nothing(load, in_array_records):
+    same(load("photographs"), load("photographs", data_dir=in_array_records("photographs")))
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_images_that_stream_go_to_other_processes_without_the_files(load, in_array_records, folder, file_format):
+    where = folder if file_format == "tfrecord" else in_array_records("three")
+    images = load("three", data_dir=where, stream="always").train.images
+    content = pickle.dumps(images)
+    assert b"KdShades" not in content  # the builder may be of a module that another process does not have
+    np.testing.assert_array_equal(np.asarray(pickle.loads(content)), np.asarray(images))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_streams_ends_as_one_in_memory(load, shades, folder, tmp_path, workers):
+    load("three")
+    section = {"dataset.source": "tfds", "dataset.name": f"{shades}/three", "dataset.path": folder}
+    ends = []
+    for how in ({"dataset.stream": "never"}, {"dataset.stream": "always", "dataset.workers": workers}):
+        own = tiny.config(**section, **how, **{"dataset.train_images": 0, "train.epochs": 1})
+        ends.append(tiny.train(own, tmp_path, how["dataset.stream"]))
+    (state, result), (other, expected) = ends
+    assert tiny.identical((state.params, state.stats), (other.params, other.stats))
+    assert (result["test"], result["config_hash"]) == (expected["test"], expected["config_hash"])
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_damaged_files_are_named(load, shades, tmp_path, stream):
+    load("test", data_dir=str(tmp_path))
+    (file,) = tmp_path.rglob("*train.tfrecord*")
+    content = bytearray(file.read_bytes())
+    content[40] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"'kd_shades', whose files are damaged: .* prepare it again") as error:
+        load("test", data_dir=str(tmp_path), stream=stream)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_cut_while_they_stream_are_one_line(load, tmp_path):
+    images = load("test", data_dir=str(tmp_path), stream="always").train.images
+    (file,) = tmp_path.rglob("*train.tfrecord*")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="image 19 of the TFDS set cannot be read any more: ") as error:
+        np.asarray(images[19:])
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_another_format_are_refused_where_they_would_stream(load, in_array_records):
+    where = in_array_records("validation", "parquet")
+    with pytest.raises(InputError, match="prepared as parquet, whose images cannot be read one by one; expected tfrec"):
+        load("validation", data_dir=where, stream="always")
 
 
 def test_a_set_without_labels_is_refused_with_its_features(load):
