@@ -1,5 +1,6 @@
 """Two virtual CPU devices, and a compilation cache that the workers of the suite share."""
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -31,3 +32,12 @@ def no_tensorflow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("no_tensorflow")
     (folder / "tensorflow.py").write_text("raise ModuleNotFoundError('no', name='tensorflow')")
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def call():
+    """(exit status, stdout, stderr) of call(MODULE, *ARGUMENTS, **ENVIRONMENT), each a process, see `forks`."""
+    from tests import forks  # behind what is set above
+
+    with contextlib.closing(forks.Forks()) as call:
+        yield call
