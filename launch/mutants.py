@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTS = Path(__file__).with_name("mutants")
 COPIED = ("configs", "docs", "examples", "kd_jax", "launch", "tests", "README.md", "pyproject.toml")
 LIBRARIES = (  # that tests import, and that take time
-    *("jax", "flax.linen", "optax", "orbax.checkpoint.v1", "scipy.stats", "ml_collections", "PIL.Image"),
+    *("jax", "flax.linen", "optax", "orbax.checkpoint", "scipy.stats", "ml_collections", "PIL.Image"),
     *("tensorflow", "tensorflow_datasets", "clu.metric_writers"),
 )
 LIMIT = 180  # seconds; a test that hangs has noticed the fault

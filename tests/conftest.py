@@ -1,5 +1,6 @@
 """Two virtual CPU devices, and a compilation cache that the workers of the suite share."""
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -19,7 +20,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "kd_jax_test_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # to read even the smallest takes less
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a suite that runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,3 +32,12 @@ def no_tensorflow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("no_tensorflow")
     (folder / "tensorflow.py").write_text("raise ModuleNotFoundError('no', name='tensorflow')")
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def call():
+    """(exit status, stdout, stderr) of call(MODULE, *ARGUMENTS, **ENVIRONMENT), each a process, see `forks`."""
+    from tests import forks  # behind what is set above
+
+    with contextlib.closing(forks.Forks()) as call:
+        yield call

@@ -41,8 +41,8 @@ def start(module, *arguments, **environment):
     )
 
 
-def call(module, *arguments, **environment):
-    """(exit status, stdout, stderr)."""
+def called(module, *arguments, **environment):
+    """What `call` returns, of a process that begins as those of people do."""
     process = start(module, *arguments, **environment)
     out, err = process.communicate()
     return process.returncode, out, err
@@ -87,12 +87,17 @@ def cut(file):
     file.write_bytes(file.read_bytes()[:40])
 
 
-def refused(arguments, folder, **environment):
+@pytest.fixture
+def refused(call, tmp_path):
     """The one line on stderr of a run that is refused, and that left nothing in its folders."""
-    status, out, err = call("kd_jax.main", *arguments, f"--runs={folder / 'runs'}", **environment)
-    assert (status, [line for line in out.splitlines() if not line.startswith("data ")]) == (2, [])
-    assert not (folder / "runs").exists()
-    (line,) = err.splitlines()
+
+    def line(arguments, **environment):
+        status, out, err = call("kd_jax.main", *arguments, f"--runs={tmp_path / 'runs'}", **environment)
+        assert (status, [line for line in out.splitlines() if not line.startswith("data ")]) == (2, [])
+        assert not (tmp_path / "runs").exists()
+        (line,) = err.splitlines()
+        return line
+
     return line
 
 
@@ -112,8 +117,8 @@ def refused(arguments, folder, **environment):
     ],
     ids=lambda value: value[-1].split("=")[0] if isinstance(value, list) else "",
 )
-def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(arguments, said, tmp_path):
-    assert re.search("^error: .*" + said, refused([*TINY, *arguments], tmp_path))
+def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(refused, arguments, said):
+    assert re.search("^error: .*" + said, refused([*TINY, *arguments]))
 
 
 @pytest.mark.parametrize(
@@ -126,12 +131,12 @@ def test_bad_input_gets_one_line_and_status_2_and_leaves_nothing_behind(argument
         ),
     ],
 )
-def test_a_config_that_is_not_there_is_refused_with_the_choices(arguments, said, tmp_path):
-    assert re.search("^error: " + said, refused([*arguments, "--config.seed=1"], tmp_path))
+def test_a_config_that_is_not_there_is_refused_with_the_choices(refused, arguments, said):
+    assert re.search("^error: " + said, refused([*arguments, "--config.seed=1"]))
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
-    line = refused(TINY, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=3")
+def test_a_batch_that_the_devices_do_not_divide_is_refused(refused):
+    line = refused(TINY, XLA_FLAGS="--xla_force_host_platform_device_count=3")
     assert "train.batch_size is 16; expected a multiple of 3 (3 devices times train.accumulate 1)" in line
 
 
@@ -143,24 +148,24 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
     ],
     ids=["no images", "truncated"],
 )
-def test_a_damaged_folder_of_images_is_refused_by_name(broken, tmp_path, damage, said):
+def test_a_damaged_folder_of_images_is_refused_by_name(broken, refused, damage, said):
     data = [
         "--config.dataset.source=folder",
         f"--config.dataset.path={broken(damage)}",
         "--config.dataset.train_images=0",
     ]
-    assert said in refused([*TINY, *data], tmp_path)
+    assert said in refused([*TINY, *data])
 
 
-def test_a_work_directory_that_cannot_be_made_is_refused(tmp_path):
+def test_a_work_directory_that_cannot_be_made_is_refused(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    line = refused([*TINY, f"--workdir={tmp_path / 'file' / 'run'}"], tmp_path)
+    line = refused([*TINY, f"--workdir={tmp_path / 'file' / 'run'}"])
     assert "cannot be written" in line
 
 
 def test_help_answers_with_the_flags_and_status_0():
     for module in ("kd_jax.main", "kd_jax.evaluate", "kd_jax.predict", "kd_jax.explain"):
-        status, out, err = call(module, "--help")
+        status, out, err = called(module, "--help")
         assert (status, err) == (0, "")
         assert f"usage: python -m {module}" in out
         assert "--workdir" in out
@@ -171,7 +176,7 @@ def trained(images, tmp_path_factory):
     """A short run on the folder of images: (its folder, what it printed, its log)."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     data = ["--config.dataset.source=folder", f"--config.dataset.path={images}", "--config.dataset.train_images=36"]
-    status, out, err = call("kd_jax.main", *TINY, *data, "--config.train.epochs=8", f"--workdir={folder}")
+    status, out, err = called("kd_jax.main", *TINY, *data, "--config.train.epochs=8", f"--workdir={folder}")
     assert status == 0, err
     return folder, out, err
 
@@ -183,7 +188,7 @@ def test_training_prints_where_it_lies_and_what_it_reached(trained):
     assert re.search(r"step 16/16  epoch 8  loss \S+ \(cross_entropy \S+\)  \S+ images/s  \d+% in steps  0s left", err)
 
 
-def test_training_goes_on_without_tensorflow_and_one_line_says_so(tmp_path, no_tensorflow):
+def test_training_goes_on_without_tensorflow_and_one_line_says_so(call, tmp_path, no_tensorflow):
     arguments = [*TINY, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}"]
     status, out, err = call("kd_jax.main", *arguments, PYTHONPATH=no_tensorflow)
     assert status == 0, err
@@ -192,21 +197,21 @@ def test_training_goes_on_without_tensorflow_and_one_line_says_so(tmp_path, no_t
     assert {path.name for path in (tmp_path / "run").iterdir()} == RUN
 
 
-def test_evaluate_prints_the_metrics_as_json(trained):
+def test_evaluate_prints_the_metrics_as_json(call, trained):
     folder, _, _ = trained
     status, out, _ = call("kd_jax.evaluate", f"--workdir={folder}")
     assert status == 0
     assert json.loads(out) == {"workdir": str(folder), **runs.read_json(str(folder), "result.json")["test"]}
 
 
-def test_evaluate_finds_data_that_has_moved(trained, images, tmp_path):
+def test_evaluate_finds_data_that_has_moved(call, trained, images, tmp_path):
     folder, _, _ = trained
     (tmp_path / "moved").symlink_to(images)
     status, out, _ = call("kd_jax.evaluate", f"--workdir={folder}", f"--path={tmp_path / 'moved'}")
     assert (status, json.loads(out)["images"]) == (0, 12)
 
 
-def test_a_run_on_two_devices_can_be_evaluated_on_one(tmp_path, no_tensorflow):
+def test_a_run_on_two_devices_can_be_evaluated_on_one(call, tmp_path, no_tensorflow):
     flags = f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     two = {"XLA_FLAGS": flags, "PYTHONPATH": no_tensorflow}
     status, _, err = call("kd_jax.main", *TINY, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}", **two)
@@ -218,7 +223,7 @@ def test_a_run_on_two_devices_can_be_evaluated_on_one(tmp_path, no_tensorflow):
     assert json.loads(out)["accuracy"] == result["test"]["accuracy"]
 
 
-def test_predict_prints_class_names_and_probabilities(trained, images):
+def test_predict_prints_class_names_and_probabilities(call, trained, images):
     folder, _, _ = trained
     files = [images / "test" / name / "0.png" for name in ("cat", "dog")]
     status, out, err = call("kd_jax.predict", f"--workdir={folder}", *files)
@@ -258,13 +263,13 @@ def test_predict_prints_class_names_and_probabilities(trained, images):
         ("kd_jax", ["evaluat"], "the command is 'evaluat'; expected one of: benchmark-export, "),
     ],
 )
-def test_the_other_commands_refuse_bad_input_in_one_line_too(trained, module, arguments, said):
+def test_the_other_commands_refuse_bad_input_in_one_line_too(call, trained, module, arguments, said):
     status, out, err = call(module, *(a.replace("RUN", str(trained[0])) for a in arguments))
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert said in err
 
 
-def test_a_checkpoint_cut_short_is_one_line(trained, tmp_path):
+def test_a_checkpoint_cut_short_is_one_line(call, trained, tmp_path):
     run = shutil.copytree(trained[0], tmp_path / "run")
     evaluated = (
         run / "checkpoints" / str(runs.read_json(str(run), "result.json")["checkpoint"])
@@ -276,14 +281,14 @@ def test_a_checkpoint_cut_short_is_one_line(trained, tmp_path):
     assert "cannot be read; expected a whole checkpoint" in err
 
 
-def test_report_writes_where_it_is_told_to(trained, tmp_path):
+def test_report_writes_where_it_is_told_to(call, trained, tmp_path):
     status, out, err = call("kd_jax.report", trained[0], f"--to={tmp_path / 'report'}")
     assert (status, err) == (0, "")
     assert out == f"{tmp_path / 'report' / 'index.html'} and report.md: 1 run, 0 left out\n"
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "report.md"}
 
 
-def test_unreadable_images_can_be_skipped_and_are_counted(broken, tmp_path, no_tensorflow):
+def test_unreadable_images_can_be_skipped_and_are_counted(call, broken, tmp_path, no_tensorflow):
     folder = broken(lambda folder: cut(folder / "train" / "cat" / "3.png"))
     data = ["--config.dataset.source=folder", f"--config.dataset.path={folder}", "--config.dataset.train_images=0"]
     own = ["--config.dataset.skip_unreadable=true", "--config.train.batch_size=4", "--config.dataset.holdout=0."]
@@ -293,7 +298,7 @@ def test_unreadable_images_can_be_skipped_and_are_counted(broken, tmp_path, no_t
     assert runs.read_json(str(tmp_path / "run"), "config.json")["data"]["skipped"] == 1
 
 
-def test_a_loss_that_is_not_finite_is_one_line_and_status_1(tmp_path, no_tensorflow):
+def test_a_loss_that_is_not_finite_is_one_line_and_status_1(call, tmp_path, no_tensorflow):
     own = ["--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path / 'run'}"]
     status, _, err = call("kd_jax.main", *TINY, *own, PYTHONPATH=no_tensorflow)
     assert status == 1
@@ -312,7 +317,7 @@ def test_a_terminated_run_saves_its_state_and_exits_with_143(tmp_path, no_tensor
     assert (tmp_path / "run" / "checkpoints" / str(stopped)).is_dir()
 
 
-def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(tmp_path, no_tensorflow):
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_one_that_was_not_killed(call, tmp_path, no_tensorflow):
     def arguments(name):
         return [*TINY, "--config.train.epochs=20", f"--workdir={tmp_path / name}"]
 

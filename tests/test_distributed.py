@@ -246,16 +246,31 @@ def test_what_one_process_reads_otherwise_is_refused_by_all(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_one_process_dies_the_others_end_and_are_started_again(start, tmp_path, alike):
+@pytest.mark.parametrize("dies", [0, 1])  # the first is also where all meet
+def test_where_one_process_dies_the_others_end_and_are_started_again(start, tmp_path, alike, dies):
     (script,) = start(tmp_path, script=("bash", "launch/local.sh", "2", "--restart=1"))
     after_first_line(script, tmp_path)
-    children = subprocess.run(["pgrep", "-P", str(script.pid), "-f", "process_id=1"], capture_output=True, text=True)
+    children = subprocess.run(
+        ["pgrep", "-P", str(script.pid), "-f", f"process_id={dies}"], capture_output=True, text=True
+    )
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     ((code, _, errors),) = pair.ended([script])
     assert code == 0, errors
-    assert "process 1 ended with exit status 137; the others end" in errors
-    assert "starting again" in errors
+    assert errors.count(f"process {dies} ended with exit status 137; the others end") == 1
+    assert errors.count("starting again") == 1
     assert numbers(tmp_path) == numbers(alike)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_where_one_process_dies_the_other_ends_by_itself(start, tmp_path, dies):
+    processes = start(tmp_path)
+    after_first_line(processes[0], tmp_path)
+    processes[dies].kill()
+    ((code, _, errors),) = pair.ended([processes[1 - dies]], seconds=60)
+    processes[dies].communicate()
+    assert code not in (0, 2), errors
+    assert "another process is gone" in errors or "another task died" in errors  # the first to see it, kd_jax or JAX
 
 
 @pytest.mark.slow

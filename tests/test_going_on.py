@@ -154,7 +154,7 @@ def test_a_finished_teacher_need_not_be_writable(whole, copy, monkeypatch, kind)
 
 @pytest.mark.parametrize("steps", [2, 40])
 def test_parameters_that_overflow_are_neither_saved_nor_a_result(tmp_path, steps):
-    overflow = {"optimizer.learning_rate": 1e4, "optimizer.momentum": 0.0, "train.steps": steps, "train.clip": 0.0}
+    overflow = {"optimizer.learning_rate": 1e6, "optimizer.momentum": 0.0, "train.steps": steps, "train.clip": 0.0}
     with pytest.raises(TrainingError, match="not finite"):
         tiny.train(tiny.config(**overflow, **{"optimizer.warmup_epochs": 0.0, "log.every_steps": 1000}), tmp_path)
     assert not runs.has_result(str(tmp_path / "run"))

@@ -53,7 +53,7 @@ def test_its_loaded_network_reports_the_runs_logits(folder):
     np.testing.assert_allclose(jax.jit(loaded.logits)(IMAGES), logits_of_the_run(folder), rtol=1e-5, atol=1e-6)
     assert outputs.head is None
     assert outputs.embedding is not None
-    assert network.name == "resnet8"
+    assert network.name == "resnet6"
 
 
 def test_its_maps_are_those_of_the_runs_logits(folder):
@@ -67,7 +67,7 @@ def test_its_maps_are_those_of_the_runs_logits(folder):
 
 
 def test_such_a_network_is_not_initialized_by_itself(folder):
-    with pytest.raises(InputError, match="resnet8 predicts by its method's head; expected the variables of its run"):
+    with pytest.raises(InputError, match="resnet6 predicts by its method's head; expected the variables of its run"):
         kd_jax.load(folder / "simkd").network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 
 

@@ -142,7 +142,7 @@ def probed(run, folder):
 
 def test_a_probe_of_the_student_its_teacher_and_its_beginning(probed):
     assert (probed["train_images"], probed["test_images"], probed["teacher"]["width"]) == (400, 200, WIDTH)
-    assert probed["student"]["width"] == 8
+    assert probed["student"]["width"] == 4
     for who in probing.OF:
         assert probed[who]["accuracy"] > 0.25  # chance is 0.1
     assert probed["teacher"]["accuracy"] > probed["student"]["accuracy"] > probed["initial"]["accuracy"] - 0.05

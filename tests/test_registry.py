@@ -63,7 +63,7 @@ def accuracy(folder):
 def test_a_run_remembers_the_file_by_path_and_hash(made):
     saved = json.loads((made / "run" / "config.json").read_text())
     path = os.path.realpath(made / "own.py")
-    assert saved["imports"] == [{"path": path, "sha256": registry.digest(path)}]
+    assert {"path": path, "sha256": registry.digest(path)} in saved["imports"]  # beside that of `tiny`
 
 
 def test_a_command_registers_again_and_does_not_train_again(made, copy):

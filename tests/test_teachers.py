@@ -116,7 +116,7 @@ def test_a_teacher_of_any_kind_is_in_the_mode_of_the_config(taught_by, kind, mod
 @kinds
 def test_a_teacher_has_the_network_of_its_own_config(taught_by, kind):
     shapes = experiment.create(taught_by(kind)).teacher.shapes
-    assert shapes["params"]["fc"]["kernel"].shape == (16, 10)
+    assert shapes["params"]["fc"]["kernel"].shape == (8, 10)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_weights_of_another_width_are_refused(taught_by):
     config = taught_by("weights")
     model = {**config["teacher"]["config"]["model"], "width": 1 / 8}
     config["teacher"]["config"] = {**config["teacher"]["config"], "model": model}
-    with pytest.raises(InputError, match="the weights are not those of resnet8"):
+    with pytest.raises(InputError, match="the weights are not those of resnet6"):
         experiment.create(config)
 
 
@@ -206,7 +206,7 @@ def test_a_teacher_that_reports_logits_alone_teaches_by_them(registered):
     for _ in range(20):
         run.call(run.rows(0))
         losses.append(float(run.scalars["loss"]))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_what_such_a_teacher_lacks_is_named_before_anything_is_trained(registered):

@@ -122,7 +122,7 @@ def test_the_teachers_accuracy_is_printed_and_it_is_not_trained_again(taught, ca
     tiny.train(tiny.taught(seed=1), folder, "other-seed")
     said = capsys.readouterr().out
     assert f"teacher tiny-teacher: test accuracy {100 * result['teacher']['accuracy']:.2f}% of 359 images" in said
-    assert said.index("teacher tiny-teacher") < said.index("training resnet8")
+    assert said.index("teacher tiny-teacher") < said.index("training resnet6")
     assert (teacher / "result.json").stat().st_mtime_ns == before
 
 
@@ -146,7 +146,7 @@ def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, m
     threading.Thread(target=finish, daemon=True).start()
     training.run(made, str(tmp_path / "run"))
     assert waits.is_set()
-    assert [line for line in said if line.startswith("training resnet8 ") and made.teacher.source in line] == []
+    assert [line for line in said if line.startswith("training resnet6 ") and made.teacher.source in line] == []
 
 
 def _copy(folder, to):

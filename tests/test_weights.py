@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     return folder / "run", folder / "model.safetensors"
 
 
-def create(num_classes, name="resnet8", **options):
+def create(num_classes, name="resnet6", **options):
     """The network of the run, with another number of classes or other options."""
     return models.create(name, num_classes, **{"width": 1 / 8, "stem": "cifar"} | options)
 
@@ -49,7 +49,7 @@ def test_an_exported_file_holds_the_runs_variables_and_says_what_they_are(run):
     assert tiny.identical(loaded, finished.variables)
     with open(file, "rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))["__metadata__"]
-    assert (header["model"], json.loads(header["class_names"])) == ("resnet8", list(finished.class_names))
+    assert (header["model"], json.loads(header["class_names"])) == ("resnet6", list(finished.class_names))
 
 
 def assert_loads_with_equal_logits(run, file):
@@ -135,13 +135,13 @@ def test_a_run_starts_from_a_file_or_a_run(run, tmp_path, kind):
 @pytest.fixture
 def unnamed(monkeypatch):
     """The networks of the run's family, without PyTorch names."""
-    build = models.NETWORKS["resnet8"]
+    build = models.NETWORKS["resnet6"]
 
     @functools.wraps(build)
     def without_names(**options):
         return build(**options)._replace(torch_key=None)
 
-    monkeypatch.setitem(models.NETWORKS, "resnet8", without_names)
+    monkeypatch.setitem(models.NETWORKS, "resnet6", without_names)
 
 
 @pytest.mark.usefixtures("unnamed")
@@ -163,7 +163,7 @@ def test_a_network_without_pytorch_names_starts_from_a_run(run):
 
 @pytest.mark.usefixtures("unnamed")
 def test_a_network_without_pytorch_names_starts_from_no_file(run):
-    with pytest.raises(InputError, match="resnet8 has no PyTorch names"):
+    with pytest.raises(InputError, match="resnet6 has no PyTorch names"):
         load(run[1], create(10))
 
 

@@ -48,13 +48,14 @@ def to_state_dict(variables: Variables, network: Network) -> dict[str, np.ndarra
     """The state dict that PyTorch's version of the network loads.
 
     Convolutions are [out, in, height, width] and linear layers [out, in] there. The counters of batch norms, which
-    PyTorch fills in by itself, are left out.
+    PyTorch fills in by itself, are left out. The arrays lie in their own order, as safetensors writes what lies there.
 
     Raises:
       InputError: for a network without PyTorch names.
     """
     flat = flatten_dict(dict(variables))
-    return {key: _to_torch(path, np.asarray(flat[path])) for path, key in keys(variables, network).items()}
+    named = keys(variables, network).items()
+    return {key: np.asarray(_to_torch(path, np.asarray(flat[path])), order="C") for path, key in named}
 
 
 def to_variables(

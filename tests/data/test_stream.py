@@ -1,8 +1,16 @@
 """Images that stream: the same pixels in the same order, read as they are needed."""
 
+import dataclasses
+import functools
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from kd_jax import evaluation, experiment, sharding
@@ -88,16 +96,85 @@ def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first)
         np.testing.assert_array_equal(rows.labels, numbered.labels[ids])
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 4, 6])
-def test_processes_read_every_image_of_an_epoch_once(numbered, processes):
-    size, batches = 12 // processes, []
-    for number in range(processes):
-        part = slice(number * size, (number + 1) * size)
-        source = stream.Batches(
-            numbered, 1, lambda step: stream.ids_of_step(step, seed=1, batch_size=12, images=20), part
-        )
-        batches.append(source[0].ids)
-    np.testing.assert_array_equal(np.concatenate(batches), resident.epoch_order(1, 0, 20)[:12])
+@dataclasses.dataclass(eq=False)
+class Device:
+    """A device of one of many processes, as far as meshes and shardings ask for it."""
+
+    id: int
+    process_index: int
+    client: Any  # of the process that looks at it
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def mesh_of(owners, process):
+    """The mesh of devices that these processes own, in a row, as one of the processes sees it."""
+    client = SimpleNamespace(process_index=lambda: process)
+    return sharding.mesh([Device(number, owner, client) for number, owner in enumerate(owners)])
+
+
+@st.composite
+def meshes(draw):
+    """The mesh that each process sees, and a batch size that the devices divide."""
+    processes, devices = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    owners = np.repeat(np.arange(processes), devices).tolist()
+    return [mesh_of(owners, process) for process in range(processes)], len(owners) * draw(st.integers(1, 4))
+
+
+def reading(images):
+    """Numbered images, and the numbers of those that were read."""
+    read = []
+
+    def one(item):
+        read.append(item)
+        return np.frombuffer(np.uint32(item).tobytes(), np.uint8).reshape(2, 2, 1)
+
+    return Split(lazy.Images(one, range(images), (2, 2, 1)), np.arange(images, dtype=np.int32) % 7), read
+
+
+def pixels_say(batch):
+    return np.ascontiguousarray(batch.images).reshape(len(batch.ids), -1).view(np.uint32)[:, 0]
+
+
+laws = settings(derandomize=True, deadline=None, max_examples=50, database=None)
+
+
+@laws
+@given(meshes(), st.integers(0, 200), st.integers(0, 3), st.integers(0, 2))
+def test_processes_read_every_image_of_an_epoch_once(seen, more, seed, epoch):
+    """In the order of one process; the images that are no whole batch, none of them reads."""
+    meshes, size = seen
+    images, steps = size + more, (size + more) // size
+    split, read = reading(images)
+    ids = functools.partial(stream.ids_of_step, seed=seed, batch_size=size, images=images)
+    sources = [stream.Batches(split, steps * (epoch + 1), ids, stream.own_part(mesh, size)) for mesh in meshes]
+    each = [source[step] for step in range(steps * epoch, len(sources[0])) for source in sources]
+    expected = resident.epoch_order(seed, epoch, images)[: steps * size]
+    np.testing.assert_array_equal(np.concatenate([batch.ids for batch in each]), expected)
+    np.testing.assert_array_equal(np.concatenate([pixels_say(batch) for batch in each]), expected)
+    np.testing.assert_array_equal(np.concatenate([batch.labels for batch in each]), expected % 7)
+    assert sorted(read) == sorted(expected)
+
+
+@laws
+@given(meshes(), st.integers(1, 300))
+def test_processes_evaluate_every_image_once(seen, images):
+    """In their order; only the last batch is filled up, with what is masked."""
+    meshes, size = seen
+    split, read = reading(images)
+    made = SimpleNamespace(config={"evaluate": {"batch_size": size}}, mesh=meshes[0])
+    ids, mask = evaluation._ids_and_mask(made, images)
+    with mock.patch.object(stream, "_put", lambda own, on_devices: own):
+        each = [list(stream.evaluated(split, ids, mesh)) for mesh in meshes]
+    found = np.concatenate([pixels_say(batch) for step in zip(*each, strict=True) for batch in step])
+    np.testing.assert_array_equal(found[mask.reshape(-1)], np.arange(images))
+    assert mask.reshape(-1)[:images].all()
+    assert len(read) == len(found) < images + ids.shape[1]
+
+
+def test_devices_that_do_not_follow_each_other_are_refused():
+    with pytest.raises(InputError, match="the devices of this process do not follow each other"):
+        stream.own_part(mesh_of([0, 1, 0, 1], process=1), 8)
 
 
 def test_a_call_takes_no_more_than_its_room(numbered, monkeypatch):

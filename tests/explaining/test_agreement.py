@@ -330,9 +330,9 @@ def test_data_other_than_the_runs_own_is_refused(folder, tmp_path):
 
 
 def test_a_stage_that_a_network_lacks_is_refused_with_those_it_has(folder):
-    message = refused(folder, folder / "kd", stage=4)
+    message = refused(folder, folder / "kd", stage=3)
     assert (
-        message == f"{(folder / 'teacher').resolve()}: stage is 4; expected 0 (the stem) to 3, or -4 to -1 (the last)"
+        message == f"{(folder / 'teacher').resolve()}: stage is 3; expected 0 (the stem) to 2, or -3 to -1 (the last)"
     )
 
 

@@ -124,7 +124,7 @@ def test_a_second_derivative_is_that_of_the_plain_convolution(case):
         def penalty(kernel):
             return (jax.grad(lambda x: (jnp.tanh(function(x, kernel)) * dy).sum())(x) ** 2).sum()
 
-        return jax.grad(penalty)(kernel)
+        return jax.jit(jax.grad(penalty))(kernel)
 
     plain = functools.partial(module._anywhere, **elsewhere(x, kernel, *how))
     with jax.enable_x64(True):

@@ -91,6 +91,11 @@ def test_kernels_are_transposed_and_nothing_else_is():
     np.testing.assert_array_equal(arrays["gates"], params["gates"])
 
 
+def test_arrays_lie_as_their_shapes_say():
+    """As safetensors writes what lies there, transposed or not."""
+    assert all(array.flags.c_contiguous for array in torch_names.to_state_dict(PATCHES, patches(7)).values())
+
+
 def test_classes_are_counted_by_the_kernel_of_any_familys_head():
     arrays = torch_names.to_state_dict(PATCHES, patches(7))
     assert tiny.identical(torch_names.to_variables(arrays, patches, image_shape=(8, 8, 3)), PATCHES)
