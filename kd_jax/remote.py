@@ -52,8 +52,12 @@ def absolute(folder: str) -> str:
 
 
 def normal(folder: str) -> str:
-    """A folder as people would write it."""
-    return folder.rstrip("/") if is_remote(folder) else os.path.normpath(folder)
+    """A folder as people would write it: without `..`, and a slash that means nothing."""
+    if not is_remote(folder):
+        return os.path.normpath(folder)
+    protocol, _, path = folder.partition("://")
+    slash = "/" if path.startswith("/") else ""
+    return f"{protocol}://{slash}{os.path.normpath('/' + path.lstrip('/'))[1:]}"
 
 
 def local(path: str) -> str:
@@ -64,7 +68,7 @@ def local(path: str) -> str:
     """
     if not is_remote(path):
         return path
-    url = path.rstrip("/")
+    url = normal(path)
     with _lock:
         if not any(_covers(known, url) for known in _fetched | _held.keys()):
             _fetch(url, whole=False)
@@ -89,6 +93,7 @@ def held(url: str, *, wait: bool) -> Iterator[None]:
       InputError: the folder is in use, or cannot be read or written. TrainingError: another process took the lease, or
         the store could not be reached for `PATIENCE` seconds; the copy then stays.
     """
+    url = normal(url)
     with _lease(url, wait) as lease:
         with _lock:
             shutil.rmtree(_place(url), ignore_errors=True)
@@ -113,8 +118,9 @@ def changed(path: str) -> None:
     Raises:
       InputError: the store cannot be written.
     """
-    if not is_remote(path) or any(_covers(known, path) for known in _held):
+    if not is_remote(path) or any(_covers(known, normal(path)) for known in _held):
         return
+    path = normal(path)
     with _told(path, "written"):
         system, name = _system(path)
         if os.path.exists(_place(path)):
@@ -314,7 +320,9 @@ def _system(url: str) -> tuple[Any, str]:
     """
     import fsspec  # slow to import
 
-    protocol = url.partition("://")[0]
+    protocol, _, path = url.partition("://")
+    if not path.strip("/"):
+        raise InputError(f"{url!r} names no folder; expected {protocol}://BUCKET/FOLDER")
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -345,8 +353,13 @@ def _fetch(url: str, *, whole: bool) -> None:
 
 
 def _is_wanted(url: str, name: str, steps: set[str], whole: bool) -> bool:
-    """Whether a file is part of a copy; of a checkpoint that has no record, written or removed in part, none is."""
+    """Whether a file is part of a copy; of a checkpoint that has no record, written or removed in part, none is.
+
+    Nor is what would lie outside of the copy: a store takes any name.
+    """
     parts = name.split("/")
+    if {"", ".", ".."} & {*parts}:
+        return False
     if parts[-1].startswith(".") or (not whole and APART & {*parts[:-1]}):
         return False
     above = [os.path.basename(url), *parts]

@@ -314,6 +314,7 @@ def raises(error, *_, **__):
 @pytest.mark.parametrize(
     ("url", "error", "said"),
     [
+        ("s3://", None, "'s3://' names no folder; expected s3://BUCKET/FOLDER"),
         ("s4://bucket", None, "'s4://bucket' is of no object store that is known; expected gs://, s3://, or a folder"),
         ("s3://b/r", ImportError("s3fs"), "'s3://b/r' needs a package that is not installed; expected .*kd_jax.s3."),
         ("s3://b/r", OSError("no such bucket"), "'s3://b/r' cannot be read: no such bucket"),
@@ -324,6 +325,49 @@ def test_a_store_that_cannot_be_used_is_one_line(monkeypatch, url, error, said):
         monkeypatch.setattr(fsspec, "filesystem", functools.partial(raises, error))
     with pytest.raises(InputError, match=said):
         remote.local(url)
+
+
+@pytest.mark.parametrize("name", ["/{}/outside", "{up}{}/outside", "b/./outside"])
+def test_a_name_that_leads_out_of_the_copy_is_no_file_of_it(store, tmp_path, monkeypatch, name):
+    """As an object store may have it, whose names are any text."""
+    name = name.format(tmp_path, up="../" * 20)
+
+    class Hostile:
+        def find(self, root):
+            return [f"{root}/{name}", f"{root}/a"]
+
+        def get_file(self, _, place):
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            open(place, "w").close()
+
+        def invalidate_cache(self):
+            pass
+
+        def _strip_protocol(self, url):
+            return url.partition("://")[2]
+
+    monkeypatch.setattr(fsspec, "filesystem", lambda *arguments, **options: Hostile())
+    assert os.listdir(remote.local(store[1])) == ["a"]
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("end", ["", "/", "//", "/./", "/b/../", "/../store"])
+def test_a_folder_may_be_written_in_other_ways(store, end):
+    (store[0] / "c").mkdir(parents=True)
+    (store[0] / "c/a").touch()
+    assert os.listdir(remote.local(f"{store[1]}{end}/c")) == ["a"]
+    with remote.held(store[1] + end, wait=False):
+        write(f"{store[1]}//c", a="1")
+    assert (store[0] / "c/a").read_text() == "1"
+
+
+def test_nothing_above_a_copy_is_touched(tmp_path):
+    (tmp_path / "kept").mkdir()
+    url = f"memory://{'../' * 30}{tmp_path}"
+    os.makedirs(os.path.join(remote._copies().folder, "memory"))
+    with remote.held(url, wait=False):
+        pass
+    assert (tmp_path / "kept").exists()
 
 
 def test_many_runs_need_a_folder(monkeypatch):
