@@ -144,9 +144,10 @@ class _Held:
 
     def write(self) -> bool:
         """Writes what has changed; whether all is written. A line says where the store cannot be reached."""
-        if self._lease.lost:
-            return True
         with self._writing:
+            self._lease.renew()  # it may have ended while the store could not be reached, or this process did not run
+            if self._lease.lost:
+                return True
             try:
                 self._write()
             except Exception as error:  # each store has its own
@@ -167,6 +168,8 @@ class _Held:
         system, root = _system(self._url)
         names = _names(_place(self._url))
         for name in sorted(names, key=_rank):
+            if self._lease.lost:
+                return
             try:
                 stamp = _stamp(self._path(name))  # now: whatever a checkpoint counts on was written before it was found
                 if stamp == self._known.get(name):
@@ -193,7 +196,11 @@ class _Held:
                 )
             time.sleep(min(RENEW, PATIENCE) / 3)
         if self._lease.lost:
-            raise TrainingError(f"another process has taken {self._url}, which this one could not reach for a while")
+            _copies().stay()
+            raise TrainingError(
+                f"another process has taken {self._url}, or removed it; what this one wrote stays in"
+                f" {_place(self._url)}"
+            )
 
 
 class _Lease:
@@ -202,7 +209,7 @@ class _Lease:
     def __init__(self, url: str):
         self._system, root = _system(url)
         self._path, self._own = f"{root}/{LEASE_FILE}", uuid.uuid4().hex
-        self._url, self.lost = url, False
+        self._url, self.lost, self._renewing = url, False, threading.Lock()
 
     def _text(self) -> bytes:
         said = {"holder": self._own, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
@@ -238,16 +245,16 @@ class _Lease:
             self._system.pipe_file(self._path, self._text())
 
     def renew(self) -> None:
-        """Renews it; where another process has it, asks this one to stop."""
-        try:
+        """Renews it; where another process has it, or has had it, asks this one to stop."""
+        with self._renewing, contextlib.suppress(Exception):  # said where files are written
+            if self.lost:
+                return
             there = self._there()
-            if there is not None and json.loads(there)["holder"] != self._own:
+            if there is not None and self._own.encode() in there:
+                self._system.pipe_file(self._path, self._text())
+            else:
                 self.lost = True
                 stopping.ask()
-            else:
-                self._system.pipe_file(self._path, self._text())
-        except Exception:  # said where files are written
-            return
 
     def release(self) -> None:
         with contextlib.suppress(FileNotFoundError):

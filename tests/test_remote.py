@@ -277,6 +277,22 @@ def test_who_lost_the_lease_is_asked_to_stop_and_writes_no_more(store):
     with pytest.raises(TrainingError, match=r"another process has taken file://"):
         stack.close()
     assert [path.name for path in store[0].iterdir()] == [remote.LEASE_FILE]
+    assert os.listdir(remote.local(store[1])) == ["a"]
+
+
+@pytest.mark.parametrize("lease", ['{"holder": "another"}', None])
+def test_who_lost_the_lease_unseen_writes_nothing(store, monkeypatch, lease):
+    """As where the store could not be reached for a while, and another process went on with the run, or ended it."""
+    monkeypatch.setattr(remote, "RENEW", 100)
+    stack = contextlib.ExitStack()
+    stack.enter_context(remote.held(store[1], wait=False))
+    (store[0] / remote.LEASE_FILE).unlink()
+    if lease:
+        (store[0] / remote.LEASE_FILE).write_text(lease)
+    write(store[1], a="1")
+    with pytest.raises(TrainingError, match=r"another process has taken file://"):
+        stack.close()
+    assert not (store[0] / "a").exists()
 
 
 def test_what_a_teacher_said_is_shared_by_the_store(store):
