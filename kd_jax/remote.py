@@ -185,16 +185,18 @@ class _Held:
             del self._known[name]
 
     def finish(self) -> None:
-        """Writes what is left, and waits for the store where it cannot be reached."""
-        end = time.monotonic() + PATIENCE
-        while not self.write():
-            _copies().stay()
-            if time.monotonic() > end:
-                raise TrainingError(
-                    f"{self._url} could not be written for {PATIENCE:.0f} s: {self._error}; what the run wrote stays in"
-                    f" {_place(self._url)}, from where it can be copied there"
-                )
-            time.sleep(min(RENEW, PATIENCE) / 3)
+        """Writes what is left, and waits for the store where it cannot be reached, or until that is asked to stop."""
+        with stopping.listening() as request, request.deferred():
+            begin, before = time.monotonic(), bool(request)
+            while not self.write():
+                _copies().stay()
+                waited = time.monotonic() - begin
+                if waited > PATIENCE or (request and not before):
+                    raise TrainingError(
+                        f"{self._url} could not be written for {waited:.0f} s: {self._error}; what the run wrote stays"
+                        f" in {_place(self._url)}, from where it can be copied there"
+                    )
+                time.sleep(min(RENEW, PATIENCE) / 3)
         if self._lease.lost:
             _copies().stay()
             raise TrainingError(

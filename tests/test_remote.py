@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 
@@ -235,6 +236,28 @@ def test_a_store_that_stays_away_leaves_what_was_written_here(store, watched, mo
     for end in (*ends, lambda: stopping._remove(tuple(stopping._unfinished))):  # of the process
         end()
     assert os.path.exists(os.path.join(remote.local(store[1]), "a"))
+
+
+def test_a_stop_does_not_end_the_last_writing(store, watched, monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 100)
+    left = []
+    with stopping.listening(lambda number, message: left.append(message)):
+        with remote.held(store[1], wait=False):
+            write(store[1], a="1")
+            monkeypatch.setattr(remote, "_content", lambda path: os.kill(os.getpid(), signal.SIGTERM) or b"1")
+        assert not left
+    assert (store[0] / "a").read_text() == "1"
+
+
+def test_a_stop_ends_the_waiting_for_a_store_that_is_gone(store, watched, monkeypatch):
+    with stopping.listening(), pytest.raises(TrainingError, match="could not be written for .* the run wrote stays in"):
+        with remote.held(store[1], wait=False):
+            write(store[1], a="1")
+            watched.reachable = False
+            timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.start()
+    timer.join()
+    assert os.listdir(remote.local(store[1])) == ["a"]
 
 
 def test_a_folder_in_use_is_refused(store):
