@@ -250,14 +250,27 @@ def test_a_stop_does_not_end_the_last_writing(store, watched, monkeypatch):
 
 
 def test_a_stop_ends_the_waiting_for_a_store_that_is_gone(store, watched, monkeypatch):
-    with stopping.listening(), pytest.raises(TrainingError, match="could not be written for .* the run wrote stays in"):
-        with remote.held(store[1], wait=False):
-            write(store[1], a="1")
-            watched.reachable = False
-            timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-            timer.start()
-    timer.join()
+    stack = contextlib.ExitStack()
+    with stopping.listening():
+        stack.enter_context(remote.held(store[1], wait=False))
+        write(store[1], a="1")
+        watched.reachable = False
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(TrainingError, match=r"could not be written for .* s: .*; what the run wrote stays in"):
+            stack.close()
     assert os.listdir(remote.local(store[1])) == ["a"]
+
+
+def test_a_folder_below_one_that_is_held_is_not_fetched_again(store, watched, monkeypatch):
+    """As that of a teacher is, where --runs is the run's own folder: the store lost what the copy lacked meanwhile."""
+    (store[0] / "teachers/t").mkdir(parents=True)
+    (store[0] / "teachers/t/a").touch()
+    with remote.held(store[1], wait=False):
+        monkeypatch.setattr(remote, "_fetch", lambda *_, **__: time.sleep(0.3))
+        with remote.held(f"{store[1]}/teachers/t", wait=True):
+            assert os.listdir(remote.local(f"{store[1]}/teachers/t")) == ["a"]
+            write(f"{store[1]}/teachers/t", b="1")
+    assert sorted(os.listdir(store[0] / "teachers/t")) == ["a", "b"]
 
 
 def test_a_folder_in_use_is_refused(store):
