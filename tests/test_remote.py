@@ -11,12 +11,13 @@ import shutil
 import signal
 import threading
 import time
+import types
 
 import fsspec
 import numpy as np
 import pytest
 
-from kd_jax import evaluation, many, remote, runs, stopping
+from kd_jax import evaluation, many, remote, runs, stopping, sweep, table
 from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.explaining import agreement
 from kd_jax.logging import metrics_file
@@ -422,10 +423,12 @@ def test_nothing_above_a_copy_is_touched(tmp_path):
     assert (tmp_path / "kept").exists()
 
 
-def test_many_runs_need_a_folder(monkeypatch):
-    class Flag:
-        value = "s3://bucket/runs"
-
-    monkeypatch.setattr(many.cli, "RUNS", Flag)
-    with pytest.raises(InputError, match=r"--runs is 's3://bucket/runs', in an object store; expected a folder"):
-        many.run([], "table")
+@pytest.mark.parametrize("command", [sweep, table])
+@pytest.mark.parametrize("flag", ["runs", "results"])
+def test_many_runs_need_a_folder(monkeypatch, command, flag):
+    """And say so before they read anything."""
+    given = {"runs": "runs", "results": None, flag: "s3://bucket/a"}
+    for where, name in ((many.cli, "runs"), (many, "results")):
+        monkeypatch.setattr(where, name.upper(), types.SimpleNamespace(value=given[name]))
+    with pytest.raises(InputError, match=rf"--{flag} is 's3://bucket/a', in an object store; expected one here"):
+        command.main([])
