@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from kd_jax import evaluation, many, remote, runs, stopping, sweep, table
+from kd_jax import distributed, evaluation, many, remote, runs, stopping, sweep, table
 from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.explaining import agreement
 from kd_jax.logging import metrics_file
@@ -421,6 +421,15 @@ def test_nothing_above_a_copy_is_touched(tmp_path):
     with remote.held(url, wait=False):
         pass
     assert (tmp_path / "kept").exists()
+
+
+def test_of_many_processes_the_first_alone_fetches_checkpoints(store, tmp_path, monkeypatch):
+    from kd_jax.checkpoint import Checkpoints
+
+    of_first = {remote.local: str(tmp_path)}
+    monkeypatch.setattr(distributed, "first", lambda decide, *_: of_first.get(decide, []))
+    monkeypatch.setattr(remote, "_fetch", functools.partial(raises, AssertionError("it fetches")))
+    Checkpoints(f"{store[1]}/checkpoints").close()
 
 
 @pytest.mark.parametrize("command", [sweep, table])
