@@ -109,6 +109,18 @@ def test_a_run_that_was_stopped_goes_on_in_a_process_that_has_nothing(store, her
     assert files(store[0]) == files(here[0])  # the checkpoint of step 5 is gone there too
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_all_processes_wait_until_the_store_has_everything(store, monkeypatch, stops):
+    """JAX ends them half a minute after the first one that does not."""
+    awaited, first = [], distributed.first
+    monkeypatch.setattr(distributed, "first", lambda decide, *given: awaited.append(decide) or first(decide, *given))
+    if stops:
+        tiny.interrupt(monkeypatch, 5)
+    with pytest.raises(Preempted) if stops else contextlib.nullcontext():
+        train(tiny.config(), store[1])
+    assert [decide.__name__ for decide in awaited].count("close") == 1
+
+
 def test_a_part_of_a_checkpoint_is_none(store, here, there, capsys):
     """As one is that a process was writing which was killed."""
     shutil.copytree(there[0], store[0])
