@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -442,6 +444,21 @@ def test_of_many_processes_the_first_alone_fetches_checkpoints(store, tmp_path, 
     monkeypatch.setattr(distributed, "first", lambda decide, *_: of_first.get(decide, []))
     monkeypatch.setattr(remote, "_fetch", functools.partial(raises, AssertionError("it fetches")))
     Checkpoints(f"{store[1]}/checkpoints").close()
+
+
+def test_a_process_that_leaves_alone_leaves_no_copy():
+    program = "\n".join(
+        [
+            "from kd_jax import cli, remote, stopping",
+            "def main(arguments):",
+            "    print(remote._copies().folder)",
+            "    stopping.leaves_alone = True",
+            "cli.run(main, '')",
+        ]
+    )
+    folder = subprocess.check_output([sys.executable, "-c", program], text=True).strip()
+    assert "kd_jax-" in folder
+    assert not os.path.exists(folder)
 
 
 @pytest.mark.parametrize("command", [sweep, table])
