@@ -42,8 +42,16 @@ _held: dict[str, "_Held"] = {}
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder lies in an object store; what the web has is none."""
-    return "://" in os.fspath(folder) and not os.fspath(folder).startswith("http")
+    """Whether a folder lies in an object store; what the web has is none.
+
+    Raises:
+      InputError: for what `pathlib.Path` makes of a URL, which would be a folder here.
+    """
+    path = os.fspath(folder)
+    protocol, colon, rest = path.partition(":/")
+    if colon and protocol in PACKAGES and not rest.startswith("/"):
+        raise InputError(f"{path!r} has lost a slash, as by pathlib.Path; expected the text '{protocol}://{rest}'")
+    return "://" in path and not path.startswith("http")
 
 
 def absolute(folder: str) -> str:

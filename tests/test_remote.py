@@ -382,6 +382,7 @@ def raises(error, *_, **__):
     ("url", "error", "said"),
     [
         ("s3://", None, "'s3://' names no folder; expected s3://BUCKET/FOLDER"),
+        ("s3:/b/r", None, "'s3:/b/r' has lost a slash, as by pathlib.Path; expected the text 's3://b/r'"),
         ("s4://bucket", None, "'s4://bucket' is of no object store that is known; expected gs://, s3://, or a folder"),
         ("s3://b/r", ImportError("s3fs"), "'s3://b/r' needs a package that is not installed; expected .*kd_jax.s3."),
         ("s3://b/r", OSError("no such bucket"), "'s3://b/r' cannot be read: no such bucket"),
