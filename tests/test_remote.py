@@ -447,6 +447,11 @@ def test_of_many_processes_the_first_alone_fetches_checkpoints(store, tmp_path, 
     Checkpoints(f"{store[1]}/checkpoints").close()
 
 
+def test_what_a_store_says_is_said_once():
+    with pytest.raises(InputError, match=r"^'s4://b/r' is of no object store"):
+        runs.read_json("s4://b/r", "config.json")
+
+
 def test_a_process_that_leaves_alone_leaves_no_copy():
     program = "\n".join(
         [
