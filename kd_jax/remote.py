@@ -104,6 +104,7 @@ def held(url: str, *, wait: bool) -> Iterator[None]:
     url = normal(url)
     with _lease(url, wait) as lease:
         if any(_covers(known, url) for known in _held):  # with which it goes to the store
+            os.makedirs(_place(url), exist_ok=True)
             yield
             return
         with _lock:

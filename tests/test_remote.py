@@ -288,6 +288,11 @@ def test_a_folder_below_one_that_is_held_is_not_fetched_again(store, watched, mo
     assert sorted(os.listdir(store[0] / "teachers/t")) == ["a", "b"]
 
 
+def test_a_new_folder_below_one_that_is_held_is_made(store):
+    with remote.held(store[1], wait=False), remote.held(f"{store[1]}/teachers/t", wait=True):
+        assert os.listdir(remote.local(f"{store[1]}/teachers/t")) == []
+
+
 def test_a_folder_in_use_is_refused(store):
     with (
         remote.held(store[1], wait=False),
