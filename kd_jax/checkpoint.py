@@ -58,7 +58,7 @@ class Checkpoints:
 
     def __init__(self, folder: str, *, keep: int = 1):
         """Keeps the `keep` latest, and the one with the highest accuracy."""
-        self._folder, self._keep = Path(os.path.abspath(remote.local(folder))), keep
+        self._folder, self._keep = Path(os.path.abspath(distributed.first(remote.local, folder))), keep
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
         self._before: tuple[set[int], Best | None] = (set(), None)  # what was saved, and the best, before that

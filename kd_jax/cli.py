@@ -163,6 +163,7 @@ def run(
         code = _exit_code(call)
         if stopping.leaves_alone:
             sys.stdout.flush()
+            stopping.remove_unfinished()
             os._exit(code)
         sys.exit(code)
 

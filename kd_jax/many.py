@@ -27,6 +27,13 @@ RESTART = flags.DEFINE_integer(
 )
 
 
+def check() -> None:
+    """Raises InputError for folders that the runs cannot share, before anything is read."""
+    for flag, folder in (("--runs", cli.RUNS.value), ("--results", RESULTS.value or "")):
+        if remote.is_remote(folder):
+            raise InputError(f"{flag} is {folder!r}, in an object store; expected one here, which all runs share")
+
+
 def run(
     wanted: Sequence[Job], name: str, before: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Result], list[Failure]]:
@@ -37,10 +44,6 @@ def run(
       name: of the table.
       before: is called first where any is missing.
     """
-    if remote.is_remote(cli.RUNS.value):
-        raise InputError(
-            f"--runs is {cli.RUNS.value!r}, in an object store; expected a folder, which all that runs here shares"
-        )
     path = RESULTS.value or os.path.join(_results_folder(), f"{name}.jsonl")
     done = read(path)
     missing = [job for job in wanted if job.key not in done]

@@ -42,8 +42,16 @@ _held: dict[str, "_Held"] = {}
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder lies in an object store; what the web has is none."""
-    return "://" in os.fspath(folder) and not os.fspath(folder).startswith("http")
+    """Whether a folder lies in an object store; what the web has is none.
+
+    Raises:
+      InputError: for what `pathlib.Path` makes of a URL, which would be a folder here.
+    """
+    path = os.fspath(folder)
+    protocol, colon, rest = path.partition(":/")
+    if colon and protocol in PACKAGES and not rest.startswith("/"):
+        raise InputError(f"{path!r} has lost a slash, as by pathlib.Path; expected the text '{protocol}://{rest}'")
+    return "://" in path and not path.startswith("http")
 
 
 def absolute(folder: str) -> str:
@@ -52,8 +60,12 @@ def absolute(folder: str) -> str:
 
 
 def normal(folder: str) -> str:
-    """A folder as people would write it."""
-    return folder.rstrip("/") if is_remote(folder) else os.path.normpath(folder)
+    """A folder as people would write it: without `..`, and a slash that means nothing."""
+    if not is_remote(folder):
+        return os.path.normpath(folder)
+    protocol, _, path = folder.partition("://")
+    slash = "/" if path.startswith("/") else ""
+    return f"{protocol}://{slash}{os.path.normpath('/' + path.lstrip('/'))[1:]}"
 
 
 def local(path: str) -> str:
@@ -64,7 +76,7 @@ def local(path: str) -> str:
     """
     if not is_remote(path):
         return path
-    url = path.rstrip("/")
+    url = normal(path)
     with _lock:
         if not any(_covers(known, url) for known in _fetched | _held.keys()):
             _fetch(url, whole=False)
@@ -89,7 +101,12 @@ def held(url: str, *, wait: bool) -> Iterator[None]:
       InputError: the folder is in use, or cannot be read or written. TrainingError: another process took the lease, or
         the store could not be reached for `PATIENCE` seconds; the copy then stays.
     """
+    url = normal(url)
     with _lease(url, wait) as lease:
+        if any(_covers(known, url) for known in _held):  # with which it goes to the store
+            os.makedirs(_place(url), exist_ok=True)
+            yield
+            return
         with _lock:
             shutil.rmtree(_place(url), ignore_errors=True)
             _fetch(url, whole=True)
@@ -113,8 +130,9 @@ def changed(path: str) -> None:
     Raises:
       InputError: the store cannot be written.
     """
-    if not is_remote(path) or any(_covers(known, path) for known in _held):
+    if not is_remote(path) or any(_covers(known, normal(path)) for known in _held):
         return
+    path = normal(path)
     with _told(path, "written"):
         system, name = _system(path)
         if os.path.exists(_place(path)):
@@ -138,9 +156,10 @@ class _Held:
 
     def write(self) -> bool:
         """Writes what has changed; whether all is written. A line says where the store cannot be reached."""
-        if self._lease.lost:
-            return True
         with self._writing:
+            self._lease.renew()  # it may have ended while the store could not be reached, or this process did not run
+            if self._lease.lost:
+                return True
             try:
                 self._write()
             except Exception as error:  # each store has its own
@@ -161,6 +180,8 @@ class _Held:
         system, root = _system(self._url)
         names = _names(_place(self._url))
         for name in sorted(names, key=_rank):
+            if self._lease.lost:
+                return
             try:
                 stamp = _stamp(self._path(name))  # now: whatever a checkpoint counts on was written before it was found
                 if stamp == self._known.get(name):
@@ -176,18 +197,24 @@ class _Held:
             del self._known[name]
 
     def finish(self) -> None:
-        """Writes what is left, and waits for the store where it cannot be reached."""
-        end = time.monotonic() + PATIENCE
-        while not self.write():
-            _copies().stay()
-            if time.monotonic() > end:
-                raise TrainingError(
-                    f"{self._url} could not be written for {PATIENCE:.0f} s: {self._error}; what the run wrote stays in"
-                    f" {_place(self._url)}, from where it can be copied there"
-                )
-            time.sleep(min(RENEW, PATIENCE) / 3)
+        """Writes what is left, and waits for the store where it cannot be reached, or until that is asked to stop."""
+        with stopping.listening() as request, request.deferred():
+            begin, before = time.monotonic(), bool(request)
+            while not self.write():
+                _copies().stay()
+                waited = time.monotonic() - begin
+                if waited > PATIENCE or (request and not before):
+                    raise TrainingError(
+                        f"{self._url} could not be written for {waited:.0f} s: {self._error}; what the run wrote stays"
+                        f" in {_place(self._url)}, from where it can be copied there"
+                    )
+                time.sleep(min(RENEW, PATIENCE) / 3)
         if self._lease.lost:
-            raise TrainingError(f"another process has taken {self._url}, which this one could not reach for a while")
+            _copies().stay()
+            raise TrainingError(
+                f"another process has taken {self._url}, or removed it; what this one wrote stays in"
+                f" {_place(self._url)}"
+            )
 
 
 class _Lease:
@@ -196,7 +223,7 @@ class _Lease:
     def __init__(self, url: str):
         self._system, root = _system(url)
         self._path, self._own = f"{root}/{LEASE_FILE}", uuid.uuid4().hex
-        self._url, self.lost = url, False
+        self._url, self.lost, self._renewing = url, False, threading.Lock()
 
     def _text(self) -> bytes:
         said = {"holder": self._own, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
@@ -232,16 +259,16 @@ class _Lease:
             self._system.pipe_file(self._path, self._text())
 
     def renew(self) -> None:
-        """Renews it; where another process has it, asks this one to stop."""
-        try:
+        """Renews it; where another process has it, or has had it, asks this one to stop."""
+        with self._renewing, contextlib.suppress(Exception):  # said where files are written
+            if self.lost:
+                return
             there = self._there()
-            if there is not None and json.loads(there)["holder"] != self._own:
+            if there is not None and self._own.encode() in there:
+                self._system.pipe_file(self._path, self._text())
+            else:
                 self.lost = True
                 stopping.ask()
-            else:
-                self._system.pipe_file(self._path, self._text())
-        except Exception:  # said where files are written
-            return
 
     def release(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -314,7 +341,9 @@ def _system(url: str) -> tuple[Any, str]:
     """
     import fsspec  # slow to import
 
-    protocol = url.partition("://")[0]
+    protocol, _, path = url.partition("://")
+    if not path.strip("/"):
+        raise InputError(f"{url!r} names no folder; expected {protocol}://BUCKET/FOLDER")
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -345,8 +374,13 @@ def _fetch(url: str, *, whole: bool) -> None:
 
 
 def _is_wanted(url: str, name: str, steps: set[str], whole: bool) -> bool:
-    """Whether a file is part of a copy; of a checkpoint that has no record, written or removed in part, none is."""
+    """Whether a file is part of a copy; of a checkpoint that has no record, written or removed in part, none is.
+
+    Nor is what would lie outside of the copy: a store takes any name.
+    """
     parts = name.split("/")
+    if {"", ".", ".."} & {*parts}:
+        return False
     if parts[-1].startswith(".") or (not whole and APART & {*parts[:-1]}):
         return False
     above = [os.path.basename(url), *parts]

@@ -150,9 +150,9 @@ def write_files(folder: str, files: Mapping[str, bytes]) -> None:
 
 def read_json(folder: str, name: str) -> Any:
     """A run's `name`, that of an older version in today's keys; raises InputError when the folder has no whole one."""
-    path = os.path.join(folder, name)
+    path, place = os.path.join(folder, name), _place(folder, name)
     try:
-        with open(_place(folder, name)) as file:
+        with open(place) as file:
             value = json.load(file)
     except FileNotFoundError:
         if name == "result.json" and os.path.exists(_place(folder, "config.json")):
@@ -272,7 +272,7 @@ def locked(folder: str, *, wait: bool) -> Iterator[None]:
     line says that nothing keeps a second one out.
     """
     if remote.is_remote(folder):
-        with remote.held(folder.rstrip("/"), wait=wait):
+        with remote.held(folder, wait=wait):
             yield
         return
     path = os.path.join(folder, ".lock")

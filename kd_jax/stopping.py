@@ -69,7 +69,7 @@ class Request:
             return
         for child in tuple(children):
             child.terminate()
-        _remove(tuple(_unfinished))
+        remove_unfinished()
         leave(number, "left at once; the same command goes on from the last checkpoint" if again else self._message())
         self.stop()
 
@@ -85,6 +85,11 @@ def unfinished(*paths: str) -> Iterator[None]:
         raise
     finally:
         _unfinished.difference_update(paths)
+
+
+def remove_unfinished() -> None:
+    """Removes the files and folders that are `unfinished` now, as a process does that leaves at once."""
+    _remove(tuple(_unfinished))
 
 
 def _remove(paths: Iterable[str]) -> None:

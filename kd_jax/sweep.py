@@ -36,6 +36,7 @@ for flag in ("config", "term", "seeds", "runs", "import", *many.FLAGS):
 
 
 def main(arguments: list[str]) -> None:
+    many.check()
     changes = dict(_pair("the argument", text) for text in arguments)
     points = grid(SWEEP.value)
     seeds = range(cli.SEEDS.value or 3)

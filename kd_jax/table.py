@@ -35,6 +35,7 @@ for flag in ("rows", "seeds", "runs", *many.FLAGS):
 
 
 def main(arguments: list[str]) -> None:
+    many.check()
     module = config.experiment(_table())
     rows = [choose("--only", row, module.ROWS) for row in ONLY.value] or list(module.ROWS)
     # Teachers first, and every row once before any a second time, so that an unfinished table is of use.

@@ -25,7 +25,7 @@ from kd_jax import (
 )
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
-from kd_jax.errors import TrainingError
+from kd_jax.errors import Preempted, TrainingError
 from kd_jax.evaluation import Evaluator
 from kd_jax.experiment import Experiment, create
 from kd_jax.identity import config_json, versions
@@ -119,8 +119,24 @@ def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
             print(f"training the teacher {untrained.config['model']['name']}: {source}", flush=True)
             run(untrained, source, wait=True)
             distributed.together(request.check)
-        with contextlib.ExitStack() as stack:
-            return _train(experiment, folder, *(loaded or _load_teacher(experiment)), request, stack)
+        with _closed_by_first(stack, request), contextlib.ExitStack() as own:
+            return _train(experiment, folder, *(loaded or _load_teacher(experiment)), request, own)
+
+
+@contextlib.contextmanager
+def _closed_by_first(stack: contextlib.ExitStack, request: stopping.Request) -> Iterator[None]:
+    """All wait until the first process has closed a stack: where one ends, JAX ends the others in half a minute.
+
+    What an object store lacks is written then, which may take longer.
+    """
+    try:
+        yield
+    except (TrainingError, Preempted, KeyboardInterrupt):  # which all raise
+        with request.deferred():
+            distributed.first(stack.close)
+        raise
+    with request.deferred():
+        distributed.first(stack.close)
 
 
 def _write_config(experiment: Experiment, folder: str) -> None:

@@ -8,14 +8,18 @@ import functools
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+import types
 
 import fsspec
 import numpy as np
 import pytest
 
-from kd_jax import evaluation, many, remote, runs, stopping
+from kd_jax import distributed, evaluation, many, remote, runs, stopping, sweep, table
 from kd_jax.errors import InputError, Preempted, TrainingError
 from kd_jax.explaining import agreement
 from kd_jax.logging import metrics_file
@@ -105,6 +109,18 @@ def test_a_run_that_was_stopped_goes_on_in_a_process_that_has_nothing(store, her
     same(train(tiny.taught(), store[1]), here[1])
     assert "going on with resnet6 from step 5" in capsys.readouterr().out
     assert files(store[0]) == files(here[0])  # the checkpoint of step 5 is gone there too
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_all_processes_wait_until_the_store_has_everything(store, monkeypatch, stops):
+    """JAX ends them half a minute after the first one that does not."""
+    awaited, first = [], distributed.first
+    monkeypatch.setattr(distributed, "first", lambda decide, *given: awaited.append(decide) or first(decide, *given))
+    if stops:
+        tiny.interrupt(monkeypatch, 5)
+    with pytest.raises(Preempted) if stops else contextlib.nullcontext():
+        train(tiny.config(), store[1])
+    assert [decide.__name__ for decide in awaited].count("close") == 1
 
 
 def test_a_part_of_a_checkpoint_is_none(store, here, there, capsys):
@@ -237,6 +253,46 @@ def test_a_store_that_stays_away_leaves_what_was_written_here(store, watched, mo
     assert os.path.exists(os.path.join(remote.local(store[1]), "a"))
 
 
+def test_a_stop_does_not_end_the_last_writing(store, watched, monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 100)
+    left = []
+    with stopping.listening(lambda number, message: left.append(message)):
+        with remote.held(store[1], wait=False):
+            write(store[1], a="1")
+            monkeypatch.setattr(remote, "_content", lambda path: os.kill(os.getpid(), signal.SIGTERM) or b"1")
+        assert not left
+    assert (store[0] / "a").read_text() == "1"
+
+
+def test_a_stop_ends_the_waiting_for_a_store_that_is_gone(store, watched, monkeypatch):
+    stack = contextlib.ExitStack()
+    with stopping.listening():
+        stack.enter_context(remote.held(store[1], wait=False))
+        write(store[1], a="1")
+        watched.reachable = False
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(TrainingError, match=r"could not be written for .* s: .*; what the run wrote stays in"):
+            stack.close()
+    assert os.listdir(remote.local(store[1])) == ["a"]
+
+
+def test_a_folder_below_one_that_is_held_is_not_fetched_again(store, watched, monkeypatch):
+    """As that of a teacher is, where --runs is the run's own folder: the store lost what the copy lacked meanwhile."""
+    (store[0] / "teachers/t").mkdir(parents=True)
+    (store[0] / "teachers/t/a").touch()
+    with remote.held(store[1], wait=False):
+        monkeypatch.setattr(remote, "_fetch", lambda *_, **__: time.sleep(0.3))
+        with remote.held(f"{store[1]}/teachers/t", wait=True):
+            assert os.listdir(remote.local(f"{store[1]}/teachers/t")) == ["a"]
+            write(f"{store[1]}/teachers/t", b="1")
+    assert sorted(os.listdir(store[0] / "teachers/t")) == ["a", "b"]
+
+
+def test_a_new_folder_below_one_that_is_held_is_made(store):
+    with remote.held(store[1], wait=False), remote.held(f"{store[1]}/teachers/t", wait=True):
+        assert os.listdir(remote.local(f"{store[1]}/teachers/t")) == []
+
+
 def test_a_folder_in_use_is_refused(store):
     with (
         remote.held(store[1], wait=False),
@@ -277,6 +333,22 @@ def test_who_lost_the_lease_is_asked_to_stop_and_writes_no_more(store):
     with pytest.raises(TrainingError, match=r"another process has taken file://"):
         stack.close()
     assert [path.name for path in store[0].iterdir()] == [remote.LEASE_FILE]
+    assert os.listdir(remote.local(store[1])) == ["a"]
+
+
+@pytest.mark.parametrize("lease", ['{"holder": "another"}', None])
+def test_who_lost_the_lease_unseen_writes_nothing(store, monkeypatch, lease):
+    """As where the store could not be reached for a while, and another process went on with the run, or ended it."""
+    monkeypatch.setattr(remote, "RENEW", 100)
+    stack = contextlib.ExitStack()
+    stack.enter_context(remote.held(store[1], wait=False))
+    (store[0] / remote.LEASE_FILE).unlink()
+    if lease:
+        (store[0] / remote.LEASE_FILE).write_text(lease)
+    write(store[1], a="1")
+    with pytest.raises(TrainingError, match=r"another process has taken file://"):
+        stack.close()
+    assert not (store[0] / "a").exists()
 
 
 def test_what_a_teacher_said_is_shared_by_the_store(store):
@@ -314,6 +386,8 @@ def raises(error, *_, **__):
 @pytest.mark.parametrize(
     ("url", "error", "said"),
     [
+        ("s3://", None, "'s3://' names no folder; expected s3://BUCKET/FOLDER"),
+        ("s3:/b/r", None, "'s3:/b/r' has lost a slash, as by pathlib.Path; expected the text 's3://b/r'"),
         ("s4://bucket", None, "'s4://bucket' is of no object store that is known; expected gs://, s3://, or a folder"),
         ("s3://b/r", ImportError("s3fs"), "'s3://b/r' needs a package that is not installed; expected .*kd_jax.s3."),
         ("s3://b/r", OSError("no such bucket"), "'s3://b/r' cannot be read: no such bucket"),
@@ -326,10 +400,84 @@ def test_a_store_that_cannot_be_used_is_one_line(monkeypatch, url, error, said):
         remote.local(url)
 
 
-def test_many_runs_need_a_folder(monkeypatch):
-    class Flag:
-        value = "s3://bucket/runs"
+@pytest.mark.parametrize("name", ["/{}/outside", "{up}{}/outside", "b/./outside"])
+def test_a_name_that_leads_out_of_the_copy_is_no_file_of_it(store, tmp_path, monkeypatch, name):
+    """As an object store may have it, whose names are any text."""
+    name = name.format(tmp_path, up="../" * 20)
 
-    monkeypatch.setattr(many.cli, "RUNS", Flag)
-    with pytest.raises(InputError, match=r"--runs is 's3://bucket/runs', in an object store; expected a folder"):
-        many.run([], "table")
+    class Hostile:
+        def find(self, root):
+            return [f"{root}/{name}", f"{root}/a"]
+
+        def get_file(self, _, place):
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            open(place, "w").close()
+
+        def invalidate_cache(self):
+            pass
+
+        def _strip_protocol(self, url):
+            return url.partition("://")[2]
+
+    monkeypatch.setattr(fsspec, "filesystem", lambda *arguments, **options: Hostile())
+    assert os.listdir(remote.local(store[1])) == ["a"]
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("end", ["", "/", "//", "/./", "/b/../", "/../store"])
+def test_a_folder_may_be_written_in_other_ways(store, end):
+    (store[0] / "c").mkdir(parents=True)
+    (store[0] / "c/a").touch()
+    assert os.listdir(remote.local(f"{store[1]}{end}/c")) == ["a"]
+    with remote.held(store[1] + end, wait=False):
+        write(f"{store[1]}//c", a="1")
+    assert (store[0] / "c/a").read_text() == "1"
+
+
+def test_nothing_above_a_copy_is_touched(tmp_path):
+    (tmp_path / "kept").mkdir()
+    url = f"memory://{'../' * 30}{tmp_path}"
+    os.makedirs(os.path.join(remote._copies().folder, "memory"))
+    with remote.held(url, wait=False):
+        pass
+    assert (tmp_path / "kept").exists()
+
+
+def test_of_many_processes_the_first_alone_fetches_checkpoints(store, tmp_path, monkeypatch):
+    from kd_jax.checkpoint import Checkpoints
+
+    of_first = {remote.local: str(tmp_path)}
+    monkeypatch.setattr(distributed, "first", lambda decide, *_: of_first.get(decide, []))
+    monkeypatch.setattr(remote, "_fetch", functools.partial(raises, AssertionError("it fetches")))
+    Checkpoints(f"{store[1]}/checkpoints").close()
+
+
+def test_what_a_store_says_is_said_once():
+    with pytest.raises(InputError, match=r"^'s4://b/r' is of no object store"):
+        runs.read_json("s4://b/r", "config.json")
+
+
+def test_a_process_that_leaves_alone_leaves_no_copy():
+    program = "\n".join(
+        [
+            "from kd_jax import cli, remote, stopping",
+            "def main(arguments):",
+            "    print(remote._copies().folder)",
+            "    stopping.leaves_alone = True",
+            "cli.run(main, '')",
+        ]
+    )
+    folder = subprocess.check_output([sys.executable, "-c", program], text=True).strip()
+    assert "kd_jax-" in folder
+    assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize("command", [sweep, table])
+@pytest.mark.parametrize("flag", ["runs", "results"])
+def test_many_runs_need_a_folder(monkeypatch, command, flag):
+    """And say so before they read anything."""
+    given = {"runs": "runs", "results": None, flag: "s3://bucket/a"}
+    for where, name in ((many.cli, "runs"), (many, "results")):
+        monkeypatch.setattr(where, name.upper(), types.SimpleNamespace(value=given[name]))
+    with pytest.raises(InputError, match=rf"--{flag} is 's3://bucket/a', in an object store; expected one here"):
+        command.main([])
