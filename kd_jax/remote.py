@@ -109,9 +109,9 @@ def held(url: str, *, wait: bool) -> Iterator[None]:
             return
         with _lock:
             shutil.rmtree(_place(url), ignore_errors=True)
-            _fetch(url, whole=True)
+            parts = _fetch(url, whole=True)
             os.makedirs(_place(url), exist_ok=True)
-            folder = _held[url] = _Held(url, lease)
+            folder = _held[url] = _Held(url, lease, parts)
         try:
             with _repeated(EVERY, folder.write):
                 yield
@@ -145,9 +145,11 @@ def changed(path: str) -> None:
 class _Held:
     """A folder whose copy goes to the store."""
 
-    def __init__(self, url: str, lease: "_Lease"):
+    def __init__(self, url: str, lease: "_Lease", parts: set[str]):
+        """`parts`: files in the store that are removed."""
         self._url, self._lease = url, lease
-        self._known = {name: _stamp(self._path(name)) for name in _names(_place(url))}  # what the store has
+        self._known: dict[str, Any] = dict.fromkeys(parts)  # what the store has
+        self._known |= {name: _stamp(self._path(name)) for name in _names(_place(url))}
         self._writing = threading.Lock()
         self._error = ""
 
@@ -358,36 +360,51 @@ def _system(url: str) -> tuple[Any, str]:
     return system, system._strip_protocol(url).rstrip("/")
 
 
-def _fetch(url: str, *, whole: bool) -> None:
-    """Fetches the files of a folder into its copy; `whole`: with what else is fetched `APART`."""
-    with _told(url, "read"):
-        system, root = _system(url)
-        system.invalidate_cache()
-        found = [path.removeprefix(f"{root}/") for path in system.find(root) if path.startswith(f"{root}/")]
-        steps = {name.removesuffix(f"/{RECORD}") for name in found if name.endswith(f"/{RECORD}")}
-        names = [name for name in found if _is_wanted(url, name, steps, whole)]
-        place = _place(url)
-        for folder in {os.path.dirname(os.path.join(place, name)) for name in names}:
-            os.makedirs(folder, exist_ok=True)
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda name: system.get_file(f"{root}/{name}", os.path.join(place, name)), names))
+def _fetch(url: str, *, whole: bool) -> set[str]:
+    """Fetches the files of a folder into its copy; `whole`: with what else is fetched `APART`.
 
-
-def _is_wanted(url: str, name: str, steps: set[str], whole: bool) -> bool:
-    """Whether a file is part of a copy; of a checkpoint that has no record, written or removed in part, none is.
-
-    Nor is what would lie outside of the copy: a store takes any name.
+    Returns:
+      The files that are left out as parts of a checkpoint that was not written, or not removed, to its end.
     """
-    parts = name.split("/")
-    if {"", ".", ".."} & {*parts}:
-        return False
-    if parts[-1].startswith(".") or (not whole and APART & {*parts[:-1]}):
-        return False
-    above = [os.path.basename(url), *parts]
-    for index, part in enumerate(parts[:-1]):
-        if part.isdecimal() and above[index] == "checkpoints" and "/".join(parts[: index + 1]) not in steps:
-            return False
-    return True
+    with _told(url, "read"):
+        for left in (2, 1, 0):
+            try:
+                return _fetched_now(url, whole)
+            except FileNotFoundError:  # of a run that goes on: a checkpoint was superseded
+                if not left:
+                    raise
+    raise AssertionError
+
+
+def _fetched_now(url: str, whole: bool) -> set[str]:
+    system, root = _system(url)
+    system.invalidate_cache()
+    found = [path.removeprefix(f"{root}/") for path in system.find(root) if path.startswith(f"{root}/")]
+    found = [name for name in found if not {"", ".", ".."} & {*name.split("/")}]  # that lie outside of the copy
+    steps = {name.removesuffix(f"/{RECORD}") for name in found if name.endswith(f"/{RECORD}")}
+    parts = {name for name in found if _is_part(url, name, steps)}
+    names = [name for name in found if name not in parts and _is_wanted(name, whole)]
+    place = _place(url)
+    for folder in {os.path.dirname(os.path.join(place, name)) for name in names}:
+        os.makedirs(folder, exist_ok=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda name: system.get_file(f"{root}/{name}", os.path.join(place, name)), names))
+    return parts
+
+
+def _is_part(url: str, name: str, steps: set[str]) -> bool:
+    """Whether a file is of a checkpoint without a record; `steps`: the folders of those that have one."""
+    folders = name.split("/")[:-1]
+    above = [os.path.basename(url), *folders]
+    return any(
+        folder.isdecimal() and above[index] == "checkpoints" and "/".join(folders[: index + 1]) not in steps
+        for index, folder in enumerate(folders)
+    )
+
+
+def _is_wanted(name: str, whole: bool) -> bool:
+    *folders, base = name.split("/")
+    return not base.startswith(".") and (whole or not APART & {*folders})
 
 
 def _names(folder: str) -> set[str]:

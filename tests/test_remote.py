@@ -133,6 +133,7 @@ def test_a_part_of_a_checkpoint_is_none(store, here, there, capsys):
     said = capsys.readouterr().out
     assert "going on with resnet6 from step 12 to 12" in said
     assert "cannot be read" not in said
+    assert not (store[0] / "run/checkpoints/99/_CHECKPOINT_METADATA").exists()
 
 
 def test_a_finished_run_is_evaluated_and_reported_on(here, there):
@@ -368,6 +369,14 @@ def test_what_a_teacher_said_is_kept_here_where_the_store_is_gone(store, watched
     first.write("logits", 0, np.arange(3.0))
     assert first.array("logits", 0).shape == (3,)
     assert "cannot be written: no route to host; it is kept for this run alone" in capsys.readouterr().out
+
+
+def test_what_vanishes_while_it_is_fetched_is_looked_for_again(store, watched):
+    store[0].mkdir()
+    (store[0] / "a").write_text("1")
+    listed = iter([[f"{store[0]}/gone", f"{store[0]}/a"], [f"{store[0]}/a"]])
+    watched.find = lambda root: next(listed)
+    assert os.listdir(remote.local(store[1])) == ["a"]
 
 
 def test_a_report_needs_no_checkpoint(store):
