@@ -294,7 +294,8 @@ def test_a_new_folder_below_one_that_is_held_is_made(store):
         assert os.listdir(remote.local(f"{store[1]}/teachers/t")) == []
 
 
-def test_a_folder_in_use_is_refused(store):
+def test_a_folder_in_use_is_refused(store, monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 100)
     with (
         remote.held(store[1], wait=False),
         pytest.raises(InputError, match=r"the work directory 'file://.*' is in use by another process; expected a fr"),
