@@ -28,12 +28,12 @@ def reached(monkeypatch):
     assert addresses == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tfds():
     return source._import_tfds()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker may come back to this file, and a name is registered once
 def shades(tfds):
     """Registers `kd_shades`: gray images whose pixels are 10 times the label plus their number, in splits by config."""
 
