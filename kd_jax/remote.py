@@ -193,10 +193,15 @@ class _Held:
                 continue
             system.pipe_file(f"{root}/{name}", content)
             self._known[name] = stamp
-        for name in sorted(self._known.keys() - names, key=_rank, reverse=True):
+        for name in sorted(filter(self._is_superseded, self._known.keys() - names), key=_rank, reverse=True):
             with contextlib.suppress(FileNotFoundError):
                 system.rm_file(f"{root}/{name}")
             del self._known[name]
+
+    def _is_superseded(self, name: str) -> bool:
+        """Whether a file that is gone was of a checkpoint. Others stay: whoever clears temporary files takes them."""
+        folder = os.path.dirname(name)
+        return "checkpoints" in folder.split("/") and not os.path.exists(self._path(folder))
 
     def finish(self) -> None:
         """Writes what is left, and waits for the store where it cannot be reached, or until that is asked to stop."""
@@ -286,7 +291,7 @@ def _lease(url: str, wait: bool) -> Iterator[_Lease]:
         with _repeated(RENEW, lease.renew):
             yield lease
     finally:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # then it ends by itself
             if not lease.lost:
                 lease.release()
 
@@ -367,13 +372,9 @@ def _fetch(url: str, *, whole: bool) -> set[str]:
       The files that are left out as parts of a checkpoint that was not written, or not removed, to its end.
     """
     with _told(url, "read"):
-        for left in (2, 1, 0):
-            try:
-                return _fetched_now(url, whole)
-            except FileNotFoundError:  # of a run that goes on: a checkpoint was superseded
-                if not left:
-                    raise
-    raise AssertionError
+        with contextlib.suppress(FileNotFoundError):  # of a run that goes on: a checkpoint was superseded
+            return _fetched_now(url, whole)
+        return _fetched_now(url, whole)
 
 
 def _fetched_now(url: str, whole: bool) -> set[str]:

@@ -206,6 +206,18 @@ def test_what_speaks_of_other_files_is_written_behind_them_and_removed_before_th
     assert watched.calls == [("rm_file", "checkpoint.json"), ("rm_file", "state")]
 
 
+def test_what_is_cleared_from_the_copy_stays_in_the_store(store, watched, monkeypatch):
+    """As files are by who removes what is old from the folder of temporary files."""
+    monkeypatch.setattr(remote, "EVERY", 100)
+    with remote.held(store[1], wait=False):
+        write(store[1], config_json="c", checkpoints__1__checkpoint_json="c", checkpoints__1__state="s")
+    watched.calls.clear()
+    with remote.held(store[1], wait=False):
+        for name in ("config.json", "checkpoints/1/state"):
+            os.remove(os.path.join(remote.local(store[1]), name))
+    assert watched.calls == []
+
+
 def test_only_what_has_changed_is_written(store, watched):
     with remote.held(store[1], wait=False):
         write(store[1], a="1", b="1")

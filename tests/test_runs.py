@@ -20,8 +20,8 @@ def identity(fingerprint="a", teacher=None, **overrides):
     return runs.identity(tiny.config(**overrides), fingerprint, teacher)
 
 
-NOT_IDENTITY = ("name", "log.", "checkpoint.", "dataset.path", *(f"dataset.{key}" for key in runs.NOT_OF_DATASET))
-NOT_IDENTITY += ("teacher.kind", "teacher.path", "teacher.config")
+NOT_IDENTITY = ("name", "log.", "checkpoint.", "teacher.kind", "teacher.path", "teacher.config")
+NOT_IDENTITY += ("dataset.path", "dataset.class_names", "dataset.stream", "dataset.workers")
 KEYS = [key for key in runs.flat(tiny.config()) if not key.startswith(("method.", "teacher."))]
 
 

@@ -201,12 +201,12 @@ def test_a_kind_that_builds_something_else_is_refused(monkeypatch):
 
 
 def test_a_teacher_that_reports_logits_alone_teaches_by_them(registered):
-    run = tiny.Run({"kd": {}}, **registered, **{"dataset.augment": "none"})
+    run = tiny.Run({"kd": {}}, **registered, **{"dataset.augment": "none", "model.name": "resnet8"})
     losses = []
     for _ in range(20):
         run.call(run.rows(0))
         losses.append(float(run.scalars["loss"]))
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_what_such_a_teacher_lacks_is_named_before_anything_is_trained(registered):
