@@ -40,7 +40,7 @@ ASSISTANTS = {
     "smoke": ("resnet8", 0.5),
 }
 
-# ImageNet weights on the Hugging Face hub: torchvision's (IMAGENET1K_V1), each at one revision, and Google's.
+# ImageNet weights on the Hugging Face hub: torchvision's (IMAGENET1K_V1), and Google's; those of two at one revision.
 PRETRAINED = {
     "resnet18": "timm/resnet18.tv_in1k@590dfdd48494d2316a8385e1ca7fbec3b9359b35",
     "resnet34": "timm/resnet34.tv_in1k",

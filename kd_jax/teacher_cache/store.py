@@ -25,7 +25,6 @@ class Store:
     def __init__(self, folder: str, about: Mapping[str, Any]):
         """`about` is what `about.json` says of the folder; its digest is part of the folder's name."""
         self.folder = os.path.join(folder, runs.digest(about)[:16])
-        self._place = ""  # of the folder on this machine, once it is needed
         self._about = about
         self._known: dict[tuple[str, int], str] = {}  # the files whose content was compared with their names
         self._maps: dict[str, np.ndarray] = {}
@@ -66,10 +65,10 @@ class Store:
 
     def write(self, field: str, number: int, array: np.ndarray) -> None:
         """Writes an array, unless a longer one is there."""
-        about = os.path.join(self._local(), "about.json")
-        os.makedirs(self._local(), exist_ok=True)
+        about = os.path.join(self._place, "about.json")
+        os.makedirs(self._place, exist_ok=True)
         if not os.path.exists(about):
-            runs.write_files(self._local(), {"about.json": runs.json_text(self._about).encode()})
+            runs.write_files(self._place, {"about.json": runs.json_text(self._about).encode()})
             self._send(about)
         path = self._path(field, number, array)
         partial = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -100,9 +99,10 @@ class Store:
         except InputError as error:
             print(f"{one_line(error)}; it is kept for this run alone", flush=True)
 
-    def _local(self) -> str:
-        self._place = self._place or remote.local(self.folder)
-        return self._place
+    @property
+    def _place(self) -> str:
+        """The folder on this machine."""
+        return remote.local(self.folder)
 
     def _paths(self, field: str, number: int) -> Iterator[str]:
         """Where the array may lie, the best first."""
@@ -112,12 +112,12 @@ class Store:
 
     def _found(self, field: str, number: int) -> list[str]:
         pattern = f"{field}-{number:08d}-{'?' * 8}-*.npy"
-        names = glob.glob(pattern, root_dir=self._local())
+        names = glob.glob(pattern, root_dir=self._place)
         best_first = sorted(names, key=lambda name: (-int(name.split("-")[-2]), name))
-        return [os.path.join(self._local(), name) for name in best_first]
+        return [os.path.join(self._place, name) for name in best_first]
 
     def _path(self, field: str, number: int, array: np.ndarray) -> str:
-        return os.path.join(self._local(), f"{field}-{number:08d}-{len(array):08d}-{digest(array)}.npy")
+        return os.path.join(self._place, f"{field}-{number:08d}-{len(array):08d}-{digest(array)}.npy")
 
 
 def digest(*arrays: np.ndarray) -> str:
