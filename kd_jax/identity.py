@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kd_jax import data, methods, models, optim, registry, remote, runs, teachers, weights
+from kd_jax import data, methods, models, optim, registry, remote, runs, schedules, teachers, weights
 from kd_jax.config.translate import FORMAT
 from kd_jax.types import Teacher
 
@@ -39,12 +39,12 @@ def config_json(experiment: "Experiment") -> dict[str, Any]:
     used: list[tuple[Mapping[str, Any], str]]
     used = [(methods.METHODS, options.get("method", term)) for term, options in config["method"].items()]
     used += [(models.NETWORKS, config["model"]["name"]), (data.SOURCES, config["dataset"]["source"])]
-    used += [(teachers.KINDS, config["teacher"]["kind"]), (optim.OPTIMIZERS, config["optimizer"]["name"])]
+    used += [(teachers.KINDS, config["teacher"]["kind"])]
     members = config["teacher"]["members"].values() if config["teacher"]["kind"] == "ensemble" else ()
     used += [(teachers.KINDS, member.get("kind", "none")) for member in members]
     used += [(models.NETWORKS, own["network"]) for own in config["method"].values() if own.get("network")]
-    of_terms = (options.get("optimizer", {}).get("name") for options in config["method"].values())
-    used += [(optim.OPTIMIZERS, name) for name in of_terms if name]
+    for section in (config["optimizer"], *(options.get("optimizer", {}) for options in config["method"].values())):
+        used += [(optim.OPTIMIZERS, section.get("name", "")), (schedules.SCHEDULES, section.get("schedule", ""))]
     return {
         "format": FORMAT,
         "config": config,

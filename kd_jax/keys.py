@@ -270,9 +270,11 @@ KEYS: dict[str, Key] = {
     "optimizer.name": Key(
         "sgd",
         text(),
-        '"sgd", "adam" (decay added to the gradient), "adamw" (decay apart from it), or "dot" (SGD with a momentum for'
-        " the label's terms and one for the teacher's, for one more backward pass)",
+        '"sgd", "adam" (decay added to the gradient), "adamw" (decay apart from it), "dot" (SGD with a momentum for'
+        " the label's terms and one for the teacher's, for one more backward pass), or any of optax, as \"lion\" and"
+        ' "contrib.muon"',
     ),
+    "optimizer.options": Key({}, SECTION, "of an optimizer of optax, or a registered one, by name", later=True),
     "optimizer.learning_rate": Key(0.1, ABOVE_0, "the schedule's highest"),
     "optimizer.momentum": Key(0.9, FRACTION, 'for "sgd" and "dot"'),
     "optimizer.nesterov": Key(False, FLAG, 'for "sgd"'),
@@ -296,7 +298,15 @@ KEYS: dict[str, Key] = {
         True, FLAG, "False: weight decay on kernels only, not on factors, tokens and positions either"
     ),
     "optimizer.schedule": Key(
-        "cosine", text(), '"constant", "cosine", "step" or "exponential"; each after a linear warmup'
+        "cosine",
+        text(),
+        '"constant", "cosine", "step", "exponential", or any of optax, as "linear_schedule"; after a linear warmup',
+    ),
+    "optimizer.schedule_options": Key(
+        {},
+        SECTION,
+        "of a schedule of optax, or a registered one, by name; its values are factors of the rate",
+        later=True,
     ),
     "optimizer.warmup_epochs": Key(
         1.0,

@@ -29,6 +29,7 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 DEFAULT = "quickstart"
+OPTIONS = r"(?:[\w.]+\.)?optimizer\.(?:schedule_)?options"  # sections whose keys no config has from the start
 CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")
 TERM = flags.DEFINE_multi_string("term", [], "Changes or adds a loss term, as in soft:method=kd,weight=0.5.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Of many processes: HOST:PORT of the first; see docs/scale.md.")
@@ -54,6 +55,8 @@ def main(arguments: list[str]) -> None:
 def with_config(arguments: list[str]) -> list[str]:
     """Replaces the names of experiments by the paths of their files; without --config, the quickstart's.
 
+    Options of optimizers and schedules, one by one, become the sections that ml_collections can set.
+
     Raises:
       InputError: --config names neither an experiment nor an existing file.
     """
@@ -61,14 +64,20 @@ def with_config(arguments: list[str]) -> list[str]:
     if not any(flag.match(argument) for argument in arguments):
         arguments = [f"--config={DEFAULT}", *arguments]
     completed: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
     for argument in arguments:
+        if found := re.fullmatch(rf"--?config\.({OPTIONS})\.(\w+)=(.*)", argument):
+            section, option, text = found.groups()
+            options.setdefault(section, {})[option] = cli.parsed(text)
+            continue
         if completed and completed[-1] in ("--config", "-config"):
             argument = _find(argument)
         elif flag.match(argument) and "=" in argument:
             name, _, value = argument.partition("=")
             argument = f"{name}={_find(value)}"
         completed.append(argument)
-    return completed
+    # At the end: ml_collections wants the config first.
+    return completed + [f"--config.{section}={given}" for section, given in options.items()]
 
 
 def _find(value: str) -> str:

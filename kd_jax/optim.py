@@ -1,8 +1,8 @@
-"""Optimizers, schedules and parameter freezing."""
+"""Optimizers and parameter freezing."""
 
-import math
+import functools
+import inspect
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kd_jax import keys, registry
-from kd_jax.errors import InputError, check_callable, choose
+from kd_jax import keys, registry, schedules
+from kd_jax.errors import InputError, check_callable, choose, one_line
 from kd_jax.types import Array, Hyper
 
-Schedule = Callable[[Array | int], Array]
 Path = tuple[str, ...]
 
 PARTS = ("task", "distillation")  # of a gradient: of the terms that need no teacher, and of those that do
@@ -85,9 +84,12 @@ OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation]
     "adamw": lambda options, decay: optax.chain(optax.scale_by_adam(options["b1"], options["b2"]), decay),
     "dot": dot,
 }
-SCHEDULES = ("constant", "cosine", "step", "exponential")
 FREEZES = ("none", "backbone", "backbone_and_norms")
 # By their last name: biases, the factors of norms and of blocks, the tokens and positions of transformers.
+# How functions of optax begin that take a learning rate and are no optimizers, or, where training is schedule-free, are
+# to be evaluated at other parameters than those that train.
+NOT_OPTIMIZERS = ("scale_by_", "schedule_free_", "_")
+OF_SECTION = ("weight_decay", "mask", "weight_decay_mask")  # their parameters that keys of the section are
 NO_KERNELS = ("bias", "scale", "gamma", "cls_token", "dist_token", "pos_embed")
 
 
@@ -103,6 +105,18 @@ def register(
     """
     check_callable(f"the optimizer {name!r}", build)
     registry.add(OPTIMIZERS, name, build)
+
+
+@functools.cache
+def of_optax() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """The optimizers of optax by name; those of `optax.contrib` are "contrib.NAME"."""
+    return {
+        prefix + name: value
+        for prefix, module in (("", optax), ("contrib.", optax.contrib))
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith(NOT_OPTIMIZERS)
+        if next(iter(inspect.signature(value).parameters), "") == "learning_rate"
+    }
 
 
 class Update(Protocol):
@@ -135,49 +149,6 @@ class Optimizer(NamedTuple):
     learning_rates: Mapping[str, float]  # of each group, the schedule's peak
     weight_decays: Mapping[str, float]  # of each group
     per_part: bool = False  # whether it takes a gradient for each of `PARTS`, which costs one more backward pass
-
-
-def schedule(
-    name: str,
-    *,
-    steps: int,
-    steps_per_epoch: int,
-    warmup_epochs: float = 0.0,
-    milestones: tuple[float, ...] = (),
-    gamma: float = 0.1,
-    key: str = "optimizer.schedule",
-) -> Schedule:
-    """A multiplier of the peak learning rate, in [0, 1], as a function of the step (from 0).
-
-    Args:
-      name: "constant"; "cosine", to zero at `steps`; "step", times `gamma` at each of the epochs `milestones`;
-        "exponential", times `gamma` at the end of every epoch. Each begins with a linear warmup.
-      steps: of the whole run. steps_per_epoch: of one epoch.
-      warmup_epochs: may be a fraction, and is cut to half of the run.
-      key: of the config, for the error about an unknown name.
-    """
-    choose(key, name, SCHEDULES)
-    warmup = min(round(_steps(warmup_epochs, steps_per_epoch)), steps // 2)
-
-    def factor(step: Array | int) -> Array:
-        step = jnp.asarray(step, jnp.int32)
-        if name == "cosine":
-            progress = (step - warmup).astype(jnp.float32) / max(steps - warmup, 1)
-            value = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
-        elif name == "step":
-            passed = [step >= math.ceil(_steps(m, steps_per_epoch)) for m in milestones]
-            value = gamma ** sum((x.astype(jnp.float32) for x in passed), jnp.float32(0))
-        else:
-            # In integers: a quotient in float32 can come one step late.
-            value = gamma ** (step // steps_per_epoch).astype(jnp.float32) if name == "exponential" else jnp.float32(1)
-        return jnp.where(step < warmup, (step + 1) / jnp.float32(warmup + 1), value)
-
-    return factor
-
-
-def _steps(epochs: float, steps_per_epoch: int) -> Fraction:
-    """Epochs in steps, exactly: of 1.1 epochs of 50 steps the product of floats is more than 55."""
-    return Fraction(str(epochs)) * steps_per_epoch
 
 
 def is_kernel(path: Path) -> bool:
@@ -238,35 +209,35 @@ def create(
     for term, own in (terms or {}).items():
         for key in own:
             choose(f"a key of method.{term}.optimizer", key, options)
-        groups[term] = {**options, **own}
+        # Options belong to the optimizer, and to the schedule, that they were given with.
+        same = {"options": "name", "schedule_options": "schedule"}
+        others: dict[str, Any] = {key: {} for key, of in same.items() if own.get(of, options[of]) != options[of]}
+        groups[term] = {**options, **others, **own}
     named = {group: "optimizer" if group == "student" else f"method.{group}.optimizer" for group in groups}
     for group, chosen in groups.items():
-        choose(f"{named[group]}.name", chosen["name"], OPTIMIZERS)
+        choose(f"{named[group]}.name", chosen["name"], of_optax() | OPTIMIZERS)
         keys.check_section("optimizer", chosen, named[group])
         choose(f"{named[group]}.gradients", chosen["gradients"], GRADIENTS)
     per_part = any(chosen["name"] == "dot" or chosen["gradients"] != "sum" for chosen in groups.values())
-    schedules = {
-        group: schedule(
-            chosen["schedule"],
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            warmup_epochs=chosen["warmup_epochs"],
-            milestones=tuple(chosen["milestones"]),
-            gamma=chosen["gamma"],
-            key=f"{named[group]}.schedule",
-        )
+    factors = {
+        group: schedules.create(chosen, steps=steps, steps_per_epoch=steps_per_epoch, what=named[group])
         for group, chosen in groups.items()
     }
 
-    def chain(group: str, weight_decay: Array | float) -> optax.GradientTransformation:
+    def chain(group: str, rate: Array | float, weight_decay: Array | float) -> optax.GradientTransformation:
+        """From a group's gradient to what is added to its parameters."""
         chosen = groups[group]
-        mask = None if chosen["decay_norms_and_biases"] else _kernels
-        decay = optax.add_decayed_weights(weight_decay, mask=mask)
         bounded = optax.identity()
         if clip and group == "student":
             bounded = _clip_parts(clip) if chosen["name"] == "dot" else optax.clip_by_global_norm(clip)
         name = "sgd" if chosen["name"] == "dot" and group != "student" else chosen["name"]
-        return optax.chain(bounded, OPTIMIZERS[name](chosen, decay))
+        if name not in OPTIMIZERS:
+            return optax.chain(bounded, _build_of_optax(chosen, rate, weight_decay))
+        decay = optax.add_decayed_weights(weight_decay, mask=None if chosen["decay_norms_and_biases"] else _kernels)
+        return _scaled(optax.chain(bounded, OPTIMIZERS[name](chosen, decay)), rate)
+
+    for group, chosen in groups.items():
+        _check_optimizer(named[group], chosen, functools.partial(chain, group))
 
     def own_gradient(group: str, gradients: Mapping[str, Any]) -> Any:
         """A group's gradient; both parts of it where its optimizer takes them."""
@@ -282,8 +253,8 @@ def create(
 
     def init(params: Mapping[str, Any]) -> dict[str, Any]:
         trained = {**params, "student": split(params["student"])[0]}
-        # States do not depend on the traced rates.
-        return {group: chain(group, 0.0).init(own) for group, own in trained.items()}
+        rates = {group: (chosen["learning_rate"], chosen["weight_decay"]) for group, chosen in groups.items()}
+        return {group: chain(group, *rates[group]).init(own) for group, own in trained.items()}
 
     def update(
         gradients: Mapping[str, Any],
@@ -297,11 +268,12 @@ def create(
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         new_params, new_state = {}, {}
         for group, own in params.items():
-            rate = hyper.learning_rate[group] * schedules[group](step)
+            rate = hyper.learning_rate[group] * factors[group](step)
             gradient = own_gradient(group, gradients)
             decays = _zeroed(own, still[group]) if still else own
-            direction, moved_state = chain(group, hyper.weight_decay[group]).update(gradient, state[group], decays)
-            moved = jax.tree.map(lambda p, d, rate=rate: p - rate.astype(p.dtype) * d, own, direction)
+            transformation = chain(group, rate, hyper.weight_decay[group])
+            difference, moved_state = transformation.update(gradient, state[group], decays)
+            moved = optax.apply_updates(own, difference)
             if still:
                 moved = _held(moved, own, still[group])
             moves = trains.get(group, True)
@@ -313,11 +285,64 @@ def create(
         split,
         init,
         update,
-        learning_rate=lambda step, hyper: hyper.learning_rate["student"] * schedules["student"](step),
+        learning_rate=lambda step, hyper: hyper.learning_rate["student"] * factors["student"](step),
         learning_rates={group: chosen["learning_rate"] for group, chosen in groups.items()},
         weight_decays={group: chosen["weight_decay"] for group, chosen in groups.items()},
         per_part=per_part,
     )
+
+
+def _build_of_optax(
+    section: Mapping[str, Any], rate: Array | float, weight_decay: Array | float
+) -> optax.GradientTransformation:
+    """An optimizer of optax, with the weight decay where it has one; one without has it added to the gradient."""
+    build = of_optax()[section["name"]]
+    parameters = inspect.signature(build).parameters
+    mask = None if section["decay_norms_and_biases"] else _kernels
+    if "weight_decay" not in parameters:
+        decay = optax.add_decayed_weights(weight_decay, mask=mask)
+        return optax.chain(decay, build(rate, **section["options"]))
+    masks = {key: mask for key in OF_SECTION[1:] if key in parameters}
+    return build(rate, weight_decay=weight_decay, **masks, **section["options"])
+
+
+def _scaled(direction: optax.GradientTransformation, rate: Array | float) -> optax.GradientTransformation:
+    """Moves by `rate` against a direction. The state is that of the direction alone, as checkpoints have it."""
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        steps, state = direction.update(gradients, state, params)
+        return jax.tree.map(lambda d: -jnp.asarray(rate, d.dtype) * d, steps), state
+
+    return optax.GradientTransformation(direction.init, update)
+
+
+def _check_optimizer(what: str, section: Mapping[str, Any], chain: Callable[..., optax.GradientTransformation]) -> None:
+    """Raises InputError for options that an optimizer does not take, and one that needs more than gradients."""
+    name, options = section["name"], section["options"]
+    if name in ("sgd", "adam", "adamw", "dot") and options:
+        raise InputError(f"{what}.options is {options}; expected none: those of {name!r} are keys of {what} themselves")
+    if name in OPTIMIZERS:
+        return
+    parameters = dict(list(inspect.signature(of_optax()[name]).parameters.items())[1:])
+    for key in {*OF_SECTION} & {*options}:
+        raise InputError(f"{what}.options has {key!r}; expected {what}.weight_decay and {what}.decay_norms_and_biases")
+    own = {key: parameter for key, parameter in parameters.items() if key not in OF_SECTION}
+    keys.check_options(f"{what}.options", f"an option of {name}", own, options)
+    if "weight_decay" in parameters and not {*parameters} & {*OF_SECTION[1:]} and not section["decay_norms_and_biases"]:
+        raise InputError(f"{what}.decay_norms_and_biases is False, and {name} decays all; expected True")
+
+    def try_it(rate: Array, params: Any) -> Any:
+        transformation = chain(rate, rate)
+        return transformation.update(params, transformation.init(params), params)[0]
+
+    shapes = {("layer", "kernel"): jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    try:
+        jax.eval_shape(try_it, jax.ShapeDtypeStruct((), jnp.float32), shapes)
+    except Exception as error:  # of whatever kind optax raises
+        raise InputError(
+            f"{what}.name is {name!r}{f' with options {options}' if options else ''}, which cannot train here:"
+            f" {one_line(error, 200)}; expected one that needs no more than gradients"
+        ) from error
 
 
 def still(gradients: Mapping[str, Any]) -> dict[str, dict[Path, Array]]:

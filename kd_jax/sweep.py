@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from kd_jax import cli, many, runs
 from kd_jax.errors import InputError, one_line
 from kd_jax.jobs import Failure, Job, Result
-from kd_jax.main import CONFIG, TERM, add_term, with_config
+from kd_jax.main import CONFIG, OPTIONS, TERM, add_term, with_config
 from kd_jax.reporting.seeds import difference, spread
 
 Values = Mapping[str, str]  # of keys, as they were written
@@ -97,8 +97,11 @@ def config(values: Values, seed: int) -> dict[str, Any]:
     tree = copy.deepcopy(CONFIG.value)
     terms = _terms(values)
     flat = {key: cli.parsed(value) for key, value in values.items() if key not in terms}
+    options = {key: value for key, value in flat.items() if re.fullmatch(rf"{OPTIONS}\.\w+", key)}
     try:
-        tree.update_from_flattened_dict({"seed": seed, **flat})
+        tree.update_from_flattened_dict({"seed": seed, **{key: flat[key] for key in flat.keys() - options.keys()}})
+        with tree.unlocked():  # sections whose keys no config has from the start
+            tree.update_from_flattened_dict(options)
     except (KeyError, TypeError, ValueError) as error:
         said = one_line(error).partition(" Other fields")[0]
         raise InputError(f"the keys {row(values)} do not fit: {said}") from None
@@ -134,7 +137,10 @@ def job(name: str, point: Values, changes: Values, seed: int) -> Job:
     """The run of a setting and a seed, with the flags that make it."""
     values = {**changes, **point}
     terms, tree = _terms(values), config(values, seed)
-    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    overridden = {
+        key: value.to_dict() if hasattr(value, "to_dict") else value
+        for key, value in config_flags.get_override_values(flags.FLAGS["config"]).items()
+    }
     own = {**overridden, "seed": seed, **{key: value for key, value in values.items() if key not in terms}}
     command = (
         "-m",

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
     {"types", "errors", "keys", "registry", "checksums", "stopping"},
     {"losses", "models", "methods", "augment", "randaugment", "mixing", "gradcam", "metrics", "intervals"},
-    {"steps", "optim", "sharding", "distributed", "compilation", "allocation"},
+    {"steps", "optim", "schedules", "sharding", "distributed", "compilation", "allocation"},
     {
         "config",
         "configs",

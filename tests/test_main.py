@@ -50,6 +50,18 @@ def test_the_near_choice_has_the_form_that_was_given(folder, given, near):
         main.with_config([f"--config={given}"])
 
 
+def test_options_that_no_config_has_are_given_one_by_one(capsys):
+    given = ["--config=kd", "--config.optimizer.options.b1=0.95", "--seeds=1", "--config.optimizer.options.mu=bfloat16"]
+    config, seeds, options = main.with_config(given)
+    assert (config, seeds) == (f"--config={shipped()['kd']}", "--seeds=1")
+    assert options == "--config.optimizer.options={'b1': 0.95, 'mu': 'bfloat16'}"
+
+
+def test_options_of_the_teachers_schedule_are_its_own():
+    given = ["--config=kd", "--config.teacher.config.optimizer.schedule_options.end_value=0"]
+    assert main.with_config(given)[1] == "--config.teacher.config.optimizer.schedule_options={'end_value': 0}"
+
+
 def test_a_term_gains_the_options_of_the_flag():
     terms = {"kd": {"weight": 0.9}}
     main.add_term(terms, "kd:temperature=2,name=x")

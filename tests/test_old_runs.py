@@ -114,7 +114,7 @@ def test_the_optimizer_of_all_methods_becomes_that_of_each_term_that_trains():
 
 def test_todays_files_get_the_keys_that_were_added_since_and_nothing_else():
     saved = {"format": translate.FORMAT, "config": {"optimizer": {"method": 1, "delta": 0.05}, "seed": 1}}
-    optimizer = {"method": 1, "delta": 0.05, "gradients": "sum"}
+    optimizer = {"method": 1, "delta": 0.05, "gradients": "sum", "options": {}, "schedule_options": {}}
     assert translate.translate(saved, None) == {**saved, "config": {"optimizer": optimizer, "seed": 1}}
 
 

@@ -1,7 +1,6 @@
 """Optimizers and schedules against recursions written out in float64 numpy."""
 
 import math
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -90,81 +89,76 @@ def test_clipping_bounds_the_gradients_norm_before_decay():
     np.testing.assert_allclose(trajectory(options, [20.0], clip=2.0), [1 - 0.1 * (2.0 + 0.1)], rtol=1e-6)
 
 
-def factors(name, steps=20, **options):
-    schedule = optim.schedule(name, steps=steps, steps_per_epoch=5, **options)
-    return np.array([float(schedule(jnp.int32(s))) for s in range(steps)])
-
-
-def test_cosine_falls_from_one_to_zero_after_a_linear_warmup():
-    after = np.arange(15) / 15
-    expected = np.concatenate([np.arange(1, 6) / 6, 0.5 * (1 + np.cos(np.pi * after))])
-    np.testing.assert_allclose(factors("cosine", warmup_epochs=1), expected, atol=1e-6)
-
-
-def test_step_schedule_falls_at_its_milestones():
-    expected = np.repeat([1, 0.1, 0.1, 0.01], 5)
-    np.testing.assert_allclose(factors("step", milestones=(1, 3), gamma=0.1), expected, rtol=1e-5)
-
-
-def test_exponential_schedule_falls_once_per_epoch():
-    np.testing.assert_allclose(factors("exponential", gamma=0.7), np.repeat(0.7 ** np.arange(4.0), 5), rtol=1e-5)
-
-
-def test_constant_schedule_stays_at_one():
-    assert (factors("constant") == 1).all()
-
-
-def test_no_milestone_and_no_epoch_comes_a_step_late():
-    # A quotient in float32 does so for 135 of the first thousand lengths of an epoch.
-    for length in range(1, 1000, 7):
-        at = jnp.array([length * m - 1 for m in (1, 2)] + [length * m for m in (1, 2)])
-        step = optim.schedule("step", steps=10**6, steps_per_epoch=length, milestones=(1, 2))(at)
-        falling = optim.schedule("exponential", steps=10**6, steps_per_epoch=length, gamma=0.1)(at)
-        for got in (step, falling):
-            np.testing.assert_allclose(got, [1, 0.1, 0.1, 0.01], rtol=1e-5, err_msg=str(length))
-
-
-def test_a_milestone_may_be_a_fraction_of_an_epoch():
-    np.testing.assert_allclose(factors("step", milestones=(0.5,), steps=5), [1, 1, 1, 0.1, 0.1], rtol=1e-5)
-
-
-@pytest.mark.parametrize("milestone", ["1.1", "2.3", "0.07"])
-def test_a_fractional_milestone_falls_at_its_very_step(milestone):
-    # Of 1.1 epochs of 50 steps the product of floats is more than 55.
-    for length in range(1, 1001, 3):
-        first = math.ceil(Fraction(milestone) * length)
-        factor = optim.schedule("step", steps=10**6, steps_per_epoch=length, milestones=(float(milestone),), gamma=0.5)
-        assert factor(np.array([first - 1, first])).tolist() == [1.0, 0.5], length
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_first_step_after_a_milestone_has_gamma_to_the_last_bit(compiled):
-    factor = optim.schedule("step", steps=410, steps_per_epoch=41, milestones=(1,), gamma=0.1)
-    assert (jax.jit(factor) if compiled else factor)(41) == np.float32(0.1)
-
-
-def test_a_warmup_of_a_fraction_of_an_epoch_ends_at_its_very_step():
-    # 0.29 epochs of 50 steps are 14.5, which is rounded to the even 14.
-    factor = optim.schedule("constant", steps=1000, steps_per_epoch=50, warmup_epochs=0.29)
-    np.testing.assert_allclose(factor(np.array([13, 14])), [14 / 15, 1], rtol=1e-6)
-
-
 def test_an_optimizer_is_one_entry(monkeypatch):
     monkeypatch.setitem(optim.OPTIMIZERS, "sign", lambda options, decay: optax.chain(decay, optax.scale_by_sign()))
     np.testing.assert_allclose(trajectory({"name": "sign"}, [3.0, -0.1], weight_decay=0.0), [0.9, 1.0], rtol=1e-6)
+
+
+LION = {"name": "lion", "options": {"b1": 0.5, "b2": 0.8}}
+GRADIENTS = [3.0, -0.4, 0.5]
+
+
+def lion(gradients, *, decay, rate=0.1, b1=0.5, b2=0.8):
+    """Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, algorithm 2: of a scalar that starts at 1."""
+    value, momentum, values = 1.0, 0.0, []
+    for gradient in gradients:
+        value -= rate * (np.sign(b1 * momentum + (1 - b1) * gradient) + decay * value)
+        momentum = b2 * momentum + (1 - b2) * gradient
+        values.append(value)
+    return values
+
+
+def test_an_optimizer_of_optax_has_its_options_and_the_configs_rate_and_decay():
+    np.testing.assert_allclose(trajectory(LION, GRADIENTS), lion(GRADIENTS, decay=0.1), rtol=1e-6)
+
+
+def test_an_optimizer_of_optax_spares_biases_where_the_config_says_so():
+    options = LION | {"decay_norms_and_biases": False}
+    np.testing.assert_allclose(trajectory(options, GRADIENTS, name=("fc", "bias")), lion(GRADIENTS, decay=0), rtol=1e-6)
+    np.testing.assert_allclose(trajectory(options, GRADIENTS), lion(GRADIENTS, decay=0.1), rtol=1e-6)
+
+
+def test_an_optimizer_of_optax_without_decay_has_it_added_to_the_gradient():
+    value, square, expected = 1.0, 0.0, []
+    for gradient in GRADIENTS:  # RMSprop with decay 0.5 and eps 0
+        decayed = gradient + 0.1 * value
+        square = 0.5 * square + 0.5 * decayed**2
+        value -= 0.1 * decayed / math.sqrt(square)
+        expected.append(value)
+    options = {"name": "rmsprop", "options": {"decay": 0.5, "eps": 0.0}}
+    np.testing.assert_allclose(trajectory(options, GRADIENTS), expected, rtol=1e-5)
+
+
+def test_an_optimizer_of_optax_starts_from_the_configs_rate():
+    # Rprop's state holds its step, which is the learning rate; without a gradient before, nothing moves.
+    options = {"name": "rprop", "learning_rate": 0.05}
+    np.testing.assert_allclose(trajectory(options, [3.0, 3.0], weight_decay=0.0), [1, 1 - 0.05], rtol=1e-6)
+
+
+def test_options_do_not_pass_to_a_term_with_another_optimizer():
+    terms = {"crd": {"name": "adam"}, "at": {"name": "lion"}, "sp": {"name": "lion", "options": {"b1": 0.9}}}
+    of_term = optim.create(OPTIONS | LION, terms, steps=10, steps_per_epoch=5)  # Adam takes no options: it would refuse
+    assert of_term.learning_rates.keys() == {"student", *terms}
 
 
 @pytest.mark.parametrize(
     ("options", "others", "said"),
     [
         ({"schedule": "cosin"}, {}, "did you mean 'cosine'"),
-        ({"name": "lion"}, {}, "adam, adamw, dot, sgd"),
+        ({"name": "lio"}, {}, "adam, adamax, adamaxw, adamw, .* did you mean 'lion'"),
+        ({"name": "lion", "options": {"b3": 0.9}}, {}, "an option of lion is 'b3'; expected one of: b1, b2, mu_dtype"),
+        ({"name": "lion", "options": {"b1": "x"}}, {}, "'lion' with options {'b1': 'x'}, which cannot train"),
+        ({"name": "lion", "options": {"weight_decay": 0.1}}, {}, "has 'weight_decay'; expected optimizer.weight_decay"),
+        ({"name": "adam", "options": {"b1": 0.8}}, {}, "those of 'adam' are keys of optimizer themselves"),
+        ({"name": "lbfgs"}, {}, "'lbfgs', which cannot train here: .* 'value'"),
+        ({"name": "schedule_free_sgd"}, {}, "optimizer.name is 'schedule_free_sgd'; expected one of"),
+        ({"name": "novograd", "decay_norms_and_biases": False}, {}, "novograd decays all; expected True"),
         ({"learning_rate": 0.0}, {}, "above 0"),
         ({"learning_rate": "fast"}, {}, "optimizer.learning_rate is 'fast'; expected a number above 0"),
         ({}, {"freeze": "all"}, "backbone, backbone_and_norms, none"),
         ({}, {"freeze": "backbone"}, "the network does not say what its head is"),
         ({}, {"terms": {"crd": {"momentun": 0.5}}}, "a key of method.crd.optimizer is 'momentun'; .* 'momentum'"),
-        ({}, {"terms": {"crd": {"name": "lion"}}}, "method.crd.optimizer.name is 'lion'"),
+        ({}, {"terms": {"crd": {"name": "lio"}}}, "method.crd.optimizer.name is 'lio'"),
         ({}, {"terms": {"crd": {"weight_decay": -1}}}, "method.crd.optimizer.weight_decay is -1; expected a number of"),
     ],
 )

@@ -31,6 +31,8 @@ def other(value):
         return not value
     if isinstance(value, int | float):
         return value + 1
+    if isinstance(value, dict):
+        return {"x": 1}
     return [*value, 9] if isinstance(value, list) else f"{value or ''}x"
 
 

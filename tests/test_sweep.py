@@ -114,8 +114,9 @@ def test_the_key_is_that_of_the_run_of_its_config(settings):
 def test_the_command_is_that_of_the_config(settings, monkeypatch, no_tensorflow):
     monkeypatch.setenv("PYTHONPATH", no_tensorflow)
     choose_config("student:smoke")
-    changes = {"train.steps": "2", "dataset.image_size": "8"}
-    job = sweep.job("sweep", {"cross_entropy.weight": "0.5", "optimizer.learning_rate": "0.2"}, changes, 1)
+    changes = {"train.steps": "2", "dataset.image_size": "8", "optimizer.name": "lion"}
+    point = {"cross_entropy.weight": "0.5", "optimizer.learning_rate": "0.2", "optimizer.options.b1": "0.8"}
+    job = sweep.job("sweep", point, changes, 1)
     assert job.teacher == ""
     found = jobs.run(job, str(settings / "runs"))
     assert (found["config_hash"], found["seed"], found["steps"]) == (job.key, 1, 2)
