@@ -136,7 +136,7 @@ def create(
     if training and not dataset.class_names:
         _check_label_free(config, method)
     mesh = sharding.mesh(devices)
-    total, per_epoch = _length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
+    total, per_epoch = length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
     nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices, traced=False)
     teacher = teachers.create(teachers.Setting(config, dataset, runs_folder, nested, training))
     method = methods.create(config["method"], steps_per_epoch=per_epoch)
@@ -236,8 +236,8 @@ def _set_source(config: Any, source: str) -> None:
             _set_source(section.get("config"), source)
 
 
-def _length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:
-    """(steps of the run, steps of an epoch)."""
+def length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:
+    """(steps of the run, steps of an epoch), by the section `train` of a config; raises InputError."""
     batch_size, accumulate = train["batch_size"], train["accumulate"]
     if batch_size > images:
         raise InputError(f"train.batch_size is {batch_size}; expected at most the {images} training images")

@@ -32,6 +32,9 @@ DEFAULT = "quickstart"
 OPTIONS = r"(?:[\w.]+\.)?optimizer\.(?:schedule_)?options"  # sections whose keys no config has from the start
 CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")
 TERM = flags.DEFINE_multi_string("term", [], "Changes or adds a loss term, as in soft:method=kd,weight=0.5.")
+EXTEND = cli.define_path(
+    "extend", None, "Goes on from the end of this finished run, which differs in its length and schedule alone."
+)
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Of many processes: HOST:PORT of the first; see docs/scale.md.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train this run.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
@@ -49,7 +52,7 @@ def main(arguments: list[str]) -> None:
     from kd_jax import distributed, training  # after the flags: JAX and Orbax are slow to import
 
     with distributed.group(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value):
-        training.train(tree, cli.WORKDIR.value, runs_folder=cli.RUNS.value)
+        training.train(tree, cli.WORKDIR.value, runs_folder=cli.RUNS.value, extend=EXTEND.value)
 
 
 def with_config(arguments: list[str]) -> list[str]:

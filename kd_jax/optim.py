@@ -145,10 +145,14 @@ class Optimizer(NamedTuple):
     split: Callable[[Any], tuple[dict[Path, Any], dict[Path, Any]]]  # the student's params -> (trained, frozen)
     init: Callable[[Mapping[str, Any]], dict[str, Any]]  # params of all groups -> state
     update: Update
-    learning_rate: Callable[[Array, Hyper], Array]  # of the student at a step
+    factors: Mapping[str, schedules.Schedule]  # of each group's learning rate, by the step
     learning_rates: Mapping[str, float]  # of each group, the schedule's peak
     weight_decays: Mapping[str, float]  # of each group
     per_part: bool = False  # whether it takes a gradient for each of `PARTS`, which costs one more backward pass
+
+    def learning_rate(self, step: Array, hyper: Hyper) -> Array:
+        """Of the student at a step."""
+        return hyper.learning_rate["student"] * self.factors["student"](step)
 
 
 def is_kernel(path: Path) -> bool:
@@ -285,7 +289,7 @@ def create(
         split,
         init,
         update,
-        learning_rate=lambda step, hyper: hyper.learning_rate["student"] * factors["student"](step),
+        factors,
         learning_rates={group: chosen["learning_rate"] for group, chosen in groups.items()},
         weight_decays={group: chosen["weight_decay"] for group, chosen in groups.items()},
         per_part=per_part,

@@ -35,6 +35,8 @@ CONFIG_KEYS = {  # of the parts of config.json from which a run is built again
 TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves
 NOT_IDENTITY = ("name", "log", "checkpoint")
 NOT_OF_DATASET = ("class_names", "stream", "workers")  # how they are read, and what is for people
+OF_SCHEDULE = ("optimizer.schedule", "optimizer.warmup_epochs", "optimizer.milestones", "optimizer.gamma")
+OF_LENGTH = ("train.epochs", "train.steps", *OF_SCHEDULE)  # how the keys begin that may differ in a longer run
 RUN_FILES = (".lock", "config.json", "metrics.jsonl", "result.json", "test_details.json")  # that training writes
 # A full disk, a quota, a disk that fails: not the fault of the input.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -69,14 +71,17 @@ def digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """One "key is A there, B here" for every key that two identities do not share."""
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], only: Iterable[str] | None = None) -> list[str]:
+    """One "key is A there, B here" for every key that two identities do not share, or for these."""
     a, b = ({key: repr(value) for key, value in flat(tree).items()} for tree in (there, here))
-    return [
-        f"{_named(key)} is {a.get(key, 'absent')} there, {b.get(key, 'absent')} here"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
-    ]
+    keys = changed_keys(there, here) if only is None else only
+    return [f"{_named(key)} is {a.get(key, 'absent')} there, {b.get(key, 'absent')} here" for key in keys]
+
+
+def changed_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The keys that two identities do not share."""
+    a, b = ({key: repr(value) for key, value in flat(tree).items()} for tree in (there, here))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 
 
 def _named(key: str) -> str:
@@ -231,6 +236,8 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
     if changed := differences(there, own):
         older = any("fingerprint" in key for key in changed)
         hint = " (an older version took another fingerprint of images; its runs can be evaluated)" if older else ""
+        if has_result(folder) and all(key.startswith(OF_LENGTH) for key in changed):
+            hint = f" (--extend={folder} with another --workdir, or none, makes a longer run of it)"
         raise InputError(
             f"the work directory {folder!r} holds a run of another config ({'; '.join(changed)}){hint};"
             " expected the same config, or another --workdir"

@@ -13,6 +13,7 @@ import numpy as np
 from kd_jax import (
     distributed,
     evaluation,
+    extending,
     metrics,
     registry,
     remote,
@@ -72,6 +73,7 @@ def train(
     *,
     data: memory.Data | None = None,
     runs_folder: str | os.PathLike[str] = "runs",
+    extend: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Trains as a config says, its teacher first when that is missing, and writes `result.json`.
 
@@ -82,6 +84,8 @@ def train(
       data: images that a program has already, in the place of those that the config names: a `Source` (see
         `data.memory.from_arrays`), or ((images, labels), (images, labels)) to train and to test on.
       runs_folder: where the folders of runs and of teachers lie.
+      extend: the folder of a finished run of the same config but for a smaller length, from whose last checkpoint this
+        one goes on. It ends as one that was trained from the start.
     Raises:
       InputError: the config, the data or the folder is wrong; nothing was written.
       TrainingError: the loss is not finite.
@@ -95,7 +99,7 @@ def train(
             lambda: create(config, source=memory.source_of(data), runs_folder=own), same=lambda made: made.digest
         )
         folder = workdir or default_folder(experiment, own)
-        return run(experiment, os.path.expanduser(folder))
+        return run(experiment, os.path.expanduser(folder), extend=os.path.expanduser(extend) if extend else None)
 
 
 def default_folder(experiment: Experiment, runs_folder: str) -> str:
@@ -103,11 +107,13 @@ def default_folder(experiment: Experiment, runs_folder: str) -> str:
     return os.path.join(runs_folder, f"{experiment.config['name']}-{experiment.digest[:8]}")
 
 
-def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
+def run(experiment: Experiment, folder: str, *, wait: bool = False, extend: str | None = None) -> Result:
     """Runs an experiment in a folder, or goes on with it. `wait`: for another process that runs the same one."""
     distributed.first(runs.check, folder, experiment.identity)
     if distributed.first(runs.has_result, folder):
         return _finished(experiment, folder)
+    if extend:
+        distributed.first(extending.check, experiment, extend, folder)
     missing = _missing_teachers(experiment)
     loaded = None if missing else _load_teacher(experiment)  # before anything is written: it may be damaged
     with stopping.listening() as request, contextlib.ExitStack() as stack:
@@ -119,6 +125,8 @@ def run(experiment: Experiment, folder: str, *, wait: bool = False) -> Result:
             print(f"training the teacher {untrained.config['model']['name']}: {source}", flush=True)
             run(untrained, source, wait=True)
             distributed.together(request.check)
+        if extend:
+            distributed.first(extending.copy, extend, folder)
         with _closed_by_first(stack, request), contextlib.ExitStack() as own:
             return _train(experiment, folder, *(loaded or _load_teacher(experiment)), request, own)
 

@@ -32,7 +32,7 @@ LAYERS = (
         "tracing",
         "eval_steps",
     },
-    {"training", "evaluation", "probing", "explaining", "exporting", "reporting", "teacher_cache"},
+    {"training", "extending", "evaluation", "probing", "explaining", "exporting", "reporting", "teacher_cache"},
     {
         "__main__",
         "main",

@@ -1,0 +1,93 @@
+"""A longer run that goes on from the end of a shorter one, where that is what it would have been so far."""
+
+import glob
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax import components, remote, runs
+from kd_jax.errors import InputError
+from kd_jax.experiment import Experiment, length
+
+CHECKPOINTS = "checkpoints"
+
+
+def check(experiment: Experiment, source: str, folder: str) -> None:
+    """Raises InputError unless a run goes on, to the last bit, from the last checkpoint of a shorter one in `source`.
+
+    One that has begun in `folder` goes on from its own.
+    """
+    if _checkpoints(folder):
+        return
+    runs.read_json(source, "result.json")  # it has finished
+    saved = runs.read_config(source)
+    changed = runs.changed_keys(saved["identity"], experiment.identity)
+    if others := [key for key in changed if not key.startswith(runs.OF_LENGTH)]:
+        differences = runs.differences(saved["identity"], experiment.identity, only=others)
+        raise InputError(
+            f"--extend is {source!r}, a run of another config ({'; '.join(differences)}); expected one that differs in"
+            " its length and schedule alone"
+        )
+    images, devices = len(experiment.dataset.train.labels), experiment.mesh.size
+    steps, per_epoch = length(saved["config"]["train"], images, devices)
+    if steps >= experiment.steps:
+        raise InputError(
+            f"--extend is {source!r}, a run of {steps} steps; expected one of fewer than the {experiment.steps} of this"
+            " config, see train.epochs and train.steps"
+        )
+    if not _checkpoints(source):
+        raise InputError(f"--extend is {source!r}, which has no checkpoints; expected the folder of a whole run")
+    before = components.create_optimizer(
+        saved["config"],
+        experiment.components.student,
+        experiment.components.method,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+    )
+    after, every = experiment.components.optimizer, jnp.arange(steps)
+    for group, factor in before.factors.items():
+        old, new = (np.asarray(jax.vmap(f)(every)) for f in (factor, after.factors[group]))
+        if (old != new).any():
+            step = int(np.argmax(old != new))
+            raise InputError(
+                f"--extend is {source!r}, whose learning rate was another: at step {step} its factor is {old[step]:.4g}"
+                f" of {steps} steps and {new[step]:.4g} of {experiment.steps}, by optimizer.schedule"
+                f" {saved['config']['optimizer']['schedule']!r} there and"
+                f" {experiment.config['optimizer']['schedule']!r} here; expected a schedule that does not depend on the"
+                f" length, such as 'constant', 'step' or 'exponential'. model.pretrained={source} starts a new run from"
+                " its weights"
+            )
+
+
+def copy(source: str, folder: str) -> None:
+    """Copies what a run goes on from into its locked folder, unless it has begun there.
+
+    Where that is cut off, the run begins at the start, or at what there is, and ends the same.
+    """
+    own = remote.local(folder)
+    if _checkpoints(folder):
+        return
+    there = remote.local(source)
+    logged = [os.path.join(there, "metrics.jsonl"), *glob.glob(os.path.join(glob.escape(there), "events.out.*"))]
+    for path in filter(os.path.exists, logged):
+        shutil.copy(path, own)
+    steps = _checkpoints(source)
+    os.makedirs(os.path.join(own, CHECKPOINTS), exist_ok=True)
+    for step in steps:  # the last one last: what it needs is then there
+        partial = os.path.join(own, CHECKPOINTS, f".{step}.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(os.path.join(there, CHECKPOINTS, str(step)), partial)
+        os.rename(partial, os.path.join(own, CHECKPOINTS, str(step)))
+    print(
+        f"extends {source} from step {steps[-1]}, whose test set was read: choose a length by the validation split",
+        flush=True,
+    )
+
+
+def _checkpoints(folder: str) -> list[int]:
+    """The steps of a run's checkpoints, in order."""
+    path = os.path.join(remote.local(folder), CHECKPOINTS)
+    return sorted(int(name) for name in (os.listdir(path) if os.path.isdir(path) else ()) if name.isdecimal())
