@@ -236,7 +236,8 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
     if changed := differences(there, own):
         older = any("fingerprint" in key for key in changed)
         hint = " (an older version took another fingerprint of images; its runs can be evaluated)" if older else ""
-        if has_result(folder) and all(key.startswith(OF_LENGTH) for key in changed):
+        longer = any(own["train"][key] > there["train"][key] for key in ("epochs", "steps"))
+        if longer and has_result(folder) and all(key.startswith(OF_LENGTH) for key in changed_keys(there, own)):
             hint = f" (--extend={folder} with another --workdir, or none, makes a longer run of it)"
         raise InputError(
             f"the work directory {folder!r} holds a run of another config ({'; '.join(changed)}){hint};"

@@ -82,7 +82,9 @@ def test_a_run_that_has_not_finished_is_refused(short, tmp_path):
         extended(tmp_path / "stopped", tmp_path / "longer")
 
 
-@pytest.mark.parametrize(("changes", "named"), [(LONGER, True), (LONGER | {"seed": 1}, False)])
+@pytest.mark.parametrize(
+    ("changes", "named"), [(LONGER, True), (LONGER | {"seed": 1}, False), (STEADY | {"train.epochs": 2}, False)]
+)
 def test_the_error_of_a_changed_work_directory_names_the_flag_where_it_helps(short, changes, named):
     own = runs.identity(tiny.config(**changes), "a", None)
     saved = runs.read_json(str(short), "config.json")
