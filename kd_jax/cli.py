@@ -21,6 +21,7 @@ import kd_jax
 from kd_jax import registry, stopping
 from kd_jax.config.checks import OLD_KEYS
 from kd_jax.errors import TOLD, InputError, Preempted, TrainingError, choose, one_line
+from kd_jax.usage import text as help_text
 
 COMMANDS = {  # each is a module of this package
     "evaluate": "Evaluate a finished run on its test set.",
@@ -35,6 +36,7 @@ COMMANDS = {  # each is a module of this package
     "table": "Run a table of experiments over seeds.",
     "sweep": "Run a grid of values of a config's keys over seeds.",
     "quickstart": "Train and distill on handwritten digits, and print a table.",
+    "completion": "Print what completes commands, flags and keys in bash, zsh or fish.",
 }
 USAGE = """Trains small image classifiers from large ones.
 
@@ -73,24 +75,14 @@ def define_paths(name: str, what: str) -> Any:
     return flags.DEFINE_multi(PathParser(), flags.ArgumentSerializer(), name, [], what)
 
 
-# Flags of more than one command; each command declares those it has with `flags.declare_key_flag`.
+# Flags of more than one command; each declares those it has with `flags.declare_key_flag`. `usage` has what they say.
 WORKDIR = define_path("workdir", None, "The run's folder.")
 RUNS = define_path("runs", "runs", "The folder of all runs; teachers are kept in its folder `teachers`.")
 PATH = define_path("path", None, "The data's path, if it has moved since training.")
-TO = define_path(
-    "to",
-    None,
-    "Where to write. export: a new file; explain: a folder, by default the run's; report: a folder, by default"
-    " `report`; import-teacher, benchmark-export: a new folder.",
-)
-AGAINST = define_paths(
-    "against", "What to compare with. explain: folders of runs; compare: the name of runs, by default `student`."
-)
-
-SEEDS = flags.DEFINE_integer(
-    "seeds", None, "Seeds 0, 1, ... of every row; by default quickstart has 1, table and sweep 3.", lower_bound=1
-)
-ROWS = flags.DEFINE_list("rows", None, "quickstart: the rows of its table; table: which table, by default `original`.")
+TO = define_path("to", None, "Where to write.")
+AGAINST = define_paths("against", "What to compare with.")
+SEEDS = flags.DEFINE_integer("seeds", None, "Seeds 0, 1, ... of every row.", lower_bound=1)
+ROWS = flags.DEFINE_list("rows", None, "Which rows.")
 IMPORT = define_paths(
     "import", "A Python file that registers what a run needs, before anything else; may be given more than once."
 )
@@ -135,7 +127,7 @@ def run(
       complete: rewrites the command line before it is parsed.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(f"{usage.strip()}\n\nflags:{flags.FLAGS.module_help(sys.modules['__main__'])}")
+        print(help_text(usage, sys.modules["__main__"]))
         sys.exit(0)
     if "--version" in sys.argv[1:]:
         print(f"kd_jax {kd_jax.__version__}")

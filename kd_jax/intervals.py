@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy import special
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -23,5 +23,5 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     mean, deviation = mean_and_deviation(differences)
     if len(differences) < 2:
         return mean, math.inf
-    quantile = float(stats.t.ppf(0.5 + confidence / 2, len(differences) - 1))
+    quantile = float(special.stdtrit(len(differences) - 1, 0.5 + confidence / 2))
     return mean, quantile * deviation / math.sqrt(len(differences))

@@ -31,7 +31,9 @@ except ModuleNotFoundError:
 DEFAULT = "quickstart"
 OPTIONS = r"(?:[\w.]+\.)?optimizer\.(?:schedule_)?options"  # sections whose keys no config has from the start
 CONFIG = config_flags.DEFINE_config_file("config", None, f"The run's configuration; by default {DEFAULT}.")
-TERM = flags.DEFINE_multi_string("term", [], "Changes or adds a loss term, as in soft:method=kd,weight=0.5.")
+TERM = flags.DEFINE_multi_string(
+    "term", [], "As in soft:method=kd,weight=0.5: changes or adds a loss term; may be given more than once."
+)
 EXTEND = cli.define_path(
     "extend", None, "Goes on from the end of this finished run, which differs in its length and schedule alone."
 )

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from flax.traverse_util import empty_node, flatten_dict
-
 from kd_jax import checksums, keys, registry, remote
 from kd_jax.config import translate
 from kd_jax.errors import InputError, one_line
@@ -91,15 +89,19 @@ def _named(key: str) -> str:
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{"section.key": value} of a tree; 4.0 is 4, and a tuple a list."""
-    return {key: _canonical(value) for key, value in flatten_dict(dict(tree), sep=".", keep_empty_nodes=True).items()}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}.{own}": inner for own, inner in flat(value).items()}
+        else:
+            found[key] = _canonical(value)
+    return found
 
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return {} if value is empty_node else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def json_text(value: Mapping[str, Any], indent: int | None = 1) -> str:

@@ -25,7 +25,7 @@ OPERATORS = declare_operators()  # that timm's import of torchvision needs
 timm = pytest.importorskip("timm", reason="timm is not installed: bash launch/test.sh --torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # of torchax
 
-from kd_jax.import_teacher import import_teacher  # noqa: E402  after what it needs
+from kd_jax.teachers.from_torch import import_teacher  # noqa: E402  after what it needs
 
 OWN = """
     import torch

@@ -52,6 +52,8 @@ LAYERS = (
         "jobs",
         "quickstart",
         "cli",
+        "usage",
+        "completion",
     },
 )
 HEAVY = {
