@@ -1,8 +1,8 @@
 """What is drawn of runs: curves, calibration, confusions, fidelity to the teacher."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,42 +40,16 @@ def pages(groups: Sequence[Group]) -> Iterator[Drawn]:
             yield Drawn(data, page, [_details(group) for group in page])
 
 
-def curves(page: Drawn) -> list[Block]:
+def curves(pages: Sequence[Drawn]) -> list[Block]:
     """Accuracy and every loss term, mean over seeds with a band from the lowest to the highest.
 
     Over epochs, or over steps where the epochs of the runs have different numbers of these.
     """
-    read = [(style, run, _lines(run)) for style, group in enumerate(page.groups) for run in group.runs]
-    lacking = [run.folder for _, run, lines in read if not lines]
-    lengths = {round(lines[-1]["step"] / lines[-1]["epoch"]) for _, _, lines in read if lines and lines[-1]["epoch"]}
+    lines = {run.folder: _lines(run) for page in pages for group in page.groups for run in group.runs}
+    last = [found[-1] for found in lines.values() if found]
+    lengths = {round(line["step"] / line["epoch"]) for line in last if line["epoch"]}
     x = "step" if len(lengths) > 1 else "epoch"
-    values: dict[str, dict[int, dict[float, list[float]]]] = {}  # by scalar, style and x
-    for style, _, lines in read:
-        for line in lines:
-            for name, value in line.items():
-                if is_number(value):
-                    values.setdefault(name, {}).setdefault(style, {}).setdefault(line[x], []).append(value)
-    titles = {
-        "train/accuracy": ("accuracy on training batches", "accuracy"),
-        "validation/accuracy": ("accuracy on the validation split", "accuracy"),
-        **_losses(values),
-    }
-    svgs = []
-    for name, (title, y) in titles.items():
-        series = []
-        for style, points in sorted(values.get(name, {}).items()):
-            at = sorted(points)
-            mean, low, high = ([f(points[x]) for x in at] for f in (statistics.fmean, min, max))
-            series.append(plots.Series(style, at, mean, low, high))
-        if any(len(one.x) > 1 for one in series):  # a run without validation on the way has one point, at its end
-            svgs.append(plots.lines(title, x, y, series))
-    said = "Mean over the seeds; the band reaches from the lowest to the highest."
-    if x == "step":
-        said += " Over steps, as the runs differ in how many an epoch has."
-    blocks: list[Block] = [f"{page.data}. {said}", Figures(svgs, legend(page))] if svgs else []
-    if lacking:
-        blocks.append(f"{UNREAD}: {', '.join(lacking)}.")
-    return blocks
+    return [block for page in pages for block in _curves(page, lines, x)]
 
 
 def curves_of_one(run: Run) -> list[Block]:
@@ -181,6 +155,37 @@ def legend(page: Drawn, styles: Iterable[int] | None = None) -> list[tuple[str, 
     """The marks of a page's groups, or of some styles among them."""
     kept = set(range(len(plots.STYLES))) if styles is None else set(styles)
     return [(plots.mark(style), group.label) for style, group in enumerate(page.groups) if style in kept]
+
+
+def _curves(page: Drawn, lines: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> list[Block]:
+    """The curves of one page over `x`. `lines`: of metrics.jsonl, by folder."""
+    values: dict[str, dict[int, dict[float, list[float]]]] = {}  # by scalar, style and x
+    for style, group in enumerate(page.groups):
+        for line in (line for run in group.runs for line in lines[run.folder]):
+            for name, value in line.items():
+                if is_number(value):
+                    values.setdefault(name, {}).setdefault(style, {}).setdefault(line[x], []).append(value)
+    titles = {
+        "train/accuracy": ("accuracy on training batches", "accuracy"),
+        "validation/accuracy": ("accuracy on the validation split", "accuracy"),
+        **_losses(values),
+    }
+    svgs = []
+    for name, (title, y) in titles.items():
+        series = []
+        for style, points in sorted(values.get(name, {}).items()):
+            at = sorted(points)
+            mean, low, high = ([f(points[one]) for one in at] for f in (statistics.fmean, min, max))
+            series.append(plots.Series(style, at, mean, low, high))
+        if any(len(one.x) > 1 for one in series):  # a run without validation on the way has one point, at its end
+            svgs.append(plots.lines(title, x, y, series))
+    said = "Mean over the seeds; the band reaches from the lowest to the highest."
+    if x == "step":
+        said += " Over steps, as the runs differ in how many an epoch has."
+    blocks: list[Block] = [f"{page.data}. {said}", Figures(svgs, legend(page))] if svgs else []
+    if lacking := [run.folder for group in page.groups for run in group.runs if not lines[run.folder]]:
+        blocks.append(f"{UNREAD}: {', '.join(lacking)}.")
+    return blocks
 
 
 def _lines(run: Run) -> list[dict]:

@@ -91,6 +91,7 @@ td:first-child { min-width: min(10rem, 35vw); }
 td.long { min-width: min(16rem, 55vw); }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { padding-left: .4rem; text-align: right; }
 .numbers td:first-child { min-width: min(10rem, 35vw); overflow-wrap: anywhere; }
+.numbers tr > :first-child { position: sticky; left: 0; background: var(--back); }
 .numbers td:not(:first-child) { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
 .figures svg { display: block; width: 100%; max-width: 30rem; height: auto; font-family: inherit; }

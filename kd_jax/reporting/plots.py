@@ -62,7 +62,7 @@ def points(title: str, x: str, y: str, series: Sequence[Series], *, log: bool = 
     places = [value for one in series for value in one.x]
     if log and max(places) > 3 * min(places) > 0:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(places) < 200 * min(places) else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
     if log:
         axes.xaxis.set_major_formatter(lambda value, _: _number(value))

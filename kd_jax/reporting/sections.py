@@ -20,7 +20,7 @@ def sections(groups: Sequence[Group], left_out: Sequence[tuple[str, str]]) -> li
     pages = list(figures.pages(groups))
     missing = len(groups) - sum(len(page.groups) for page in pages)
     note = [f"In the tables only: {count(missing, 'more recipe')}; a report on fewer runs draws them."]
-    curves = [block for page in pages for block in figures.curves(page)] + (note if missing else [])
+    curves = figures.curves(pages) + (note if missing else [])
     sections = [
         Section("Results", tables.results(groups)),
         Section("Learning curves", curves),

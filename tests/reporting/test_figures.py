@@ -13,7 +13,7 @@ from tests.reporting.made_up import groups, row, text, write_run
 
 def test_the_curves_are_those_of_accuracy_and_of_every_term(table):
     (page,) = figures.pages(table)
-    _, drawn = figures.curves(page)
+    _, drawn = figures.curves([page])
     assert [re.search('aria-label="(.*?)"', svg)[1] for svg in drawn.svgs] == [
         "accuracy on training batches",
         "accuracy on the validation split",
@@ -27,8 +27,7 @@ def test_the_curves_are_those_of_accuracy_and_of_every_term(table):
 def test_curves_are_over_steps_where_epochs_differ_in_these(tmp_path, steps, axis):
     write_run(tmp_path / "one")
     write_run(tmp_path / "two", "other", steps=steps, **{"train.batch_size": 2})
-    (page,) = figures.pages(groups(tmp_path))
-    said, drawn = figures.curves(page)
+    said, drawn, *_ = figures.curves(list(figures.pages(groups(tmp_path))))
     assert [axis in re.findall(">(epoch|step)<", svg) for svg in drawn.svgs] == [True] * 5
     assert ("Over steps" in said) == (axis == "step")
 
@@ -60,7 +59,7 @@ def test_what_a_killed_process_left_of_the_metrics_does_not_stop_the_report(tmp_
         b'7\n{"step": 1, "epoch": "x"}\n{"step": 1, "epoch": 1, "train/loss": null}\n\x00'
     )
     (page,) = figures.pages(groups(tmp_path))
-    assert figures.curves(page) == []
+    assert figures.curves([page]) == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x00 no JSON"], ids=["a folder", "empty", "damaged"])
@@ -72,7 +71,7 @@ def test_a_run_whose_metrics_cannot_be_read_is_named(tmp_path, content):
     path.mkdir() if content is None else path.write_bytes(content)
     (page,) = figures.pages(groups(tmp_path))
     said = f"Without a line of metrics.jsonl that can be read, and so not drawn: {tmp_path / '1'}."
-    assert figures.curves(page)[-1] == said
+    assert figures.curves([page])[-1] == said
 
 
 def test_a_run_whose_metrics_were_cut_is_drawn_and_named(tmp_path, capsys):
@@ -80,7 +79,7 @@ def test_a_run_whose_metrics_were_cut_is_drawn_and_named(tmp_path, capsys):
     path = tmp_path / "one" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     (page,) = figures.pages(groups(tmp_path))
-    assert figures.curves(page)
+    assert figures.curves([page])
     assert f"{path} holds 4 of the 6 lines that were written\n" in capsys.readouterr().err
 
 
