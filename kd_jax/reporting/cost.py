@@ -15,8 +15,8 @@ MEASURED = (
     " ran kd_jax benchmark-export; accuracy here is over the images that it read."
 )
 UNMEASURED = (
-    "No latency is known: kd_jax benchmark-export --workdir=RUN --to=FOLDER measures it, where FOLDER lies below a"
-    " folder of this report."
+    "No latency is known: kd_jax benchmark-export --workdir=RUN --to=FOLDER measures it; the report finds"
+    " FOLDER among and below the folders that it is given."
 )
 
 

@@ -82,7 +82,7 @@ def _find(folders: Sequence[str]) -> tuple[list[str], list[str], list[tuple[str,
         place = remote.local(top)
         if not os.path.isdir(place):
             raise InputError(f"{top!r} is not a folder; expected the folder of a run, or one that holds runs")
-        seen, holds_run = set(), False
+        seen, holds_any = set(), False
         for folder, below, files in os.walk(
             place, followlinks=True, onerror=lambda e: unreadable.append((e.filename, f"cannot be read: {e.strerror}"))
         ):
@@ -94,13 +94,20 @@ def _find(folders: Sequence[str]) -> tuple[list[str], list[str], list[tuple[str,
             below.sort()
             if BENCHMARK in files:
                 measured.append(folder)
+                holds_any = True
             if set(FILES) & set(files):
                 below[:] = [name for name in below if name not in INSIDE]
-                holds_run = True
+                holds_any = True
                 found.setdefault(real, remote.normal(top + folder.removeprefix(place)))
-        if not holds_run and not unreadable:
-            raise InputError(f"{top!r} holds no run; expected the folder of a run, or one that holds runs")
+        if not holds_any and not unreadable:
+            raise _no_run(top)
+    if not found and not unreadable:
+        raise _no_run(folders[0])
     return list(found.values()), measured, unreadable
+
+
+def _no_run(folder: str) -> InputError:
+    return InputError(f"{folder!r} holds no run; expected the folder of a run, or one that holds runs")
 
 
 def _read(folder: str) -> Run:

@@ -114,6 +114,7 @@ summary { cursor: pointer; margin: .75rem 0; }
   .scroll { overflow: visible; max-width: none; background: none; }
   table { font-size: .7rem; }
   td.long { min-width: 0; }
+  .numbers tr > :first-child { position: static; background: none; }
   .numbers td:not(:first-child) { white-space: normal; }
   th button { display: inline-block; width: min-content; min-width: 5em; padding: 0; }
   .figures { grid-template-columns: repeat(3, 1fr); }

@@ -61,6 +61,15 @@ def test_the_formats_of_a_run_are_found_by_the_hash_of_its_weights(tmp_path):
     assert ([list(run.formats) for run in found], left_out) == ([[], [{"name": "tflite"}]], [])
 
 
+def test_formats_may_lie_in_a_folder_of_their_own_beside_that_of_runs(tmp_path):
+    write_run(tmp_path / "runs" / "one")
+    measure(tmp_path / "runs" / "one", tmp_path / "formats", [{"name": "tflite"}])
+    (run,) = finished.read([str(tmp_path / "formats"), str(tmp_path / "runs")])[0]
+    assert list(run.formats) == [{"name": "tflite"}]
+    with pytest.raises(InputError, match="holds no run"):
+        finished.read([str(tmp_path / "formats")])
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "export_benchmark.json"])
 def test_damaged_figures_of_formats_do_not_stop_the_report(tmp_path, name):
     write_run(tmp_path / "one")
