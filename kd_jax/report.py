@@ -4,7 +4,8 @@ usage: python -m kd_jax.report [--to=report] RUNS...
 
 RUNS are folders of runs, or folders that hold such folders at any depth. Runs whose configs differ by the seed alone
 are one group, a row of the tables. A group with a teacher is compared, seed by seed, with the group of the same student
-and recipe without one. Writes index.html, which needs no other file and no network, and report.md.
+and recipe without one. Of one run alone, as of the folder of one, the page tells more: its recipe in words, all of its
+curves and pairs of classes. Writes index.html, which needs no other file and no network, and report.md.
 """
 
 import os
@@ -44,6 +45,8 @@ def report(folders: Sequence[str], to: str) -> tuple[int, int]:
     found, left_out = finished.read(folders)
     groups = by_recipe(found)
     title = f"Report: {count(len(found), 'run')} of {count(len(groups), 'recipe')}"
+    if len(found) == 1:
+        title = f"{found[0].result['name']}, seed {found[0].result['seed']}"
     said = sections(groups, left_out)
     texts = (html(title, said), markdown(title, said))
     runs.write_files(to, {name: text.encode(errors="replace") for name, text in zip(FILES, texts, strict=True)})

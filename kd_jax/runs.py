@@ -24,6 +24,7 @@ RUN_FILE_KEYS = {  # required keys of each file
     "test_details.json": {"bin_confidence", "bin_correct", "bin_count", "confusion"},
     "wandb.json": {"project", "id"},
     "saliency.json": {"stage", "variant", "teacher", "students"},
+    "export_benchmark.json": {"rows"},
     "gaze.json": {"stage", "variant", "teacher", "students"},  # the former name of saliency.json
 }
 CONFIG_KEYS = {  # of the parts of config.json from which a run is built again

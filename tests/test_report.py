@@ -26,15 +26,18 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     (tmp_path / "runs" / "kd-0" / "saliency.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     page = made(tmp_path / "runs", tmp_path / "report")[0]
     assert 'src="data:image/png;base64,iVBORw0KGgo="' in page
-    assert not re.search(r"<script|<link[^>]*href=\"(?!data:)|(src|href)=\"(?!data:|#)|url\((?!#)|@import", page)
+    assert not re.search(r"<script[^>]|<link[^>]*href=\"(?!data:)|(src|href)=\"(?!data:|#)|url\((?!#)|@import", page)
 
 
 def test_names_of_runs_and_classes_are_text_and_no_markup(tmp_path):
     name = '<script>alert("x")</script> | $\\frac'
-    write_run(tmp_path / "runs" / "one", name)
-    page_text, markdown = made(tmp_path / "runs", tmp_path / "report")
-    assert html.escape(name) in page_text
-    assert not re.search("<script|<i>", page_text + markdown)
+    for seed in range(2):
+        write_run(tmp_path / "runs" / str(seed), name, seed)
+    for folder in ("runs/0", "runs"):  # the page of one run, and the report on both
+        page_text, markdown = made(tmp_path / folder, tmp_path / "report")
+        assert html.escape(name) in page_text
+        assert not re.search("<script>alert|<i>", page_text)
+        assert not re.search("<script|<i>", markdown)
     tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
     assert any("alert" in one for one in tables)
     for one in tables:
@@ -82,17 +85,27 @@ def test_without_a_run_nothing_is_written(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+ORDER = ["teacher", "kd", "student", "a-name-"]  # by accuracy; the beginnings of the names
 FRAME = """<!DOCTYPE html><pre></pre><iframe src="report/index.html" width={width} height=900 onload="
   const page = this.contentDocument;
   page.querySelectorAll('details').forEach(one => one.open = true);
+  const head = [...page.querySelectorAll('th')].find(one => one.textContent == 'test accuracy, %');
+  const names = [];
+  for (const click of [1, 2]) {{
+    head.querySelector('button').click();
+    names.push(head.ariaSort, ...[...page.querySelectorAll('table')[0].tBodies[0].rows].map(
+      row => row.cells[0].textContent.slice(0, 7)));
+  }}
   const pictures = [...page.querySelectorAll('.figures svg')];
-  document.querySelector('pre').textContent = [this.contentWindow.innerWidth, page.documentElement.scrollWidth,
-    pictures.length, Math.max(...pictures.map(one => one.getBoundingClientRect().right))].join(' ');"></iframe>"""
+  const seen = () => ({{names, hints: page.querySelectorAll('.more').length, pictures: pictures.length,
+    inner: this.contentWindow.innerWidth, scrolled: page.documentElement.scrollWidth,
+    right: Math.max(...pictures.map(one => one.getBoundingClientRect().right))}});
+  setTimeout(() => document.querySelector('pre').textContent = JSON.stringify(seen()), 500);"></iframe>"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1440])
-def test_in_a_browser_nothing_overflows_and_the_console_is_silent(tmp_path, width):
+def test_in_a_browser_tables_sort_nothing_overflows_and_the_console_is_silent(tmp_path, width):
     write_table(tmp_path / "runs")
     write_run(tmp_path / "runs" / "long", "a-name-that-never-ends-" * 12, **{"model.width": 0.5})
     made(tmp_path / "runs", tmp_path / "report")
@@ -105,7 +118,9 @@ def test_in_a_browser_nothing_overflows_and_the_console_is_silent(tmp_path, widt
         text=True,
         timeout=60,
     )
-    inner, scrolled, pictures, right = map(float, re.search("<pre>(.*?)</pre>", done.stdout)[1].split())
-    assert (inner, pictures >= 8) == (width, True)
-    assert max(scrolled, right) <= width
+    seen = json.loads(re.search("<pre>(.*?)</pre>", done.stdout)[1])
+    assert (seen["inner"], seen["pictures"] >= 8) == (width, True)
+    assert max(seen["scrolled"], seen["right"]) <= width
+    assert (seen["hints"] > 0) == (width == 390)
+    assert seen["names"] == ["descending", *ORDER, "ascending", *ORDER[::-1]]
     assert "CONSOLE" not in done.stderr

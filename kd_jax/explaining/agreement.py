@@ -349,7 +349,7 @@ def _picture(
     maps, probabilities = jax.device_get(maps_and_probabilities(variables, images, labels))
     rows = grid.cells(positions, images, labels, maps, probabilities, experiment.dataset.class_names)
     roles = ["teacher", "student", *["compared with"] * (len(models) - 2)]
-    titles = [f"{role}\n{grid.shortened(model.name, 22)}" for role, model in zip(roles, models, strict=True)]
+    titles = [f"{role}\n{model.name}" for role, model in zip(roles, models, strict=True)]
     kind = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}[variant]
     place = "last stage" if stage == -1 else f"stage {stage}"
     note = (

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from kd_jax.data.names import printable
 
 # Lengths are in inches.
 CELL, CAPTION, GAP, MARGIN, HEADER, HEADING, FOOTER = 1.2, 0.26, 0.08, 0.1, 0.5, 0.3, 0.4
+LINE = 0.12  # of a title, beyond the two that the header has room for
 DPI = 120
 MIN_CELL_PIXELS = 96  # smaller images are enlarged, so that the map over them is smooth
 # Nine colors of matplotlib's "inferno", from 0 to 1: brighter is more, also in gray and to a color-blind reader.
@@ -131,14 +133,16 @@ def draw(groups: Mapping[str, int], titles: Sequence[str], rows: Sequence[Sequen
 
     Args:
       groups: {heading: the number of rows below it}.
-      titles: one per column.
+      titles: one per column, of lines that are wrapped at its width.
       rows: all groups' rows, in order.
       note: the text at the bottom.
     Returns:
       [H, W, 3] uint8.
     """
+    wrapped = [[part for line in title.split("\n") for part in textwrap.wrap(printable(line), 20)] for title in titles]
+    header = HEADER + LINE * max(0, max(map(len, wrapped)) - 2)
     width = 2 * MARGIN + len(titles) * (CELL + GAP) - GAP
-    height = HEADER + len(groups) * HEADING + len(rows) * (CELL + CAPTION) + FOOTER
+    height = header + len(groups) * HEADING + len(rows) * (CELL + CAPTION) + FOOTER
     figure = Figure((width, height), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
     lefts = [MARGIN + column * (CELL + GAP) for column in range(len(titles))]
@@ -147,9 +151,9 @@ def draw(groups: Mapping[str, int], titles: Sequence[str], rows: Sequence[Sequen
         style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7.5, "parse_math": False} | options
         figure.text(x / width, 1 - top / height, text, **style)
 
-    for left, title in zip(lefts, titles, strict=True):
-        write(left + CELL / 2, 0.1, title, fontsize=6.8)
-    top, remaining = HEADER, iter(rows)
+    for left, lines in zip(lefts, wrapped, strict=True):
+        write(left + CELL / 2, 0.1, "\n".join(lines), fontsize=6.8)
+    top, remaining = header, iter(rows)
     for heading, count in groups.items():
         write(MARGIN, top + 0.08, heading, ha="left", fontweight="bold")
         top += HEADING

@@ -1,16 +1,22 @@
 """Finished runs, read from their folders, and why others cannot be shown."""
 
+import collections
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from kd_jax import remote, runs
 from kd_jax.errors import InputError
 from kd_jax.logging import metrics_file
 
 LARGEST = 1e18  # sums of numbers below it are finite
+HASH = re.compile(r" \(hash [0-9a-f]{8}\)")  # what `_hash` adds to a name
 INSIDE = ("checkpoints", "wandb")  # folders of a run that hold no other runs
+BENCHMARK = "export_benchmark.json"
 FILES = ("config.json", "result.json", "metrics.jsonl")  # one of them makes a folder a run's
 # What a report reads of a result, and of its `test`.
 NUMBER, TEXT, KEYS = "a number", "text", "keys"
@@ -28,6 +34,8 @@ class Run(NamedTuple):
     teacher: str | None  # hash of its run's config; None without a teacher
     data: str  # names the test set
     class_names: tuple[str, ...]
+    formats: Sequence[Mapping[str, Any]] = ()  # the rows that `kd_jax benchmark-export` wrote about it
+    teaches: bool = False  # another of the runs names it as teacher, or it lies in the folder of teachers
 
 
 def read(folders: Sequence[str]) -> tuple[list[Run], list[tuple[str, str]]]:
@@ -39,7 +47,7 @@ def read(folders: Sequence[str]) -> tuple[list[Run], list[tuple[str, str]]]:
       InputError: when a folder holds no run.
     """
     found: list[Run] = []
-    paths, left_out = _find(folders)
+    paths, measured, left_out = _find(folders)
     first: dict[str, str] = {}  # hash of a config -> its run
     for folder in paths:
         try:
@@ -51,7 +59,9 @@ def read(folders: Sequence[str]) -> tuple[list[Run], list[tuple[str, str]]]:
             found.append(run)
         else:
             left_out.append((folder, f"the same run as {first[run.result['config_hash']]}"))
-    return found, left_out
+    formats = dict(map(_formats, measured))
+    found = [run._replace(formats=formats.get(run.result["config_hash"], ())) for run in found]
+    return _told_apart(found), left_out
 
 
 def is_number(value: Any) -> bool:
@@ -59,15 +69,20 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def _find(folders: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The folders of runs at or below some folders, each once; and [(folder that cannot be read, why)]."""
+def _find(folders: Sequence[str]) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """The folders of runs at or below some folders, and those of measured formats, each once.
+
+    Returns:
+      (folders of runs, folders of formats, [(folder that cannot be read, why)]).
+    """
     found: dict[str, str] = {}  # by real path
+    measured: list[str] = []
     unreadable: list[tuple[str, str]] = []
     for top in folders:
         place = remote.local(top)
         if not os.path.isdir(place):
             raise InputError(f"{top!r} is not a folder; expected the folder of a run, or one that holds runs")
-        seen, holds_run = set(), False
+        seen, holds_any = set(), False
         for folder, below, files in os.walk(
             place, followlinks=True, onerror=lambda e: unreadable.append((e.filename, f"cannot be read: {e.strerror}"))
         ):
@@ -77,13 +92,22 @@ def _find(folders: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
                 continue
             seen.add(real)
             below.sort()
+            if BENCHMARK in files:
+                measured.append(folder)
+                holds_any = True
             if set(FILES) & set(files):
                 below[:] = [name for name in below if name not in INSIDE]
-                holds_run = True
+                holds_any = True
                 found.setdefault(real, remote.normal(top + folder.removeprefix(place)))
-        if not holds_run and not unreadable:
-            raise InputError(f"{top!r} holds no run; expected the folder of a run, or one that holds runs")
-    return list(found.values()), unreadable
+        if not holds_any and not unreadable:
+            raise _no_run(top)
+    if not found and not unreadable:
+        raise _no_run(folders[0])
+    return list(found.values()), measured, unreadable
+
+
+def _no_run(folder: str) -> InputError:
+    return InputError(f"{folder!r} holds no run; expected the folder of a run, or one that holds runs")
 
 
 def _read(folder: str) -> Run:
@@ -105,6 +129,16 @@ def _read(folder: str) -> Run:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else "has another form"
         raise InputError(f"config.json {what}; it is of another version") from None
+
+
+def _formats(folder: str) -> tuple[str, Sequence[Mapping[str, Any]]]:
+    """(hash of the run whose formats were measured, what was measured); ("", ()) of a folder that is not whole."""
+    try:
+        with safe_open(os.path.join(folder, "model.safetensors"), "numpy") as weights:
+            digest = weights.metadata()["hash"]
+        return digest, [row for row in runs.read_json(folder, BENCHMARK)["rows"] if isinstance(row, dict)]
+    except (OSError, SafetensorError, InputError, KeyError, TypeError):
+        return "", ()
 
 
 def _check(tree: Mapping[str, Any], expected: Mapping[str, str], where: str) -> None:
@@ -131,6 +165,20 @@ def _unfinished(folder: str, saved: Mapping[str, Any]) -> str:
         return f"has not finished: step {step}"
 
 
+def _told_apart(found: Sequence[Run]) -> list[Run]:
+    """Runs that know whether they teach, with hashes only where these tell apart what has one name."""
+    data, teachers = _short(run.data for run in found), _short(run.recipe["teacher"] for run in found)
+    taught_by = {run.teacher for run in found}
+    return [
+        run._replace(
+            data=data[run.data],
+            recipe={**run.recipe, "teacher": teachers[run.recipe["teacher"]]},
+            teaches=run.result["config_hash"] in taught_by or run.folder.split("/")[-2:-1] == ["teachers"],
+        )
+        for run in found
+    ]
+
+
 def _recipe(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of an identity that make a recipe: without seeds, and with a teacher's own in one value."""
     teacher = identity["teacher"]
@@ -138,7 +186,7 @@ def _recipe(identity: Mapping[str, Any]) -> dict[str, Any]:
     recipe = {**runs.flat(kept), "teacher": "none"}
     if teacher:
         whole = _without_seeds(teacher["run"])
-        recipe["teacher"] = f"{whole.get('model', {}).get('name', 'weights')} {runs.digest(whole)[:8]}"
+        recipe["teacher"] = whole.get("model", {}).get("name", "weights") + _hash(runs.digest(whole))
         recipe |= {f"teacher.{key}": value for key, value in teacher.items() if key != "run"}
     return recipe
 
@@ -152,4 +200,15 @@ def _without_seeds(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _data(saved: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     name = saved["data"].get("name", saved["config"]["dataset"]["source"])
     classes, images = len(saved["data"]["class_names"]), result["test"]["images"]
-    return f"{name} {saved['data']['fingerprint'][:8]}, {classes} classes, {images:,} test images"
+    return f"{name}{_hash(saved['data']['fingerprint'])}, {classes} classes, {images:,} test images"
+
+
+def _hash(digest: str) -> str:
+    return f" (hash {digest[:8]})"
+
+
+def _short(texts: Iterable[str]) -> dict[str, str]:
+    """{text: itself, without its hash where no other text differs from it by the hash alone}."""
+    bare = {text: HASH.sub("", text) for text in texts}
+    counts = collections.Counter(bare.values())
+    return {text: name if counts[name] == 1 else text for text, name in bare.items()}

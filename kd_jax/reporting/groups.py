@@ -57,10 +57,12 @@ def by_recipe(found: Sequence[Run]) -> list[Group]:
             own = {
                 k: v for k, v in unusual_values(members[0].recipe, usual).items() if not k.startswith("dataset.path")
             }
-            apart = ", ".join(f"{key.removeprefix('method.')} {shown(value)}" for key, value in list(own.items())[:3])
-            label = f"{name} ({apart})" if apart else name
+            apart = [f"{key.removeprefix('method.')} {shown(value)}" for key, value in list(own.items())[:3]]
+            if name != "teacher" and any(run.teaches for run in members):
+                apart.insert(0, "teacher")
+            label = f"{name} ({', '.join(apart)})" if apart else name
             if any(group.label == label for group in groups):  # they differ in other keys
-                label += f" {runs.digest(members[0].recipe)[:8]}"
+                label += f" (hash {runs.digest(members[0].recipe)[:8]})"
             groups.append(Group(label, tuple(members)))
     size = collections.Counter((group.runs[0].data, group.student) for group in groups)
 
@@ -113,7 +115,7 @@ def unusual_values(recipe: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[
 def shown(value: Any) -> str:
     """A value of a config; a SHA-256 in short."""
     text = str(value)
-    return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
+    return f"SHA-256 {text[:8]}…" if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def canonical(value: Any) -> str:

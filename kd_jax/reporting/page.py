@@ -1,6 +1,10 @@
-"""A page of text, tables and figures, as one HTML file without scripts or links to elsewhere, and as Markdown."""
+"""A page of text, tables and figures, as one HTML file without links to elsewhere, and as Markdown.
+
+Its one script sorts tables and says where one scrolls; the page reads without it, and runs no other.
+"""
 
 import base64
+import hashlib
 import html as escapes
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -43,30 +47,51 @@ class Section(NamedTuple):
 
     title: str
     blocks: Sequence[Block]
+    half: bool = False  # of the width is enough, where that is large
 
 
 LONG = 40  # characters; cells of more get room
-STYLE = """
-:root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --line: #d0d7de; --soft: #59636e; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e8eb; --back: #14171a; --line: #3a4149; --soft: #9aa4af; }
-}
+LIGHT = "color-scheme: light; --text: #1b1f24; --back: #ffffff; --line: #d0d7de; --soft: #59636e; --shade: #0003;"
+DARK = "color-scheme: dark; --text: #e6e8eb; --back: #14171a; --line: #3a4149; --soft: #9aa4af; --shade: #fff3;"
+STYLE = (
+    f"""
+:root {{ {LIGHT} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}
+"""
+    + """
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 80rem; padding: 1rem; color: var(--text); background: var(--back);
+body { margin: 0 auto; max-width: 110rem; padding: 1rem; color: var(--text); background: var(--back);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; }
+@media screen and (min-width: 75rem) {
+  main { display: grid; grid-template-columns: 1fr 1fr; column-gap: 2rem; }
+  section { grid-column: 1 / -1; min-width: 0; }
+  .half { grid-column: auto; }
+}
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid var(--line); }
 p { max-width: 46rem; margin: .5rem 0; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 1rem 0; }
 a { color: inherit; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
+/* A shadow at the sides to which a table goes on; what lies over it moves with the table. */
+.scroll { overflow-x: auto; margin: .75rem 0; max-width: max-content; background:
+  linear-gradient(to right, var(--back) 30%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--back) 30%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / 1rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 1rem 100% no-repeat scroll; }
+.more::before { content: "scrolls sideways →"; position: sticky; left: 0; color: var(--soft); font-size: .8rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+th button { all: unset; cursor: pointer; position: relative; padding-right: .8rem; }
+th button:focus-visible { outline: 2px solid; outline-offset: 2px; }
+th button::after { content: "↕"; opacity: .5; position: absolute; right: 0; bottom: 0; }
+th[aria-sort=ascending] button::after { content: "↑"; opacity: 1; }
+th[aria-sort=descending] button::after { content: "↓"; opacity: 1; }
 td:first-child { min-width: min(10rem, 35vw); }
 td.long { min-width: min(16rem, 55vw); }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { padding-left: .4rem; text-align: right; }
 .numbers td:first-child { min-width: min(10rem, 35vw); overflow-wrap: anywhere; }
+.numbers tr > :first-child { position: sticky; left: 0; background: var(--back); }
 .numbers td:not(:first-child) { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
 .figures svg { display: block; width: 100%; max-width: 30rem; height: auto; font-family: inherit; }
@@ -78,21 +103,73 @@ img { display: block; max-width: max(100%, 48rem); height: auto; background: #ff
 figure { margin: .75rem 0; }
 figcaption, .soft { color: var(--soft); font-size: .875rem; }
 summary { cursor: pointer; margin: .75rem 0; }
+@page { size: A4 landscape; margin: 12mm; }
+@page tall { size: A4 portrait; }
+@media print {
+  body { padding: 0; font-size: .8rem; }
+  nav, .more::before, th button::after { display: none; }
+  p { max-width: none; }
+  h2, p:has(+ .scroll, + .legend, + .figures), .legend { break-after: avoid; }
+  p, tr, .figures svg { break-inside: avoid; }
+  .scroll { overflow: visible; max-width: none; background: none; }
+  table { font-size: .7rem; }
+  td.long { min-width: 0; }
+  .numbers tr > :first-child { position: static; background: none; }
+  .numbers td:not(:first-child) { white-space: normal; }
+  th button { display: inline-block; width: min-content; min-width: 5em; padding: 0; }
+  .figures { grid-template-columns: repeat(3, 1fr); }
+  figure { page: tall; break-inside: avoid; }
+  img { max-width: 100%; max-height: 255mm; }
+  details::details-content { display: block; content-visibility: visible; }
+}
+"""
+)
+SCRIPT = r"""
+const number = text => /^[+-]?[\d,]*\.?\d+%?(\s±\s[\d.,]+)?$/.test(text) ? parseFloat(text.replaceAll(",", "")) : NaN;
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  if (body.rows.length > 1) heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.title = "sort";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.onclick = () => {
+      const rows = [...body.rows].map(row => [row.cells[column].textContent, row]);
+      const numeric = rows.every(([text]) => !text || !isNaN(number(text)));
+      const before = head.getAttribute("aria-sort");  // at first the highest number, or A
+      const up = before ? before == "descending" : !numeric;
+      const compare = numeric ? (a, b) => number(a) - number(b) : (a, b) => a.localeCompare(b, "en", {numeric: true});
+      rows.sort(([a], [b]) => !a - !b || (up ? compare(a, b) : compare(b, a)));
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      body.append(...rows.map(([, row]) => row));
+    };
+  });
+}
+const watch = new ResizeObserver(all => all.forEach(({target: inner}) => {
+  inner.parentNode.classList.toggle("more", inner.parentNode.scrollWidth > inner.parentNode.clientWidth);
+}));
+document.querySelectorAll(".scroll > *").forEach(inner => watch.observe(inner));
 """
 
 
 def html(title: str, sections: Sequence[Section]) -> str:
     """The page as one HTML file."""
-    links = "".join(f'<a href="#{number}">{_escape(section.title)}</a>' for number, section in enumerate(sections, 1))
-    body = "".join(
-        f'<section><h2 id="{number}">{_escape(section.title)}</h2>{"".join(map(_html, section.blocks))}</section>\n'
-        for number, section in enumerate(sections, 1)
-    )
+    links, body = [], []
+    for number, section in enumerate(sections, 1):
+        name, half = _escape(section.title), " class=half" * section.half
+        links.append(f'<a href="#{number}">{name}</a>')
+        blocks = "".join(map(_html, section.blocks))
+        body.append(f'<section{half}><h2 id="{number}">{name}</h2>{blocks}</section>\n')
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{_escape(title)}</title><style>{STYLE}</style></head>\n'
-        f"<body><h1>{_escape(title)}</h1><nav>{links}</nav>\n{body}</body></html>\n"
+        f"<body><h1>{_escape(title)}</h1><nav>{''.join(links)}</nav>\n<main>{''.join(body)}</main>"
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -135,7 +212,8 @@ def _html(block: Block) -> str:
 
 def _row(tag: str, cells: Sequence[str]) -> str:
     kinds = [tag + ' class="long"' * (len(cell) > LONG) for cell in cells]
-    texts = [_escape(cell).replace("_", "_<wbr>") for cell in cells]  # a long name may be broken there
+    # A long name may be broken after an underscore; a number and its deviation are not broken apart.
+    texts = [_escape(cell).replace("_", "_<wbr>").replace(" ± ", "&nbsp;±&nbsp;") for cell in cells]
     return "<tr>" + "".join(f"<{k}>{text}</{tag}>" for k, text in zip(kinds, texts, strict=True)) + "</tr>"
 
 

@@ -7,6 +7,7 @@ one of the two backgrounds hides, and each has a marker of its own.
 import io
 import itertools
 import re
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -53,9 +54,18 @@ def lines(title: str, x: str, y: str, series: Sequence[Series], *, diagonal: boo
     return _svg(figure, title)
 
 
-def points(title: str, x: str, y: str, series: Sequence[Series]) -> str:
-    """A cloud of points for each series."""
+def points(title: str, x: str, y: str, series: Sequence[Series], *, log: bool = False) -> str:
+    """A cloud of points for each series; `log`: positive x, on a logarithmic axis where they are far apart."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = _figure(title, x, y)
+    places = [value for one in series for value in one.x]
+    if log and max(places) > 3 * min(places) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(places) < 200 * min(places) else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    if log:
+        axes.xaxis.set_major_formatter(lambda value, _: _number(value))
     for one in series:
         color, marker = STYLES[one.style]
         axes.plot(one.x, one.y, color=color, marker=marker, markersize=6, linestyle="none", alpha=0.85)
@@ -86,6 +96,14 @@ def matrix(title: str, names: Sequence[str], shares: np.ndarray) -> str:
     return _svg(figure, title)
 
 
+def _number(value: float) -> str:
+    """A number of an axis, as 20k or 1.5M."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.4g}{letter}"
+    return f"{value:.4g}"
+
+
 def mark(style: int) -> str:
     """The line and the marker of a style, for a legend."""
     from matplotlib.markers import MarkerStyle
@@ -107,7 +125,7 @@ def _figure(title: str, x: str, y: str, height: float = HEIGHT) -> tuple[Any, An
     with rc_context({"font.size": 9, "text.parse_math": False, "axes.titlesize": 10}):
         figure = Figure((WIDTH, height), layout="constrained")
         axes = figure.subplots()
-        axes.set_title(_cut(title, 48), color=TEXT, loc="left")
+        axes.set_title("\n".join(textwrap.wrap(_drawable(title), 52)), color=TEXT, loc="left")
         axes.set_xlabel(x, color=TEXT)
         axes.set_ylabel(y, color=TEXT)
     axes.patch.set_alpha(0)
@@ -143,7 +161,12 @@ def _svg(figure: Any, title: str) -> str:
     return f'<svg {box[0] if box else ""} role="img" aria-label="{label}" xmlns:xlink="http://www.w3.org/1999/xlink">{rest}'
 
 
+def _drawable(text: str) -> str:
+    """Text on one line, without lone surrogates."""
+    return " ".join(text.encode(errors="replace").decode().split())
+
+
 def _cut(text: str, length: int) -> str:
     """Text on one line, cut off where it is longer."""
-    text = " ".join(text.encode(errors="replace").decode().split())  # a lone surrogate cannot be drawn
+    text = _drawable(text)
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -179,11 +179,11 @@ def _tables(
     by_correctness = [_correctness_row(group, chosen) for group, chosen in rows]
     blocks: list[Block] = [
         f"{data}. {VARIANTS[kind.variant]} of {stage}, compared with {' and '.join(teachers)}:",
-        Table(["", "seeds", "test accuracy, %", *headers], [_row(group, chosen) for group, chosen in rows]),
+        Table(["recipe", "seeds", "test accuracy, %", *headers], [_row(group, chosen) for group, chosen in rows]),
     ]
     if compared:
-        blocks += ["Differences to the same student alone:", Table(["", *headers], compared)]
-    folded = Folded("Correlation by who is right", [Table(("", *CORRECTNESS.values()), by_correctness)])
+        blocks += ["Differences to the same student alone:", Table(["recipe", *headers], compared)]
+    folded = Folded("Correlation by who is right", [Table(("recipe", *CORRECTNESS.values()), by_correctness)])
     return [*blocks, folded]
 
 

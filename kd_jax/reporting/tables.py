@@ -10,10 +10,15 @@ from kd_jax.reporting.groups import Group, baseline, by_data, canonical, shown, 
 from kd_jax.reporting.page import Block, Folded, Table
 from kd_jax.reporting.seeds import difference, spread
 
+MEASURES = (
+    "NLL: negative log-likelihood, nats. ECE: expected calibration error. Agreement and KL compare with the student's"
+    " own teacher."
+)
+
 
 def results(groups: Sequence[Group]) -> list[Block]:
     """A table for each test set."""
-    header = ["", "test accuracy, %", "difference, points", "compared with", "seeds"]
+    header = ["recipe", "test accuracy, %", "difference, points", "compared with", "seeds"]
     header += [metric.title for metric in other_metrics().values()] + ["teacher, %", "parameters", "seconds"]
     blocks: list[Block] = []
     for data, members in by_data(groups).items():
@@ -22,8 +27,7 @@ def results(groups: Sequence[Group]) -> list[Block]:
     if groups:
         blocks.append(
             "Mean and standard deviation over seeds. Differences are paired by seed, with a 95% interval by"
-            " Student's t, to the same student and recipe without a teacher. NLL: negative log-likelihood, nats. ECE:"
-            " expected calibration error. Agreement and KL compare with the student's own teacher."
+            f" Student's t, to the same student and recipe without a teacher. {MEASURES}"
         )
     return blocks
 
@@ -58,16 +62,15 @@ def about(groups: Sequence[Group]) -> list[Block]:
             str(run.result["seed"]),
             f"{100 * run.result['test']['accuracy']:.2f}",
             f"{run.result['seconds']:,.0f}",
-            run.result["config_hash"][:8],
         )
         for group in groups
         for run in group.runs
     ]
-    header = ("run", "recipe", "seed", "test accuracy, %", "seconds", "config")
+    header = ("run", "recipe", "seed", "test accuracy, %", "seconds")
     return [
         *(block for data, members in by_data(groups).items() for block in _differences(data, members)),
-        Table(("", "hardware", "seconds", "images per second", "versions"), hardware, numbers=False),
-        Folded("Every run", [Table(header, every, numbers=False)]),
+        Table(("recipe", "hardware", "seconds", "images per second", "versions"), hardware, numbers=False),
+        Folded("Every run", ["kd_jax report RUN makes the page of one.", Table(header, every, numbers=False)]),
     ]
 
 
@@ -108,7 +111,7 @@ def _differences(data: str, groups: Sequence[Group]) -> list[Block]:
         rows.append((group.label, "; ".join(own) or "as usual"))
     return [
         f"{data}. How the recipes differ from what most of them share:",
-        Table(("", "differences"), rows, numbers=False),
+        Table(("recipe", "differences"), rows, numbers=False),
         Folded("What most of them share, of the keys that differ", [_settings(usual, differing)]),
         shared,
     ]

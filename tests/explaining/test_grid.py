@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from kd_jax.explaining import grid
 
@@ -80,6 +81,19 @@ def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(row):
     width = 3 * grid.CELL + 2 * grid.GAP + 2 * grid.MARGIN
     assert pixels.dtype == np.uint8
     np.testing.assert_allclose(pixels.shape, (grid.DPI * height, grid.DPI * width, 3), atol=1)
+
+
+def test_a_long_title_is_wrapped_and_whole(monkeypatch):
+    written = []
+    text = Figure.text
+    monkeypatch.setattr(Figure, "text", lambda *args, **options: written.append(args[3]) or text(*args, **options))
+    cell = grid.Cell(np.zeros((8, 8, 1)), "0")
+    title = "student\n" + "a-name-of-many-words-" * 5
+    high = grid.draw({"images": 1}, [title, "image"], [[cell, cell]], "note")
+    lines = written[0].split("\n")
+    assert "".join(lines) == title.replace("\n", "")
+    assert max(map(len, lines)) <= 20
+    assert len(high) > len(grid.draw({"images": 1}, ["student", "image"], [[cell, cell]], "note"))
 
 
 def test_a_name_that_is_not_utf8_is_drawn():

@@ -14,8 +14,11 @@ from tests import tiny
 CLASSES = ("cat", "<i>dog</i>", "price in $\\frac")
 
 
-def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, details=True, **overrides):
-    """A finished run of made-up numbers; `teacher` is the identity of its teacher's run. Returns its identity."""
+def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, details=True, steps=4, **overrides):
+    """A finished run of made-up numbers, of so many `steps` an epoch; returns its identity.
+
+    `teacher` is the identity of its teacher's run.
+    """
     config = tiny.config(name=name, seed=seed, **overrides)
     identity = runs.identity(config, "f" * 64, teacher)
     config["teacher"]["kind"] = "run" if teacher else "none"
@@ -52,7 +55,7 @@ def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, detail
         for epoch in (1.0, 2.0, 3.0):
             values = {"train/accuracy": accuracy, "train/loss": 1 / epoch, "train/loss/cross_entropy": 1 / epoch}
             for line in (values, {"validation/accuracy": accuracy, "validation/nll": 1.0}):
-                file.write(json.dumps({"step": int(4 * epoch), "seconds": epoch, "epoch": epoch, **line}) + "\n")
+                file.write(json.dumps({"step": int(steps * epoch), "seconds": epoch, "epoch": epoch, **line}) + "\n")
     return identity
 
 

@@ -5,7 +5,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from kd_jax import runs
 from kd_jax.errors import InputError
@@ -30,6 +32,51 @@ def test_a_copy_of_a_run_does_not_count(tmp_path):
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
     (why,) = left_out(tmp_path / "runs").values()
     assert re.fullmatch(r"the same run as .*/runs/one", why)
+
+
+def test_hashes_stand_where_two_sets_or_teachers_have_one_name_alone(tmp_path):
+    for width in (0.25, 0.5):
+        teacher = write_run(tmp_path / f"teacher-{width}", "teacher", **{"model.width": width})
+        write_run(tmp_path / f"kd-{width}", "kd", teacher=teacher)
+    two, one = (finished.read([str(tmp_path / name) for name in names])[0] for names in (("",), ("kd-0.5",)))
+    named = {run.recipe["teacher"] for run in two} - {"none"}
+    assert len(named) == 2
+    assert all(re.fullmatch(r"\w+ \(hash [0-9a-f]{8}\)", name) for name in named)
+    assert "hash" not in one[0].recipe["teacher"] + one[0].data
+
+
+def measure(run, folder, rows):
+    """What `kd_jax benchmark-export` leaves about a run's formats."""
+    folder.mkdir()
+    digest = runs.read_json(str(run), "config.json")["hash"]
+    save_file({"a": np.zeros(1)}, str(folder / "model.safetensors"), {"hash": digest})
+    runs.write_json(str(folder / "export_benchmark.json"), {"images": 8, "rows": rows})
+
+
+def test_the_formats_of_a_run_are_found_by_the_hash_of_its_weights(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / str(seed), seed=seed)
+    measure(tmp_path / "1", tmp_path / "formats", [{"name": "tflite"}])
+    found, left_out = finished.read([str(tmp_path)])
+    assert ([list(run.formats) for run in found], left_out) == ([[], [{"name": "tflite"}]], [])
+
+
+def test_formats_may_lie_in_a_folder_of_their_own_beside_that_of_runs(tmp_path):
+    write_run(tmp_path / "runs" / "one")
+    measure(tmp_path / "runs" / "one", tmp_path / "formats", [{"name": "tflite"}])
+    (run,) = finished.read([str(tmp_path / "formats"), str(tmp_path / "runs")])[0]
+    assert list(run.formats) == [{"name": "tflite"}]
+    with pytest.raises(InputError, match="holds no run"):
+        finished.read([str(tmp_path / "formats")])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "export_benchmark.json"])
+def test_damaged_figures_of_formats_do_not_stop_the_report(tmp_path, name):
+    write_run(tmp_path / "one")
+    measure(tmp_path / "one", tmp_path / "formats", [{"name": "tflite"}])
+    (tmp_path / "formats" / name).write_bytes(b"\x00")
+    (run,) = finished.read([str(tmp_path)])[0]
+    assert list(run.formats) == []
 
 
 def without(folder, *keys):

@@ -27,6 +27,13 @@ def test_seeds_of_the_teacher_do_not_split_a_group(tmp_path):
     assert {group.label: len(group.runs) for group in groups(tmp_path)} == {"kd": 2, "teacher": 2}
 
 
+def test_a_recipe_that_teaches_another_is_marked(tmp_path):
+    teacher = write_run(tmp_path / "big", "resnet", **{"model.width": 0.25})
+    write_run(tmp_path / "kd", "kd", teacher=teacher)
+    write_run(tmp_path / "teachers" / "lonely", "wide", **{"model.width": 0.5})
+    assert {group.label for group in groups(tmp_path)} == {"kd", "resnet (teacher)", "wide (teacher)"}
+
+
 def test_recipes_of_one_name_are_told_apart_by_what_differs(tmp_path):
     for width in (0.25, 0.5):
         write_run(tmp_path / str(width), "student", **{"model.width": width})

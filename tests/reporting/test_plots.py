@@ -37,5 +37,15 @@ def test_two_plots_of_a_page_share_no_id():
     assert not first & second
 
 
+def test_sizes_that_are_far_apart_are_on_a_logarithmic_axis_with_short_numbers():
+    svg = plots.points("size", "parameters", "accuracy", [plots.Series(0, [2e4, 2e6], [0.5, 0.6])], log=True)
+    assert re.findall(">([0-9.]+[kMG]?)</text>", svg)[:7] == ["20k", "50k", "100k", "200k", "500k", "1M", "2M"]
+
+
+def test_a_long_title_is_whole():
+    svg = plots.lines("resnet " * 20, "epoch", "", SERIES)
+    assert sum(line.count("resnet") for line in re.findall(">([^<]*)</text>", svg)) == 20
+
+
 def test_each_style_has_a_color_and_a_marker_of_its_own():
     assert [len(set(column)) for column in zip(*plots.STYLES, strict=True)] == [len(plots.STYLES)] * 2

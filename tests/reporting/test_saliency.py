@@ -43,7 +43,7 @@ def write_pair(folder, seed, teacher_seed=0):
     """A student alone and a distilled one, as (folder, folder)."""
     alone, kd = folder / f"student-{seed}", folder / f"kd-{seed}"
     write_run(alone, "student", seed, 0.25 + 0.125 * seed)
-    identity = runs.identity(tiny.config(name="teacher", seed=teacher_seed), "f" * 64, None)
+    identity = runs.identity(tiny.config(name="teacher", seed=teacher_seed, **{"model.width": 0.25}), "f" * 64, None)
     write_run(kd, "kd", seed, 0.5, identity, method=tiny.METHODS["kd"])
     return alone, kd, runs.digest(identity)
 

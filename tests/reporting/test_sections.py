@@ -7,9 +7,23 @@ from tests.reporting.made_up import groups, write_run
 
 
 def test_a_section_with_nothing_to_say_is_left_out(tmp_path):
-    write_run(tmp_path / "one")
+    for seed in range(2):
+        write_run(tmp_path / str(seed), seed=seed)
     titles = [section.title for section in sections(groups(tmp_path), [])]
-    assert titles == ["Results", "Learning curves", "Calibration", "Confusions", "What was run"]
+    assert titles == [
+        "Results",
+        "Learning curves",
+        "Accuracy, size and latency",
+        "Calibration",
+        "Confusions",
+        "What was run",
+    ]
+
+
+def test_one_run_has_a_page_of_its_own_that_says_what_is_left_out(tmp_path):
+    write_run(tmp_path / "one")
+    found = sections(groups(tmp_path), [("runs/two", "has not finished: step 12")])
+    assert (found[0].title, found[-1].title) == ("Recipe", "Left out")
 
 
 def test_numbers_and_pictures_of_saliency_maps_stand_in_one_section(tmp_path):

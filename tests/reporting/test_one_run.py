@@ -1,0 +1,62 @@
+"""The page of one run."""
+
+from kd_jax import runs
+from kd_jax.reporting import finished, one_run
+from kd_jax.reporting.saliency import PNG_SIGNATURE
+from tests import tiny
+from tests.reporting.made_up import groups, row, text, write_run
+
+
+def test_the_recipe_is_said_in_words(tmp_path):
+    teacher = runs.identity(tiny.config(), "f" * 64, None)
+    method = {"cross_entropy": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 4.0}}
+    settings = {"optimizer.learning_rate": 0.05, "train.epochs": 3, "train.batch_size": 16, "train.steps": 0}
+    write_run(tmp_path / "one", "kd", 7, teacher=teacher, method=method, **settings)
+    said = list(one_run.words(finished.read([str(tmp_path)])[0][0]))
+    assert said[0].endswith(
+        "with 1,234 parameters. Data: digits, 3 classes, 300 test images, 64 training images. Seed 7."
+    )
+    assert said[1].startswith("Trained for 3 epochs of 16 images a step by sgd: learning rate 0.05, schedule ")
+    assert said[2:] == [
+        "The loss: 0.1 cross_entropy + 0.9 kd (temperature 4).",
+        "Its teacher is teacher, which has a test accuracy of 90.00%.",
+        "It took 5 seconds on 1 x cpu, 100 images per second. The checkpoint of step 12 was tested.",
+    ]
+
+
+def test_a_run_without_a_teacher_says_so(tmp_path):
+    write_run(tmp_path / "one")
+    assert "It had no teacher." in one_run.words(finished.read([str(tmp_path)])[0][0])
+
+
+def test_what_an_older_config_lacks_is_unknown(tmp_path):
+    write_run(tmp_path / "one")
+    saved = runs.read_json(str(tmp_path / "one"), "config.json")
+    del saved["config"]["optimizer"], saved["data"]["train_images"]
+    runs.write_json(str(tmp_path / "one" / "config.json"), saved)
+    said = list(one_run.words(finished.read([str(tmp_path)])[0][0]))
+    assert "by unknown: learning rate unknown" in said[1]
+
+
+def test_the_page_has_every_measure_of_test_and_validation_and_the_picture(tmp_path):
+    write_run(tmp_path / "one", "kd", teacher=runs.identity(tiny.config(), "f" * 64, None))
+    path = str(tmp_path / "one")
+    result = runs.read_json(path, "result.json")
+    runs.write_json(f"{path}/result.json", result | {"validation": {"accuracy": 0.25, "nll": None}})
+    (tmp_path / "one" / "saliency.png").write_bytes(PNG_SIGNATURE)
+    (group,) = groups(tmp_path)
+    sections = {section.title: section.blocks for section in one_run.sections(group)}
+    assert row(text(sections["Results"]), "accuracy, %")[1:] == ["50.00", "25.00"]
+    assert row(text(sections["Results"]), "agreement, %")[1:] == ["80.00", ""]
+    assert row(text(sections["Results"]), "the teacher's accuracy, %")[1:] == ["90.00", ""]
+    assert sections["Saliency maps"][0].png == PNG_SIGNATURE
+    assert list(sections) == [
+        "Recipe",
+        "Results",
+        "Learning curves",
+        "Calibration",
+        "Confusions",
+        "Saliency maps",
+        "Size and latency",
+        "Settings",
+    ]
