@@ -15,10 +15,6 @@ from absl import flags
 
 from kd_jax import cli, runs
 from kd_jax.errors import InputError
-from kd_jax.reporting import finished
-from kd_jax.reporting.groups import by_recipe
-from kd_jax.reporting.page import count, html, markdown
-from kd_jax.reporting.sections import sections
 
 flags.declare_key_flag("to")
 
@@ -30,7 +26,8 @@ def main(arguments: list[str]) -> None:
         raise InputError("expected the folder of one run or more, for example runs")
     to = cli.TO.value or "report"
     shown, left_out = report(arguments, to)
-    print(f"{os.path.join(to, 'index.html')} and report.md: {count(shown, 'run')}, {left_out} left out")
+    said = "1 run" if shown == 1 else f"{shown} runs"
+    print(f"{os.path.join(to, 'index.html')} and report.md: {said}, {left_out} left out")
 
 
 def report(folders: Sequence[str], to: str) -> tuple[int, int]:
@@ -41,6 +38,11 @@ def report(folders: Sequence[str], to: str) -> tuple[int, int]:
     Raises:
       InputError: when a folder holds no run, or `to` cannot be written; nothing was written.
     """
+    from kd_jax.reporting import finished  # after the flags: JAX is slow to import
+    from kd_jax.reporting.groups import by_recipe
+    from kd_jax.reporting.page import count, html, markdown
+    from kd_jax.reporting.sections import sections
+
     runs.check_writable(to, "--to:", FILES)
     found, left_out = finished.read(folders)
     groups = by_recipe(found)
