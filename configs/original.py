@@ -78,6 +78,7 @@ LABELS = {
 }
 # Which row each is compared with: the same network with the same frozen parts, trained by cross entropy.
 BASELINES = {row: "student_frozen" if row.endswith("_frozen") else "student" for row in ROWS if "teacher" not in row}
+AGAINST = "cross entropy"
 SOURCE = "maximzubkov/cnn-distillation, ResNet-50 to ResNet-18, one seed, chosen on the test set"
 
 

@@ -38,9 +38,11 @@ COMMANDS = {  # each is a module of this package
     "quickstart": "Train and distill on handwritten digits, and print a table.",
     "completion": "Print what completes commands, flags and keys in bash, zsh or fish.",
 }
+MANY = re.compile("--?(sweep|seeds)(=|$)")  # flags that make one config many runs
 USAGE = """Trains small image classifiers from large ones.
 
 usage: kd_jax --config=NAME|FILE[:ARGUMENT] [FLAGS]    train, for example kd_jax --config=kd:smoke
+       kd_jax --config=... --seeds=N [--sweep=KEY=A,B] the same over seeds and values, as `kd_jax sweep`
        kd_jax COMMAND [FLAGS]                          anything else, see below
        kd_jax --version
 
@@ -94,7 +96,7 @@ def command() -> None:
     if first in ("--help", "-h", "-help"):
         print(USAGE + "\n".join(f"  {name:16}  {what}" for name, what in COMMANDS.items()))
     elif first.startswith("-"):
-        _run_module("main", [first, *others])
+        _run_module("sweep" if any(MANY.match(argument) for argument in sys.argv[1:]) else "main", [first, *others])
     elif first in COMMANDS:
         _run_module(first, others)
     else:
@@ -170,7 +172,7 @@ def _unraisable_hook(unraisable: Any) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags and returns the positional arguments. Config files run here and may raise anything."""
     try:
-        return flags.FLAGS(argv)[1:]
+        arguments = flags.FLAGS(argv)[1:]
     except Exception as error:
         cause = _root_cause(error)
         key = rf"\.{cause.args[0]}(=|\.|$)" if isinstance(cause, KeyError) else "$^"
@@ -182,6 +184,14 @@ def _parse(argv: list[str]) -> list[str]:
                 raise InputError(f"{given} is a key of an older version; it is now {new}") from error
             raise InputError(f"{given}: there is no key {cause.args[0]!r}; see kd_jax/keys.py{hint}") from error
         raise InputError(one_line(cause if isinstance(cause, InputError) else error)) from error
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])}
+    others = [
+        flag.name for name, found in flags.FLAGS.flags_by_module_dict().items() if "kd_jax" in name for flag in found
+    ]
+    if alien := [name for name in others if flags.FLAGS[name].present and name not in own]:
+        hint = ", or `kd_jax sweep`" if MANY.match(f"--{alien[0]}") else ""
+        raise InputError(f"--{alien[0]} is no flag of this command; expected those of its --help{hint}")
+    return arguments
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -1,17 +1,20 @@
-"""A table of finished runs: test accuracy per name over seeds, and the paired difference to one of them.
+"""A table of finished runs: test accuracy over seeds, and the paired difference to one row.
 
 usage: python -m kd_jax.compare [--against=student] RUNS...
 
-RUNS are folders of runs. Runs of one name are seeds of one row, and a row is paired with `--against` seed by seed.
+RUNS are folders of runs, or folders that hold such folders at any depth. Runs whose configs differ by the seed alone
+are one row, which has their name, and where several recipes share that also what tells them apart. Every row is paired
+seed by seed with `--against`.
 """
 
 import statistics
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
-from kd_jax import cli, runs
+from kd_jax import cli
 from kd_jax.errors import InputError, choose
 from kd_jax.reporting.seeds import difference, spread
 
@@ -23,18 +26,16 @@ def main(arguments: list[str]) -> None:
         raise InputError("expected the folder of one run or more")
     if len(cli.AGAINST.value) > 1:
         raise InputError(f"--against is {', '.join(cli.AGAINST.value)}; expected the name of one row")
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
-    for folder in arguments:
-        result = runs.read_json(folder, "result.json")
-        if result["test"]["accuracy"] is None:
-            raise InputError(f"{folder} was trained without labels and has no accuracy; expected `kd_jax probe` for it")
-        row = rows.setdefault(result["name"], {})
-        if result["seed"] in row:
-            raise InputError(
-                f"{folder} is a second run with the name {result['name']!r} and the seed {result['seed']};"
-                " expected names that tell recipes apart (config.name)"
-            )
-        row[result["seed"]] = result
+    from kd_jax.reporting import finished  # after the flags: JAX is slow to import
+    from kd_jax.reporting.groups import by_recipe
+
+    found, left_out = finished.read(arguments)
+    for folder, why in left_out:
+        print(f"{folder} is left out: {why}", file=sys.stderr)
+    groups = by_recipe(found)
+    if len(data := sorted({group.runs[0].data for group in groups})) != 1:
+        raise InputError(f"the runs have {len(data)} test sets: {', '.join(data) or 'none'}; expected one")
+    rows = {group.label: {run.result["seed"]: run.result for run in group.runs} for group in groups}
     print(table(rows, choose("--against", (cli.AGAINST.value or ["student"])[0], list(rows))))
 
 

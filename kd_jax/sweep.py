@@ -1,6 +1,6 @@
-"""A grid of values of a config's keys over seeds: runs what is missing, and picks up where it stopped.
+"""A config over seeds, or a grid of values of its keys: runs what is missing, and picks up where it stopped.
 
-usage: python -m kd_jax.sweep --config=NAME[:ARGUMENT] --sweep=KEY=A,B,C [--sweep=KEY=A,B ...] [--seeds=3] [--jobs=2]
+usage: python -m kd_jax.sweep --config=NAME[:ARGUMENT] [--sweep=KEY=A,B,C ...] [--seeds=3] [--jobs=2]
            [--on=local|slurm|ray|kubernetes] [KEY=VALUE ...]
 
 KEY is a key of the config, as optimizer.learning_rate, or an option of one of its loss terms, as kd.temperature or
@@ -55,13 +55,11 @@ def main(arguments: list[str]) -> None:
 
 
 def grid(sweeps: Sequence[str]) -> list[Values]:
-    """Every combination of the values of KEY=A,B,C.
+    """Every combination of the values of KEY=A,B,C; without any the config as it is.
 
     >>> grid(["kd.temperature=2,4", "model.width=0.5"])
     [{'kd.temperature': '2', 'model.width': '0.5'}, {'kd.temperature': '4', 'model.width': '0.5'}]
     """
-    if not sweeps:
-        raise InputError("--sweep is not given; expected KEY=A,B,C, for example kd.temperature=2,4")
     keys = {}
     for text in sweeps:
         key, given = _pair("--sweep", text)
@@ -83,7 +81,7 @@ def _pair(what: str, text: str) -> tuple[str, str]:
 
 def row(point: Values) -> str:
     """What the row of a setting is called."""
-    return ", ".join(f"{key}={value}" for key, value in point.items())
+    return ", ".join(f"{key}={value}" for key, value in point.items()) or "as it is"
 
 
 def config(values: Values, seed: int) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 usage: python -m kd_jax.table --rows=original [--seeds=3] [--scale=laptop] [--preset=faithful] [--jobs=2]
            [KEY=VALUE ...]
 
-The rows are those of a file of configs/. KEY=VALUE changes a key of every row's config and of its teacher's, as in
-dataset.path=cifar10; but a teacher sees every label, whatever dataset.labeled says. With --pretrain_on=FOLDER all
-networks start from ones that are first trained on that folder of images, as configs/pretrain.py says, in the place of
-ImageNet weights. A run that fails is named at its row, and the others go on; the same command tries it again.
+The rows are those of a file of configs/, or of one of your own, --rows=FILE.py: a config with `get_config(row)`, that also has ROWS, the names of its rows, and, where it likes, what `Table` reads beside them. KEY=VALUE changes a key
+of every row's config and of its teacher's, as in dataset.path=cifar10; but a teacher sees every label, whatever
+dataset.labeled says. With --pretrain_on=FOLDER all networks start from ones that are first trained on that folder of
+images, as configs/pretrain.py says, in the place of ImageNet weights. A run that fails is named at its row, and the
+others go on; the same command tries it again.
 
 Every result is added to a file of JSON lines (--results), from which the table is made: runs whose results stand there
 are not run again, on whatever machine they were made. --jobs=N runs N at a time, each on its share of the cores; --on
@@ -14,9 +15,8 @@ gives them to other machines, see docs/guide.md.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -25,7 +25,7 @@ from kd_jax.config import recipes
 from kd_jax.errors import InputError, TrainingError, choose
 from kd_jax.jobs import Failure, Job
 
-TABLES = ("original",)  # experiments with ROWS, HEADINGS, LABELS, BASELINES, PUBLISHED, SOURCE and get_config(row,...)
+TABLES = ("original",)  # experiments that are tables
 ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
 SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
 PRESET = flags.DEFINE_enum("preset", "corrected", ["corrected", "faithful"], "Of the table.")
@@ -34,27 +34,67 @@ for flag in ("rows", "seeds", "runs", *many.FLAGS):
     flags.declare_key_flag(flag)
 
 
+class Table(NamedTuple):
+    """What a table's module says; the names are those of its globals, in small letters."""
+
+    name: str
+    path: str  # of its config
+    get_config: Callable[[str], Any]  # ROW[,preset][,scale] -> config
+    rows: Sequence[str]
+    labels: Mapping[str, Sequence[str]]  # {row: what the table says of it, under each of the headings}
+    headings: Sequence[str]
+    baselines: Mapping[str, str]  # {row: the one that it is compared with}
+    against: str  # what those are
+    published: Mapping[str, float]  # {row: its accuracy elsewhere, in per cent}
+    source: str  # of the published numbers
+
+
+def read(name: str) -> Table:
+    """The table of an experiment that comes with kd_jax, or of a file.
+
+    Raises:
+      InputError: there is none, or it has no rows.
+    """
+    is_file = name.endswith(".py")
+    module = config.experiment(name if is_file else choose("--rows", name, TABLES))
+    rows = list(getattr(module, "ROWS", ()))
+    if not rows or not all(isinstance(row, str) and row and "," not in row for row in rows):
+        raise InputError(f"--rows is {name!r}, where ROWS is {rows}; expected the names of rows, without commas")
+    return Table(
+        name=os.path.basename(name).removesuffix(".py"),
+        path=os.path.abspath(name) if is_file else f"configs/{name}.py",
+        get_config=module.get_config,
+        rows=rows,
+        labels={row: (row,) for row in rows} | getattr(module, "LABELS", {}),
+        headings=getattr(module, "HEADINGS", ("row",)),
+        baselines=getattr(module, "BASELINES", dict.fromkeys(rows[1:], rows[0])),
+        against=getattr(module, "AGAINST", rows[0]),
+        published=getattr(module, "PUBLISHED", {}),
+        source=getattr(module, "SOURCE", ""),
+    )
+
+
 def main(arguments: list[str]) -> None:
     many.check()
-    module = config.experiment(_table())
-    rows = [choose("--only", row, module.ROWS) for row in ONLY.value] or list(module.ROWS)
+    own = read(",".join(cli.ROWS.value or TABLES[:1]))
+    rows = [choose("--only", row, own.rows) for row in ONLY.value] or list(own.rows)
     # Teachers first, and every row once before any a second time, so that an unfinished table is of use.
     ordered = sorted(rows, key=lambda row: not row.startswith("teacher"))
-    wanted = [job(module, row, number, arguments) for number in range(cli.SEEDS.value or 3) for row in ordered]
-    done, failures = many.run(wanted, name(), before=_pretrain)
+    wanted = [job(own, row, number, arguments) for number in range(cli.SEEDS.value or 3) for row in ordered]
+    done, failures = many.run(wanted, name(own), before=_pretrain)
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
-    many.write(name(), table(module, results, failures), summary(module, results, failures))
+    many.write(name(own), table(own, results, failures), summary(own, results, failures))
     many.fail(failures, wanted)
 
 
 def summary(
-    module: ModuleType, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
+    own: Table, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
 ) -> dict[str, dict[str, Any]]:
     """What the table says of each row, as numbers; accuracies and differences are in per cent."""
     rows = {}
     for row, by_seed in results.items():
         accuracy = {number: 100 * result["test"]["accuracy"] for number, result in sorted(by_seed.items())}
-        base = module.BASELINES.get(row, row)
+        base = own.baselines.get(row, row)
         paired = {n: 100 * results[base][n]["test"]["accuracy"] for n in results.get(base, {}) if n in accuracy}
         mean, deviation = intervals.mean_and_deviation(list(accuracy.values())) if accuracy else (None, None)
         difference = interval = None
@@ -67,47 +107,39 @@ def summary(
             "deviation": deviation if len(accuracy) > 1 else None,
             "difference": difference,
             "interval": interval,
-            "published": module.PUBLISHED.get(row),
+            "published": own.published.get(row),
             "failed": {failure.seed: failure.reason for failure in failures if failure.row == row},
         }
     return rows
 
 
-def table(
-    module: ModuleType, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
-) -> str:
+def table(own: Table, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()) -> str:
     """The Markdown table of {row: {seed: result}}."""
     headings = (
         "network",
-        *module.HEADINGS,
+        *own.headings,
         "test accuracy, %",
-        "against cross entropy, points",
-        "original, %",
+        f"against {own.against}, points",
+        *(("published, %",) if own.published else ()),
         "seeds",
     )
     lines = ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
-    for row, numbers in summary(module, results, failures).items():
+    for row, numbers in summary(own, results, failures).items():
         network = next(
             (result["model"] for result in results[row].values()), "teacher" if "teacher" in row else "student"
         )
         failed = "".join(f"; seed {number} failed: {reason}" for number, reason in numbers["failed"].items())
         cells = (
             network,
-            *module.LABELS[row],
+            *own.labels[row],
             _pm("{:.2f}", numbers["mean"], numbers["deviation"]),
             _pm("{:+.2f}", numbers["difference"], numbers["interval"]),
-            "" if numbers["published"] is None else f"{numbers['published']:.2f}",
+            *(("" if numbers["published"] is None else f"{numbers['published']:.2f}",) if own.published else ()),
             f"{len(numbers['accuracy'])}{failed}".replace("|", "\\|"),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Mean and standard deviation over seeds; differences are paired by seed, with a 95% interval. Original: "
-            f"{module.SOURCE}.",
-        ]
-    )
+    said = "Mean and standard deviation over seeds; differences are paired by seed, with a 95% interval."
+    return "\n".join([*lines, "", said + (f" Published: {own.source}." if own.source else "")])
 
 
 def _pm(form: str, value: float | None, plus_minus: float | None) -> str:
@@ -116,24 +148,19 @@ def _pm(form: str, value: float | None, plus_minus: float | None) -> str:
     return form.format(value) + (f" ± {plus_minus:.2f}" if plus_minus is not None else "")
 
 
-def name() -> str:
+def name(own: Table) -> str:
     """What the table's files are called."""
-    return "-".join(part for part in (_table(), SCALE.value, _preset()) if part)
-
-
-def _table() -> str:
-    """Which table."""
-    return choose("--rows", ",".join(cli.ROWS.value or TABLES[:1]), TABLES)
+    return "-".join(part for part in (own.name, SCALE.value, _preset()) if part)
 
 
 def _preset() -> str:
     return "" if PRESET.value == "corrected" else PRESET.value
 
 
-def job(module: ModuleType, row: str, number: int, changes: Sequence[str]) -> Job:
+def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
     """The run of a row and a seed, with the flags that make it."""
     arg = ",".join(part for part in (row, _preset(), SCALE.value) if part)
-    tree = module.get_config(arg)
+    tree = own.get_config(arg)
     flat: dict[str, Any] = {"seed": number}
     if PRETRAIN_ON.value:
         flat["model.pretrained"] = _pretrained("teacher" if row.startswith("teacher") else "student")
@@ -148,19 +175,18 @@ def job(module: ModuleType, row: str, number: int, changes: Sequence[str]) -> Jo
         if key == "dataset.labeled" and row.startswith("teacher"):
             continue  # a teacher sees every label
         flat[key] = cli.parsed(value)
-        own = key.partition(".")[0]
-        if tree.teacher.kind == "config" and own not in ("method", "teacher", "dataset", "precision"):
+        if tree.teacher.kind == "config" and key.partition(".")[0] not in ("method", "teacher", "dataset", "precision"):
             flat[f"teacher.config.{key}"] = flat[key]  # data and precision are one for both already
     try:
         tree.update_from_flattened_dict(flat)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the arguments {' '.join(changes)} do not fit: {' '.join(str(error).split())}") from None
     overrides = (f"--config.{key}={value}" for key, value in flat.items())
-    command = ("-m", "kd_jax.main", f"--config=configs/{_table()}.py:{arg}", *overrides)
+    command = ("-m", "kd_jax.main", f"--config={own.path}:{arg}", *overrides)
     identity = _identity(tree.to_dict())
     key = runs.digest(identity)
     teachers_run = row.startswith("teacher") and number == 0  # of the other rows, which look for it there
-    folder = ("teachers", key[:8]) if teachers_run else (name(), f"{row}-{number}-{key[:8]}")
+    folder = ("teachers", key[:8]) if teachers_run else (name(own), f"{row}-{number}-{key[:8]}")
     return Job(row, number, key, command, os.path.join(cli.RUNS.value, *folder), many.untrained(tree, identity))
 
 

@@ -24,7 +24,7 @@ OF_COMMAND = {
         "explain": "The folder of a run to compare with; may be given more than once.",
         "compare": "The name of the row to compare with; by default `student`.",
     },
-    "rows": {"quickstart": "The rows of its table.", "table": "Which table; by default `original`."},
+    "rows": {"quickstart": "The rows of its table.", "table": "Which table, a name or FILE.py; by default `original`."},
     "seeds": {
         "quickstart": "Seeds 0, 1, ... of every row; by default 1.",
         "table": "Seeds 0, 1, ... of every row; by default 3.",

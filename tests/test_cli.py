@@ -101,6 +101,8 @@ def ran(monkeypatch):
         (["--config=kd", "--help"], "kd_jax.main", ["--config=kd", "--help"]),
         (["--version"], "kd_jax.main", ["--version"]),
         (["report", "runs", "--to=x"], "kd_jax.report", ["runs", "--to=x"]),
+        (["--config=kd", "--seeds=5"], "kd_jax.sweep", ["--config=kd", "--seeds=5"]),
+        (["--sweep", "kd.weight=1,2"], "kd_jax.sweep", ["--sweep", "kd.weight=1,2"]),
     ],
 )
 def test_the_command_runs_the_module_of_its_name(ran, monkeypatch, line, module, arguments):

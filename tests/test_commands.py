@@ -157,6 +157,12 @@ def test_a_damaged_folder_of_images_is_refused_by_name(broken, refused, damage, 
     assert said in refused([*TINY, *data])
 
 
+def test_a_flag_of_another_command_is_not_passed_over(refused):
+    assert "--seeds is no flag of this command; expected those of its --help, or `kd_jax sweep`" in refused(
+        [*TINY, "--seeds=5"]
+    )
+
+
 def test_a_work_directory_that_cannot_be_made_is_refused(refused, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused([*TINY, f"--workdir={tmp_path / 'file' / 'run'}"])
@@ -260,6 +266,7 @@ def test_predict_prints_class_names_and_probabilities(call, trained, images):
         ("kd_jax.report", ["/nowhere"], "'/nowhere' is not a folder"),
         ("launch.compare", [], "expected the folder of one run or more"),
         ("kd_jax", ["compare"], "expected the folder of one run or more"),
+        ("kd_jax", ["evaluate", "--to=x"], "--to is no flag of this command; expected those of its --help"),
         ("kd_jax", ["evaluat"], "the command is 'evaluat'; expected one of: benchmark-export, "),
     ],
 )

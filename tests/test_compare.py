@@ -38,8 +38,30 @@ def test_only_seeds_that_both_rows_have_are_paired():
     assert "| +5.00 |" in compare.table(rows, "student")
 
 
-def test_two_runs_of_one_name_and_seed_are_refused(tmp_path):
-    for folder in ("a", "b"):
-        made_up.write_run(tmp_path / folder, "kd")
-    with pytest.raises(InputError, match="b is a second run with the name 'kd' and the seed 0; expected names"):
-        compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
+def test_recipes_of_one_name_are_told_apart(tmp_path, capsys):
+    made_up.write_run(tmp_path / "student", accuracy=0.9)
+    for temperature, seed, accuracy in ((2.0, 0, 0.93), (4.0, 0, 0.95), (4.0, 1, 0.97)):
+        method = {"kd": {"temperature": temperature}}
+        made_up.write_run(tmp_path / f"{temperature}-{seed}", "kd", seed, accuracy, method=method)
+    compare.main([str(tmp_path)])
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines()]
+    assert [" student ", " 90.00 ", "  "] in rows
+    assert [" kd ", " 93.00 ", " +3.00 "] in rows
+    assert [" kd (kd.temperature 4) ", " 96.00 ± 1.41 ", " +5.00 "] in rows  # seed 0 alone is in both
+
+
+def test_what_has_no_accuracy_is_left_out_and_named(tmp_path, capsys):
+    made_up.write_run(tmp_path / "student")
+    made_up.write_run(tmp_path / "other", "kd")
+    (tmp_path / "other" / "result.json").unlink()
+    compare.main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert "| student | 50.00 |" in out
+    assert f"{tmp_path / 'other'} is left out: has not finished" in err
+
+
+def test_runs_on_different_images_are_not_compared(tmp_path):
+    made_up.write_run(tmp_path / "student")
+    made_up.write_run(tmp_path / "kd", "kd", **{"dataset.source": "npz", "dataset.path": "x.npz"})
+    with pytest.raises(InputError, match=r"the runs have 2 test sets: .*; expected one"):
+        compare.main([str(tmp_path)])

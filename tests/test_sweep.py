@@ -73,6 +73,14 @@ def test_a_failure_is_named_at_its_row_and_the_others_go_on(settings, fake, caps
     assert "| 2 |  |  |  | 0; seed 0 failed: it broke; seed 1 failed: it broke |" in capsys.readouterr().out
 
 
+def test_without_a_grid_the_config_itself_is_run_over_seeds(settings, fake, capsys):
+    ran, _ = fake
+    with flagsaver.flagsaver(sweep=[]):
+        sweep.main([])
+    assert ran == [("as it is", 0), ("as it is", 1)]
+    assert "| 80.50 ± 0.71 |  | 70.00 ± 0.00 | 2 |" in capsys.readouterr().out
+
+
 def test_the_grid_is_every_combination():
     points = sweep.grid(["a.x=1,2", "a.list=[1,2],[3]"])
     assert [(point["a.x"], point["a.list"]) for point in points] == [
@@ -83,7 +91,6 @@ def test_the_grid_is_every_combination():
 @pytest.mark.parametrize(
     ("sweeps", "said"),
     [
-        ([], "--sweep is not given; expected KEY=A,B,C"),
         (["kd.temperature"], "--sweep is 'kd.temperature'; expected KEY=VALUE"),
         (["kd.temperature=2,2"], "every value of a key, once"),
         (["seed=1,2"], "--sweep is 'seed=1,2'; expected another key"),

@@ -1,6 +1,5 @@
 """The table of experiments: what is missing is run, what is there is picked up, what fails stands at its row."""
 
-import importlib
 import json
 
 import numpy as np
@@ -21,7 +20,7 @@ def result(accuracy, model="resnet8"):
     return {"name": "x", "model": model, "checkpoint": 1, "test": test, "seconds": 1.0, "device": "1 x cpu"}
 
 
-ORIGINAL = importlib.import_module("kd_jax.configs.original")
+ORIGINAL = table.read("original")
 RESULTS = {
     "student": {0: result(0.90), 1: result(0.92), 2: result(0.91)},
     "kd": {0: result(0.93), 1: result(0.94), 2: result(0.95)},
@@ -170,3 +169,50 @@ def test_one_table_is_made_at_a_time(settings):
         pytest.raises(InputError, match=r"--rows is 'original,other'"),
     ):
         table.main([])
+
+
+TABLE = """
+from kd_jax.configs import kd
+
+ROWS = ("hot", "cold")
+PUBLISHED = {"cold": 95.5}
+SOURCE = "a paper"
+
+
+def get_config(arg="hot"):
+    config = kd.get_config("smoke")
+    config.method.kd.temperature = {"hot": 8.0, "cold": 1.0}[arg]
+    return config
+"""
+
+
+def test_a_table_is_a_file_with_rows(tmp_path, monkeypatch, capsys):
+    (tmp_path / "heat.py").write_text(TABLE)
+    ran, _ = programs.stand_in(monkeypatch, lambda row, seed: result(0.9 if row == "cold" else 0.8))
+    flags_of_it = {"rows": [str(tmp_path / "heat.py")], "runs": str(tmp_path / "runs"), "seeds": 2}
+    with flagsaver.flagsaver(results=str(tmp_path / "results.jsonl"), **flags_of_it):
+        table.main([])
+    assert ran == [("hot", 0), ("cold", 0), ("hot", 1), ("cold", 1)]
+    lines = (tmp_path / "runs" / "heat" / "table.md").read_text().splitlines()
+    assert lines[0] == "| network | row | test accuracy, % | against hot, points | published, % | seeds |"
+    assert lines[3] == "| resnet8 | cold | 90.00 ± 0.00 | +10.00 ± 0.00 | 95.50 | 2 |"
+    assert lines[-1].endswith("Published: a paper.")
+    first = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
+    assert f"--config={tmp_path / 'heat.py'}:hot --config.seed=0" in first["command"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "does not exist; expected a file with get_config"),
+        ("x = 1 / 0", "cannot be run: ZeroDivisionError: division by zero"),
+        ("ROWS = ('a',)", "has no get_config; expected a config's file"),
+        (TABLE.replace("ROWS", "LINES"), r"where ROWS is \[\]; expected the names of rows"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, text, said):
+    path = tmp_path / "own.py"
+    if text:
+        path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        table.read(str(path))

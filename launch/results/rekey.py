@@ -12,17 +12,17 @@ import sys
 
 from absl import flags
 
-from kd_jax import checksums, config, table
+from kd_jax import checksums, table
 
 
 def main() -> None:
     path, *arguments = sys.argv[1:]
     changes = flags.FLAGS([sys.argv[0], *arguments])[1:]
-    module = config.experiment("original")
+    module = table.read("original")
     with open(path) as file:
         lines = [json.loads(line) for line in file]
     for line in lines:
-        if line["row"] in module.ROWS:  # others are no rows of the table, which looks for keys
+        if line["row"] in module.rows:  # others are no rows of the table, which looks for keys
             line["key"] = table.job(module, line["row"], line["seed"], changes).key
         line["command"] = line["command"].replace("configs/seed.py", "configs/original.py")
         for named in (line["result"], line["result"]["teacher"] or {"name": ""}):
