@@ -302,8 +302,9 @@ def _train(
             "versions": versions(),
         }
         if distributed.is_first():  # before the writer closes, which takes as long as W&B takes
-            if experiment.dataset.class_names:
-                runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
+            if names := experiment.dataset.class_names:
+                details = metrics.details(total_of_test, names)
+                runs.write_json(os.path.join(folder, "test_details.json"), details, indent=None)
             runs.write_json(os.path.join(folder, "result.json"), result)
             writer.write_result(result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
