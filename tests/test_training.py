@@ -65,6 +65,17 @@ def test_the_details_and_an_evaluation_have_the_numbers_of_every_class(taught):
     assert measured == result["test"] | {"classes": details["classes"]}
 
 
+def test_the_metric_that_a_config_names_rates_checkpoints(tmp_path, monkeypatch):
+    lowest = metrics.Metric(None, "", 2, value=lambda confusion, images: -float(np.trace(confusion)) / images)
+    monkeypatch.setitem(metrics.METRICS, "macro_f1", lowest)
+    _, result = tiny.train(
+        tiny.config(**{"evaluate.select": "best-validation", "evaluate.metric": "macro_f1"}), tmp_path
+    )
+    accuracies = {line["step"]: line["validation/accuracy"] for line in lines(tmp_path / "run", "validation/")}
+    assert len(set(accuracies.values())) > 1
+    assert result["checkpoint"] == min(accuracies, key=accuracies.get)
+
+
 def test_accuracy_and_agreement_are_those_of_the_saved_networks(taught):
     folder, _, result = taught
     predicted = []
