@@ -176,6 +176,7 @@ def create(
     fill: np.ndarray | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    class_weights: np.ndarray | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Callable[[Array, RawBatch], tuple[Batch, ...]]:
     """Returns augment(rng, raw) -> one Batch of pixels for each of `kinds`, the views of the images.
@@ -188,6 +189,7 @@ def create(
       cutout_share, fill: see `cutout`; a share of 0 cuts nothing out.
       mixup, cutmix: the alpha of each, 0 for none; with both, either is drawn for each batch. They take the same pairs
         and shares in every view.
+      class_weights: [K], what an image of each class counts for in terms that read labels, see `balance`; None for 1.
       dtype: of the computation, and of the targets where it is wider than float32.
     """
     for kind in kinds:
@@ -216,7 +218,8 @@ def create(
         if label_smoothing:
             smooth = (1 - label_smoothing) * targets + label_smoothing / num_classes
             targets = jnp.where(raw.labels[:, None] >= 0, smooth, 0.0)
-        batch = Batch(images, raw.labels, targets, raw.ids, crops)
+        weights = None if class_weights is None else jnp.asarray(class_weights, targets.dtype)[raw.labels]
+        batch = Batch(images, raw.labels, targets, raw.ids, crops, weights)
         return mix(rng_mix, batch)
 
     def mix(rng: Array, batch: Batch) -> Batch:

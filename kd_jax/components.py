@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax import augment, data, networks, optim, weights
+from kd_jax import augment, balance, data, networks, optim, weights
 from kd_jax.steps import Components
 from kd_jax.types import Hyper, Method, Network, Teacher, Variables
 
@@ -21,7 +21,7 @@ def create(
     steps_per_epoch: int,
 ) -> Components:
     """The functions of a step for a config's data, method and teacher, in a run of `steps`."""
-    num_classes = len(dataset.class_names)
+    num_classes, train = len(dataset.class_names), config["train"]
     student = networks.create(config, num_classes)
     return Components(
         student=student,
@@ -37,6 +37,9 @@ def create(
             fill=255 * dataset.mean,
             mixup=config["train"]["mixup"],
             cutmix=config["train"]["cutmix"],
+            class_weights=balance.class_weights(
+                train["class_weights"], dataset.train.labels, num_classes, beta=train["class_weights_beta"]
+            ),
             dtype=networks.precision(config),
         ),
         prepare=networks.preprocessor(config, student, dataset.mean, dataset.std),

@@ -1,6 +1,6 @@
 """Evaluates a finished run on its test set, and prints the metrics as JSON.
 
-usage: python -m kd_jax.evaluate --workdir=FOLDER [--path=DATA]
+usage: python -m kd_jax.evaluate --workdir=FOLDER [--per_class] [--path=DATA]
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from absl import flags
 from kd_jax import cli, remote
 from kd_jax.errors import InputError
 
+PER_CLASS = flags.DEFINE_bool("per_class", False, "Also images, recall, precision and F1 of every class.")
 for name in ("workdir", "runs", "path", "import"):
     flags.declare_key_flag(name)
 
@@ -22,7 +23,9 @@ def main(arguments: list[str]) -> None:
     from kd_jax import evaluation
 
     with contextlib.redirect_stdout(sys.stderr):  # what is said of the data is no part of the JSON
-        metrics = evaluation.evaluate_run(cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value)
+        metrics = evaluation.evaluate_run(
+            cli.WORKDIR.value, path=cli.PATH.value, runs_folder=cli.RUNS.value, per_class=PER_CLASS.value
+        )
     print(json.dumps({"workdir": remote.normal(cli.WORKDIR.value), **metrics}, indent=1))
 
 

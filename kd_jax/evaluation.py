@@ -185,10 +185,18 @@ def evaluate_run(
     path: str | os.PathLike[str] | None = None,
     data: memory.Data | None = None,
     runs_folder: str | os.PathLike[str] = "runs",
+    per_class: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a finished run on its test set; those that compare with a teacher need the teacher's run.
 
-    See `restore` for the arguments and errors.
+    With `per_class` also "classes", see `metrics.per_class`. See `restore` for the other arguments and errors.
     """
     run = restore(folder, path=path, data=data, runs_folder=runs_folder)
-    return Evaluator(run.experiment, run.teacher_variables)(run.variables, run.method, run.experiment.dataset.test)
+    dataset = run.experiment.dataset
+    if per_class and not dataset.class_names:
+        raise InputError(
+            f"{os.fspath(folder)!r} was trained without labels and knows no classes; expected no per_class"
+        )
+    total = Evaluator(run.experiment, run.teacher_variables).total(run.variables, run.method, dataset.test)
+    classes = {"classes": metrics.per_class(total, dataset.class_names)} if per_class else {}
+    return {**metrics.summarize(total), **classes}

@@ -16,7 +16,7 @@ from kd_jax.compilation import keep_programs
 from kd_jax.config import checks
 from kd_jax.config.checks import check, plain
 from kd_jax.data import resident, stream
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, shown
 from kd_jax.identity import identify
 from kd_jax.keys import LARGEST
 from kd_jax.logging import wandb_run
@@ -88,6 +88,7 @@ class Experiment(NamedTuple):
         """The training data: on the devices, or read as it is needed."""
         shared: Any = {
             "seed": self.config["seed"],
+            "sampling": self.config["dataset"]["sampling"],
             "batch_size": self.config["train"]["batch_size"],
             "steps_per_call": self.steps_per_call,
             "total_steps": self.steps,
@@ -199,6 +200,11 @@ def check_without_data(config: Mapping[str, Any]) -> Method:
     method = methods.create(config["method"])
     components.create_optimizer(config, networks.create(config, num_classes=2), method, steps=1, steps_per_epoch=1)
     _check_views(config, method)
+    if (weights := config["train"]["class_weights"]) != "none" and not method.needs_labels:
+        raise InputError(
+            f"train.class_weights is {shown(weights)}, and no term reads labels; expected 'none', or a term that does,"
+            " such as 'cross_entropy'"
+        )
     return method
 
 
@@ -266,6 +272,10 @@ def _check_label_free(config: Mapping[str, Any], method: Method) -> None:
         raise InputError(f"model.freeze is {freeze!r}, and a network without classes has no head; expected 'none'")
     if smoothing := config["train"]["label_smoothing"]:
         raise InputError(f"train.label_smoothing is {smoothing}, and the images have no labels; expected 0")
+    if (weights := config["train"]["class_weights"]) != "none":
+        raise InputError(f"train.class_weights is {weights!r}, and the images have no labels; expected 'none'")
+    if (sampling := config["dataset"]["sampling"]) != "shuffle":
+        raise InputError(f"dataset.sampling is {sampling!r}, and the images have no labels; expected 'shuffle'")
     if (select := config["evaluate"]["select"]) != "last":
         raise InputError(f"evaluate.select is {select!r}, and without labels there is no accuracy; expected 'last'")
 

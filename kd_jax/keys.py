@@ -117,6 +117,34 @@ Temperature = Annotated[float, ABOVE_0, TRACED]
 Factor = Annotated[float, TRACED]
 NonNegative = Annotated[float, AT_LEAST_0, TRACED]
 
+
+def class_weights(value: Any) -> Any:
+    """`train.class_weights`: a word of `WEIGHINGS`, or a list of numbers, which "1,2.5,4" is too.
+
+    Raises:
+      ValueError, TypeError: for anything else.
+    """
+    if isinstance(value, str) and value in WEIGHINGS:
+        return value
+    numbers = [float(x) for x in value.strip("[()] ").split(",")] if isinstance(value, str) else value
+    if not (numbers and listing(AT_LEAST_0, most=LARGEST).good(numbers)):
+        raise ValueError
+    return numbers
+
+
+def _are_class_weights(value: Any) -> bool:
+    try:
+        return bool(class_weights(value))
+    except (ValueError, TypeError):
+        return False
+
+
+WEIGHINGS = ("none", "balanced", "effective")
+CLASS_WEIGHTS = Kind(
+    _are_class_weights,
+    f"one of {', '.join(WEIGHINGS)}, or a number of at least 0 for each class, as in '1,2.5,4'",
+)
+
 KEYS: dict[str, Key] = {
     "name": Key("base", NAME, "names the run's folder; not part of its identity"),
     "seed": Key(0, whole(0, 2**32 - 1), "of initialization, data order, augmentation; never of the held-out split"),
@@ -177,6 +205,13 @@ KEYS: dict[str, Key] = {
     ),
     "dataset.workers": Key(
         0, whole(0, 1024), "processes that read what streams; 0: threads. Not part of a run's identity", later=True
+    ),
+    "dataset.sampling": Key(
+        "shuffle",
+        text(),
+        'of an epoch: "shuffle", every image once; "balanced", as many, but every class equally often: images of small'
+        " classes come again, of large ones a part. Images without a label come once",
+        later=True,
     ),
     "dataset.augment": Key(
         "crop", text(), '"none", "crop", "crop_flip", "randaugment" (after crop and flip), or "resized_crop" (and flip)'
@@ -347,6 +382,17 @@ KEYS: dict[str, Key] = {
         "as `mixup`, with rectangles of other images; with both, either is drawn for each batch",
         later=True,
     ),
+    "train.class_weights": Key(
+        "none",
+        CLASS_WEIGHTS,
+        'what an image counts for by its class in the terms that read labels: "none", "balanced" (N / (K n_c), every'
+        ' class equally), "effective" (between the two, see class_weights_beta), or a number for each class. Scaled to'
+        " a mean of 1 over the labeled training images",
+        later=True,
+    ),
+    "train.class_weights_beta": Key(
+        0.999, FRACTION, 'of "effective": 0 weighs all images equally, towards 1 it becomes "balanced"', later=True
+    ),
     "train.clip": Key(0.0, AT_LEAST_0, "largest global norm of the student's gradient; 0: none"),
     "train.accumulate": Key(
         1,
@@ -357,6 +403,12 @@ KEYS: dict[str, Key] = {
     "evaluate.every_epochs": Key(1, whole(1), "the end counts too"),
     "evaluate.batch_size": Key(500, whole(1, 10**6), "of all devices together"),
     "evaluate.select": Key("last", text(), 'which checkpoint the test set sees: "last" or "best-validation"'),
+    "evaluate.metric": Key(
+        "accuracy",
+        text(),
+        'by which "best-validation" is the best: "accuracy", "balanced_accuracy" or "macro_f1"',
+        later=True,
+    ),
     "checkpoint.every_epochs": Key(1, whole(1), "the end counts too"),
     "checkpoint.keep": Key(1, whole(1), "so many of the latest, beside the best"),
     "log.every_steps": Key(50, whole(1), "a line of metrics"),

@@ -1,7 +1,7 @@
 """Evaluation as masked sums, which add up over batches and are divided once."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Predictions(NamedTuple):
 class Metric(NamedTuple):
     """A number that every evaluation gives. By default the mean over the images of what is summed."""
 
-    sums: Callable[[Predictions], Array]  # over the images of a batch
+    sums: Callable[[Predictions], Array] | None  # over the images of a batch; None where `value` is told the confusion
     title: str  # with its unit, for people
     digits: int  # that people see
     factor: float = 1.0  # what people see is so many times the value
@@ -60,6 +60,16 @@ def _calibration_error(total: np.ndarray, images: float) -> float:
     return float(np.abs(np.asarray(total[0]) - np.asarray(total[1])).sum()) / images
 
 
+def _balanced_accuracy(confusion: np.ndarray, images: float) -> float:
+    sizes, right = confusion.sum(1), np.diag(confusion)
+    return float((right[sizes > 0] / sizes[sizes > 0]).mean())
+
+
+def _macro_f1(confusion: np.ndarray, images: float) -> float:
+    both = confusion.sum(0) + confusion.sum(1)
+    return float((2 * np.diag(confusion)[both > 0] / both[both > 0]).mean())
+
+
 def _agreement(p: Predictions) -> Array:
     assert p.teacher_logits is not None
     return ((p.logits.argmax(-1) == p.teacher_logits.argmax(-1)) * p.weight).sum()
@@ -71,11 +81,14 @@ def _fidelity_kl(p: Predictions) -> Array:
     return ((jnp.exp(log_q) * (log_q - log_p)).sum(-1) * p.weight).sum()
 
 
-# accuracy, top5 (of all classes where there are fewer than five), agreement: fractions; nll and fidelity_kl (KL of the
-# student from its teacher, at temperature 1): nats; ece: expected calibration error over 15 equal bins (Guo et al.,
-# ICML 2017, equation 3), a fraction.
+# accuracy, top5 (of all classes where there are fewer than five), agreement: fractions. balanced_accuracy, the mean
+# recall of classes that have an image, and macro_f1, the mean F1 of those that have one or are predicted: as in
+# scikit-learn, fractions. nll and fidelity_kl (KL of the student from its teacher, at temperature 1): nats. ece:
+# expected calibration error over 15 equal bins (Guo et al., ICML 2017, equation 3), a fraction.
 METRICS: dict[str, Metric] = {
     ACCURACY: Metric(lambda p: p.correct.sum(), "accuracy, %", 2, 100),
+    "balanced_accuracy": Metric(None, "balanced, %", 2, 100, value=_balanced_accuracy),
+    "macro_f1": Metric(None, "macro F1, %", 2, 100, value=_macro_f1),
     "top5": Metric(_top5, "top-5, %", 2, 100),
     "nll": Metric(_nll, "NLL", 3),
     "ece": Metric(_calibration, "ECE, %", 2, 100, value=_calibration_error),
@@ -105,7 +118,7 @@ def sums(
     own = {
         name: metric.sums(p)
         for name, metric in METRICS.items()
-        if teacher_logits is not None or not metric.needs_teacher
+        if metric.sums and (teacher_logits is not None or not metric.needs_teacher)
     }
     labels_by_class = jax.nn.one_hot(labels, logits.shape[-1]) * p.weight[:, None]
     confusion = labels_by_class.T @ jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
@@ -121,17 +134,43 @@ def sums_of(values: Mapping[str, Array], mask: Array) -> Sums:
 def summarize(total: Mapping[str, np.ndarray]) -> dict[str, float | int | None]:
     """Metrics of summed `sums`: those of `METRICS`, None where it has none of them, the others', and a count."""
     images = float(total["images"])
-    values = {name: metric.value(total[name], images) if name in total else None for name, metric in METRICS.items()}
+    of = {name: name if metric.sums else "confusion" for name, metric in METRICS.items()}
+    values: dict[str, float | int | None]
+    values = {name: METRICS[name].value(total[key], images) if key in total else None for name, key in of.items()}
     values |= {name: float(total[name]) / images for name in total if "/" in name}
     return {**values, "images": round(images)}
 
 
-def details(total: Mapping[str, np.ndarray]) -> dict[str, list]:
+def per_class(total: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
+    """{class: {"images", "predicted", "recall", "precision", "f1"}} of summed `sums`.
+
+    The first two are how many images it has, and of how many it is predicted. Recall is the accuracy among its images.
+    What would be divided by none of them is None.
+    """
+    confusion = np.asarray(total["confusion"], np.float64)
+    right, images, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+
+    def share(part: float, whole: float) -> float | None:
+        return float(part / whole) if whole else None
+
+    return {
+        name: {
+            "images": round(images[i]),
+            "predicted": round(predicted[i]),
+            "recall": share(right[i], images[i]),
+            "precision": share(right[i], predicted[i]),
+            "f1": share(2 * right[i], images[i] + predicted[i]),
+        }
+        for i, name in enumerate(class_names)
+    }
+
+
+def details(total: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
     """What a calibration diagram and a confusion matrix are drawn from, of summed `sums`.
 
     Returns:
       bin_confidence, bin_correct, bin_count: [BINS], sums over the images whose confidence lies in that equal part of
-      [0, 1]; confusion: [K, K], the number of images by label and prediction.
+      [0, 1]; confusion: [K, K], the number of images by label and prediction; classes: see `per_class`.
     """
     confidence, correct, count = total["ece"]
     return {
@@ -139,4 +178,5 @@ def details(total: Mapping[str, np.ndarray]) -> dict[str, list]:
         "bin_correct": [round(float(x)) for x in correct],
         "bin_count": [round(float(x)) for x in count],
         "confusion": [[round(float(x)) for x in row] for row in total["confusion"]],
+        "classes": per_class(total, class_names),
     }

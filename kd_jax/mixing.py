@@ -47,6 +47,12 @@ def _draw(rng: Array, batch: Batch, alpha: float) -> tuple[Array, Array]:
 def _with_targets(batch: Batch, images: Array, share: Array, order: Array) -> Batch:
     labeled = (batch.labels >= 0) & (batch.labels[order] >= 0)
     targets = (share * batch.targets + (1 - share) * batch.targets[order]) * labeled[:, None]
+    weights = batch.weights
+    if weights is not None:
+        weights = (share * weights + (1 - share) * weights[order]).astype(weights.dtype)
     return batch._replace(
-        images=images, targets=targets.astype(batch.targets.dtype), labels=jnp.where(labeled, batch.labels, -1)
+        images=images,
+        targets=targets.astype(batch.targets.dtype),
+        labels=jnp.where(labeled, batch.labels, -1),
+        weights=weights,
     )

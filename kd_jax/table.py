@@ -3,8 +3,9 @@
 usage: python -m kd_jax.table --rows=original [--seeds=3] [--scale=laptop] [--preset=faithful] [--jobs=2]
            [KEY=VALUE ...]
 
-The rows are those of a file of configs/, or of one of your own, --rows=FILE.py: a config with `get_config(row)`, that also has ROWS, the names of its rows, and, where it likes, what `Table` reads beside them. KEY=VALUE changes a key
-of every row's config and of its teacher's, as in dataset.path=cifar10; but a teacher sees every label, whatever
+The rows are those of a file of configs/, or of one of your own, --rows=FILE.py: a config with `get_config(row)`, that
+also has ROWS, the names of its rows, and, where it likes, what `Table` reads beside them. KEY=VALUE changes a key of
+every row's config and of its teacher's, as in dataset.path=cifar10; but a teacher sees every label, whatever
 dataset.labeled says. With --pretrain_on=FOLDER all networks start from ones that are first trained on that folder of
 images, as configs/pretrain.py says, in the place of ImageNet weights. A run that fails is named at its row, and the
 others go on; the same command tries it again.

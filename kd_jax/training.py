@@ -263,14 +263,14 @@ def _train(
                 window = Window()
             if evaluates or saves or step == total:
                 log()  # before these: it stops a run whose loss is not finite
-            accuracy = None
+            rating = None
             if validation and evaluates:
                 measured = _checked(evaluate(*evaluation.evaluated(state), validation), f"at step {step}")
-                accuracy = measured["accuracy"]
+                rating = measured[config["evaluate"]["metric"]]
                 writer.write(step, {"epoch": step / per_epoch} | _prefixed("validation", measured))
-            rated = accuracy is not None and config["evaluate"]["select"] == "best-validation"
+            rated = rating is not None and config["evaluate"]["select"] == "best-validation"
             if rated or saves:
-                checkpoints.save(state, step, accuracy, extra={"lines": writer.lines})
+                checkpoints.save(state, step, rating, extra={"lines": writer.lines})
             if evaluates or saves:
                 progress.pause(step)
             stop = agreed(request.signal or 0)
@@ -310,8 +310,9 @@ def _train(
             "versions": versions(),
         }
         if distributed.is_first():  # before the writer closes, which takes as long as W&B takes
-            if experiment.dataset.class_names:
-                runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
+            if names := experiment.dataset.class_names:
+                details = metrics.details(total_of_test, names)
+                runs.write_json(os.path.join(folder, "test_details.json"), details, indent=None)
             runs.write_json(os.path.join(folder, "result.json"), result)
             writer.write_result(result)
     print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)

@@ -63,6 +63,7 @@ class Batch(NamedTuple):
     targets: Float[Array, "B K"]  # the label's distribution (smoothed, mixed); a zero row where there is no label
     ids: Int[Array, " B"]  # position in the training set
     crop: Int[Array, " B"]  # in [0, 162): which crop and flip was taken
+    weights: Float[Array, " B"] | None = None  # of images in terms that read labels, mixed as the targets are; None: 1
 
 
 class Head(NamedTuple):

@@ -16,7 +16,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from kd_jax.data import lazy, stream
+from kd_jax.data import lazy, resident, stream
 from kd_jax.types import Split
 
 FILES = 1000  # different ones
@@ -57,7 +57,8 @@ def main() -> None:
     rate = alone / (time.monotonic() - start)
     print(f"decoding alone: {rate:,.0f} images/s", flush=True)
 
-    ids = functools.partial(stream.ids_of_step, seed=0, batch_size=given.batch, images=given.images)
+    orders = resident.orders(labels, seed=0, sampling="shuffle")
+    ids = functools.partial(stream.ids_of_step, orders=orders, batch_size=given.batch, images=given.images)
     source = stream.Batches(Split(images, labels), steps, ids, slice(0, given.batch))
     seen, start = 0, time.monotonic()
     for step, batch in enumerate(stream.read(source, 0, given.workers), start=1):

@@ -146,6 +146,22 @@ def test_smoothed_targets_stay_zero_without_a_label():
     np.testing.assert_allclose(batch.targets, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["mixup", "cutmix"])
+def test_the_weights_of_classes_are_mixed_as_their_targets(how):
+    by_class = np.array([0.5, 1.0, 2.0, 4.0])
+    batch = one(jax.random.key(3), class_weights=by_class, **{how: 0.7})
+    labeled = np.asarray(batch.labels) >= 0
+    expected = np.asarray(batch.targets)[labeled] @ by_class
+    np.testing.assert_allclose(np.asarray(batch.weights)[labeled], expected, rtol=1e-6)
+    assert not np.isin(expected, by_class).all()
+
+
+def test_smoothing_leaves_the_weight_of_an_image_as_it_is():
+    batch = one(jax.random.key(0), class_weights=np.array([0.5, 1.0, 2.0, 4.0]), label_smoothing=0.2)
+    np.testing.assert_array_equal(batch.weights[LABELS >= 0], [0.5, 1.0, 2.0, 4.0, 0.5])
+    assert one(jax.random.key(0)).weights is None
+
+
 def test_targets_are_at_least_float32_and_pixels_as_they_are_stored_until_they_are_mixed():
     plain, mixed = (one(jax.random.key(0), dtype=jnp.bfloat16, mixup=alpha) for alpha in (0.0, 0.5))
     assert (plain.images.dtype, plain.targets.dtype) == (jnp.uint8, jnp.float32)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from kd_jax import metrics
 from kd_jax.reporting import tables
@@ -41,6 +42,8 @@ def reference(name):
     p, q = probabilities(LOGITS), probabilities(TEACHER)
     return {
         "accuracy": (p.argmax(-1) == LABELS).mean(),
+        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(LABELS, p.argmax(-1)),
+        "macro_f1": sklearn.metrics.f1_score(LABELS, p.argmax(-1), average="macro"),
         "top5": np.mean([label in row.argsort()[-5:] for row, label in zip(p, LABELS, strict=True)]),
         "nll": -np.log(p[np.arange(60), LABELS]).mean(),
         "ece": expected_calibration_error(p, LABELS),
@@ -50,7 +53,7 @@ def reference(name):
     }[name]
 
 
-@pytest.mark.parametrize("name", ["accuracy", "top5", "nll", "ece", "agreement", "fidelity_kl", "images"])
+@pytest.mark.parametrize("name", [*metrics.METRICS, "images"])
 def test_the_metric_is_its_definition(summary, name):
     assert summary[name] == pytest.approx(reference(name), rel=1e-5)
 
@@ -86,13 +89,45 @@ def test_a_certain_prediction_falls_into_the_last_bin():
 @pytest.fixture(scope="module")
 def details():
     order = np.arange(80) % 60  # twenty of padding
-    return metrics.details(sums(LOGITS[order], LABELS[order], np.arange(80) < 60))
+    return metrics.details(sums(LOGITS[order], LABELS[order], np.arange(80) < 60), "abcdefg")
 
 
 def test_the_confusion_matrix_counts_labels_by_row_and_predictions_by_column(details):
     expected = np.zeros((7, 7), int)
     np.add.at(expected, (LABELS, LOGITS.argmax(-1)), 1)
     assert details["confusion"] == expected.tolist()
+
+
+def unbalanced():
+    """(labels, predictions, their sums): class 3 has no image, 4 is never predicted, 5 neither; 2 is always wrong."""
+    labels, predicted = np.repeat([0, 0, 1, 2, 4], [8, 2, 5, 3, 1]), np.repeat([0, 1, 1, 3, 0], [8, 2, 5, 3, 1])
+    logits = np.eye(6, dtype=np.float32)[predicted]
+    return labels, predicted, sums(logits, labels.astype(np.int32), np.ones(19, bool))
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_classes_without_an_image_count_as_in_scikit_learn():
+    labels, predicted, total = unbalanced()
+    summary = metrics.summarize(total)
+    expected = sklearn.metrics.balanced_accuracy_score(labels, predicted)
+    assert summary["balanced_accuracy"] == pytest.approx(expected)
+    assert summary["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+
+
+def test_every_class_has_its_own_numbers_by_name():
+    labels, predicted, total = unbalanced()
+    found = metrics.per_class(total, [f"class {i}" for i in range(6)])
+    assert list(found) == [f"class {i}" for i in range(6)]
+    expected = sklearn.metrics.precision_recall_fscore_support(labels, predicted, labels=range(6), zero_division=np.nan)
+    for own, precision, recall, f1, images in zip(found.values(), *expected, strict=True):
+        assert own["images"] == images
+        for name, value in {"precision": precision, "recall": recall, "f1": f1}.items():
+            assert own[name] == (None if np.isnan(value) else pytest.approx(value))
+    assert [own["predicted"] for own in found.values()] == [9, 7, 0, 3, 0, 0]
+
+
+def test_the_details_of_a_test_set_have_those_of_every_class(details):
+    assert details["classes"] == metrics.per_class({"confusion": np.array(details["confusion"])}, "abcdefg")
 
 
 @pytest.mark.parametrize("name", ["bin_count", "bin_correct", "bin_confidence"])

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import kd_jax
-from kd_jax import augment, evaluation, experiment, export, runs, steps, training, weights
+from kd_jax import augment, evaluation, experiment, export, metrics, runs, steps, training, weights
 from kd_jax import data as datasets
 from kd_jax.config.checks import plain
 from kd_jax.errors import InputError, TrainingError
@@ -39,7 +39,7 @@ def test_the_result_says_what_was_trained_and_how_well(taught):
     assert result["teacher"]["name"] == "tiny-teacher"
     assert (result["steps"], result["epochs"], result["selected"]) == (12, 3.0, "last")
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(state.params["student"]))
-    assert result["test"].keys() == {"accuracy", "top5", "nll", "ece", "agreement", "fidelity_kl", "images"}
+    assert result["test"].keys() == {*metrics.METRICS, "images"}
     assert (result["test"]["images"], result["validation"]["images"]) == (359, 145)
     assert result["deterministic"] is True
     assert 0 < result["share_in_steps"] <= 1
@@ -53,6 +53,27 @@ def test_the_details_beside_the_result_add_up_to_it(taught):
     assert confusion.shape == (10, 10)
     assert (confusion.sum(), sum(details["bin_count"])) == (359, 359)
     assert np.trace(confusion) / 359 == pytest.approx(result["test"]["accuracy"])
+
+
+def test_the_details_and_an_evaluation_have_the_numbers_of_every_class(taught):
+    folder, _, result = taught
+    details = runs.read_json(str(folder / "run"), "test_details.json")
+    assert list(details["classes"]) == list("0123456789")
+    recalls = [own["recall"] for own in details["classes"].values()]
+    assert np.mean(recalls) == pytest.approx(result["test"]["balanced_accuracy"])
+    measured = evaluation.evaluate_run(folder / "run", runs_folder=folder, per_class=True)
+    assert measured == result["test"] | {"classes": details["classes"]}
+
+
+def test_the_metric_that_a_config_names_rates_checkpoints(tmp_path, monkeypatch):
+    lowest = metrics.Metric(None, "", 2, value=lambda confusion, images: -float(np.trace(confusion)) / images)
+    monkeypatch.setitem(metrics.METRICS, "macro_f1", lowest)
+    _, result = tiny.train(
+        tiny.config(**{"evaluate.select": "best-validation", "evaluate.metric": "macro_f1"}), tmp_path
+    )
+    accuracies = {line["step"]: line["validation/accuracy"] for line in lines(tmp_path / "run", "validation/")}
+    assert len(set(accuracies.values())) > 1
+    assert result["checkpoint"] == min(accuracies, key=accuracies.get)
 
 
 def test_accuracy_and_agreement_are_those_of_the_saved_networks(taught):

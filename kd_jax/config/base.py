@@ -11,6 +11,9 @@ from kd_jax.config.tree import ConfigDict, placeholder
 from kd_jax.errors import choose
 from kd_jax.keys import KEYS
 
+# Keys of `dataset` that a teacher has its own of.
+OF_STUDENT = ("labeled", "unlabeled", "label_free", "sampling", "augment", "least_area", "cutout", "extra_views")
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the complete tree: a small network already, so "small" is the default; "smoke" has two epochs."""
@@ -57,7 +60,7 @@ def with_teachers(config: ConfigDict, teachers: Mapping[str, ConfigDict]) -> Con
 def _beside(config: ConfigDict, teacher: ConfigDict) -> ConfigDict:
     """A teacher's config whose data and precision are those of its student."""
     for key in config.dataset:
-        if key not in ("labeled", "unlabeled", "label_free", "augment", "least_area", "cutout", "extra_views"):
+        if key not in OF_STUDENT:
             teacher.dataset[key] = config.dataset.get_ref(key)
     teacher.precision = config.get_ref("precision")
     teacher.deterministic = config.get_ref("deterministic")

@@ -10,6 +10,7 @@ from kd_jax.errors import InputError, choose, shown
 from kd_jax.keys import KEYS
 
 SELECTIONS = ("last", "best-validation")
+RATINGS = ("accuracy", "balanced_accuracy", "macro_f1")  # of `metrics.METRICS`
 DEEPEST = 40  # sections in one another
 
 # Keys of older versions, and what has taken their place. `translate` reads them in the files of old runs.
@@ -81,6 +82,13 @@ def check(config: Mapping[str, Any]) -> None:
                 choose_keys(name, config[name], default)
     keys.check_section("", config)
     choose("evaluate.select", config["evaluate"]["select"], SELECTIONS)
+    choose("evaluate.metric", config["evaluate"]["metric"], RATINGS)
+    weights = config["train"]["class_weights"]
+    if config["dataset"]["sampling"] == "balanced" and weights in ("balanced", "effective"):
+        raise InputError(
+            f"train.class_weights is {weights!r} and dataset.sampling 'balanced', which would make up for small classes"
+            " twice; expected one of them"
+        )
     if config["evaluate"]["select"] == "best-validation" and not config["dataset"]["holdout"]:
         raise InputError("dataset.holdout is 0, so there is no validation split; expected evaluate.select 'last'")
     for section in teacher_sections(config["teacher"]):

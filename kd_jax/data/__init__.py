@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax import augment, keys, registry
+from kd_jax import augment, balance, keys, registry
 from kd_jax.data import digits, npz
 from kd_jax.data.lazy import Images
 from kd_jax.data.names import printable, read_class_names
@@ -28,7 +28,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 # What of the section chooses among the images, and what happens to them later, and so not what is read.
 CHOICE = (
     *("holdout", "train_images", "labeled", "unlabeled", "normalize", "class_names"),
-    *("augment", "least_area", "cutout", "extra_views", "workers"),
+    *("sampling", "augment", "least_area", "cutout", "extra_views", "workers"),
 )
 
 
@@ -309,6 +309,7 @@ def _check(section: Section) -> None:
             f"dataset.stream is 'always', and dataset.source {section['source']!r}, which is read into memory; expected"
             f" dataset.source {', '.join(repr(name) for name, kind in SOURCES.items() if kind.streams)}"
         )
+    choose("dataset.sampling", section["sampling"], balance.SAMPLING)
     choose("dataset.augment", section["augment"], augment.KINDS)
     for kind in section["extra_views"]:
         choose("a kind of dataset.extra_views", kind, augment.KINDS)

@@ -273,6 +273,11 @@ def _walk(
         yield from _walk(root, os.path.join(folder, name), suffixes, left_out, (*above, own))
 
 
+def below(folder: str) -> Iterator[str]:
+    """All image files below a folder, by their names and without what is hidden, relative to it."""
+    return _walk(Path(folder), "", listed.suffixes(), collections.Counter(), ())
+
+
 def _fingerprint(root: Path, listing: Listing) -> str:
     """Of the names and contents of the files, independent of where the folder lies."""
     names = [name for files in listing.files.values() for name, _ in files]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import sharding
+from kd_jax import balance, sharding
 from kd_jax.steps import StepOptions
 from kd_jax.types import Array, Feed, RawBatch, Split
 
@@ -50,6 +50,7 @@ def feed(
     total_steps: int,
     mesh: jax.sharding.Mesh,
     options: StepOptions,
+    sampling: str = "shuffle",
 ) -> Feed:
     """The feed of a split, which is put on every device.
 
@@ -62,14 +63,16 @@ def feed(
       total_steps: of the run.
       mesh: the devices.
       options: of the step.
+      sampling: one of `balance.SAMPLING`, see `orders`.
     """
-    count, length = len(train.labels), len(train.labels) // batch_size
+    length = len(train.labels) // batch_size
+    order_of = orders(train.labels, seed=seed, sampling=sampling)
     on_devices = put(train, mesh)
     order_sharding = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
 
     def calls(step: int) -> Iterator[tuple[Array, int]]:
         for epoch in range(step // length, math.ceil(total_steps / length)):
-            order = epoch_order(seed, epoch, count)[: length * batch_size].reshape(length, batch_size)
+            order = order_of(epoch)[: length * batch_size].reshape(length, batch_size)
             start, last = max(step - epoch * length, 0), min(length, total_steps - epoch * length)
             while start < last:
                 end = min(start - start % steps_per_call + steps_per_call, last)
@@ -109,6 +112,13 @@ def example(train: Split) -> RawBatch:
     images: Any = np.asarray(train.images[:EXAMPLES])
     labels = train.labels[:EXAMPLES]
     return RawBatch(images, labels, jnp.arange(len(labels), dtype=jnp.int32))
+
+
+def orders(labels: np.ndarray, *, seed: int, sampling: str) -> Callable[[int], np.ndarray]:
+    """epoch -> the order [N] int32 in which it visits the training images, of which these are the labels."""
+    if sampling == "balanced":
+        return functools.partial(balance.order, seed, labels=labels)
+    return functools.partial(epoch_order, seed, images=len(labels))
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:

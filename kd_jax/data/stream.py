@@ -53,13 +53,15 @@ class Batches:
         return RawBatch(images, self._split.labels[ids], ids)
 
 
-def ids_of_step(step: int, *, seed: int, batch_size: int, images: int) -> np.ndarray:
-    """The positions [B] int32 of the images of a step, as `resident.feed` has them."""
+def ids_of_step(step: int, *, orders: Callable[[int], np.ndarray], batch_size: int, images: int) -> np.ndarray:
+    """The positions [B] int32 of the images of a step, as `resident.feed` has them; `orders` as of `resident`."""
     epoch, within = divmod(step, images // batch_size)
-    return _order(seed, epoch, images)[within * batch_size :][:batch_size]
+    return _order(orders, epoch)[within * batch_size :][:batch_size]
 
 
-_order = functools.lru_cache(maxsize=2)(resident.epoch_order)  # of a million images it takes longer than a step
+@functools.lru_cache(maxsize=2)  # of a million images it takes longer than a step
+def _order(orders: Callable[[int], np.ndarray], epoch: int) -> np.ndarray:
+    return orders(epoch)
 
 
 def evaluated(split: Split, ids: np.ndarray, mesh: Mesh) -> Iterator[RawBatch]:
@@ -87,6 +89,7 @@ def feed(
     total_steps: int,
     mesh: Mesh,
     workers: int,
+    sampling: str = "shuffle",
 ) -> Feed:
     """The feed of a split whose images are read as they are needed; for the arguments see `resident.feed`.
 
@@ -95,7 +98,8 @@ def feed(
     """
     length = len(train.labels) // batch_size
     on_devices = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
-    ids = functools.partial(ids_of_step, seed=seed, batch_size=batch_size, images=len(train.labels))
+    orders = resident.orders(train.labels, seed=seed, sampling=sampling)
+    ids = functools.partial(ids_of_step, orders=orders, batch_size=batch_size, images=len(train.labels))
     source = Batches(train, total_steps, ids, own_part(mesh, batch_size))
 
     def calls(step: int) -> Iterator[tuple[RawBatch, int]]:

@@ -18,6 +18,7 @@ from kd_jax.methods.base import (
     combine,
     from_loss,
     from_module,
+    labeled_mean,
     seeing,
     standardizing,
     tap,
@@ -34,7 +35,7 @@ from kd_jax.methods.review import ReviewKD
 from kd_jax.methods.saliency import gradcam_alignment
 from kd_jax.types import Array, Method, View
 
-__all__ = ["METHODS", "combine", "create", "from_loss", "from_module", "register", "tap"]
+__all__ = ["METHODS", "combine", "create", "from_loss", "from_module", "labeled_mean", "register", "tap"]
 
 METHODS: dict[str, Constructor] = {
     "cross_entropy": from_loss(losses.cross_entropy),

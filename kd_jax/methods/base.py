@@ -16,6 +16,7 @@ from kd_jax.keys import Kind, listing, traced, whole
 from kd_jax.losses import masks
 from kd_jax.types import (
     Array,
+    Batch,
     Context,
     Head,
     Method,
@@ -177,6 +178,25 @@ def check_taps(on: Any) -> None:
             check_tap(name)
 
 
+def labeled_mean(loss: Array, batch: Batch) -> Array:
+    """The mean [] of a loss [B] over the images that have a label, each weighed as its class is.
+
+    Every term that reads labels takes its mean here. What is divided by is the number of labeled images, not the sum of
+    their weights as in PyTorch's cross entropy: that changes from batch to batch, so that an image would count for less
+    beside a rare one, and the mean over micro-batches would be another. Without a label it is zero. A loss [] of the
+    whole batch is taken as it is, and refused where images have weights.
+    """
+    where = batch.labels >= 0
+    if batch.weights is not None:
+        if not loss.ndim:
+            raise InputError(
+                "the loss is one number for the batch, in which no image can be weighed; expected [B], or"
+                " train.class_weights 'none'"
+            )
+        loss = loss * batch.weights
+    return masks.mean(masks.keep(where, loss) if loss.ndim else loss, where)
+
+
 def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "logits") -> Constructor:
     """Makes a method's constructor out of a plain function of arrays.
 
@@ -244,7 +264,10 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
                 values = {"student": student, "teacher": teacher, "targets": batch.targets, "labels": batch.labels}
                 loss = function(*(values[name] for name in sides), **{**chosen, **told})
                 loss = _checked(loss, len(batch.labels))
-                total += masks.mean(masks.keep(where, loss) if loss.ndim else loss, where)
+                if labeled_only:
+                    total += labeled_mean(loss, batch)
+                else:
+                    total += masks.mean(masks.keep(None, loss) if loss.ndim else loss, None)
             return total
 
         def init(rng: Array, context: Context) -> MethodVariables:
@@ -300,7 +323,8 @@ def from_module(module: type[nn.Module]) -> Constructor:
     its parts count in some epochs only: False). A module with a method `predict(outputs)` replaces the student's
     prediction; one with `others(context)` returns {part: logits} of what else is evaluated, by the context of an
     evaluation; one with `distances(context)` returns [B], how far each image is from what the teacher says of it, which
-    evaluations report where the teacher has no logits. `needs_labels` says that it reads labels.
+    evaluations report where the teacher has no logits. `needs_labels` says that it reads labels; it then takes the mean
+    of what it computes of each image by `labeled_mean`, which weighs classes.
     """
 
     if not isinstance(module, type) or not issubclass(module, nn.Module):
@@ -346,7 +370,7 @@ def from_module(module: type[nn.Module]) -> Constructor:
             predict=predict if hasattr(module, "predict") else student_logits,
             others=others if hasattr(module, "others") else no_others,
             measures=measures if hasattr(module, "distances") else no_others,
-            needs_labels=frozenset({name}) if getattr(module, "needs_labels", False) else frozenset(),
+            needs_labels=frozenset({name}) if getattr(instance, "needs_labels", False) else frozenset(),
             phases=getattr(module, "phases", False),
             traced=traced(fields, options),
         )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.keys import FRACTION, SIZE, TRACED, Kind, number, whole
 from kd_jax.losses import masks
-from kd_jax.methods.base import reported
+from kd_jax.methods.base import labeled_mean, reported
 from kd_jax.models.layers import BatchNorm, Linear
 from kd_jax.types import Array, Context
 
@@ -173,5 +173,5 @@ class ND(nn.Module):
         new_means = means.value + change / jnp.maximum(new_count, 1)[:, None]
         if not self.is_initializing():
             count.value, means.value = new_count, new_means
-        where = labels >= 0
-        return masks.mean(losses.nd(student, teacher, new_means[labels], where=where), where)
+        loss = losses.nd(student, teacher, new_means[labels], where=labels >= 0)
+        return labeled_mean(loss, context.batch)

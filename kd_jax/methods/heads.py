@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.errors import choose
 from kd_jax.keys import ABOVE_0, TRACED, Factor, NonNegative, Temperature, listing, whole
-from kd_jax.losses import masks
 from kd_jax.losses.arrays import average_down
-from kd_jax.methods.base import linear_head, reported
+from kd_jax.methods.base import labeled_mean, linear_head, reported
 from kd_jax.models.layers import Linear
 from kd_jax.types import Array, Context, Outputs, at_least_float32
 
@@ -68,6 +67,11 @@ class SDD(nn.Module):
     beta: Factor = 8.0
     gamma: NonNegative = 3.5
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether images without a label do not count."""
+        return self.inner != "kd"
+
     @nn.compact
     def __call__(self, context: Context) -> Array:
         choose("inner", self.inner, ("kd", "dkd", "nkd"))
@@ -75,12 +79,10 @@ class SDD(nn.Module):
         teacher = cell_logits(jax.lax.stop_gradient(context.teacher), self.scales, "the teacher")
         labels = context.batch.labels
         rows = [x.reshape(-1, x.shape[-1]) for x in (student, teacher)]
-        where = None
         if self.inner == "kd":
             loss = losses.kd(rows[0], rows[1], temperature=self.temperature)
         else:
-            where = labels >= 0
-            own, counts = (x.repeat(student.shape[1]) for x in (labels, where))
+            own, counts = (x.repeat(student.shape[1]) for x in (labels, labels >= 0))
             options: Any = {"temperature": self.temperature, "where": counts}
             if self.inner == "dkd":
                 loss = losses.dkd(rows[0], rows[1], own, alpha=self.alpha, beta=self.beta, **options)
@@ -89,7 +91,8 @@ class SDD(nn.Module):
         right = teacher.argmax(-1) == labels[:, None]
         right_about_the_image = context.teacher.logits.argmax(-1) == labels
         weights = jnp.where(right != right_about_the_image[:, None], 2.0, 1.0)
-        return masks.mean((weights * loss.reshape(weights.shape)).mean(-1), where)
+        each = (weights * loss.reshape(weights.shape)).mean(-1)
+        return labeled_mean(each, context.batch) if self.needs_labels else each.mean()
 
 
 def cell_logits(outputs: Outputs, scales: tuple[int, ...], who: str) -> Array:

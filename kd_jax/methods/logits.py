@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.errors import InputError
 from kd_jax.keys import ABOVE_0, AT_LEAST_0, TRACED, NonNegative, Temperature, number, whole
-from kd_jax.losses import masks
-from kd_jax.methods.base import reported
+from kd_jax.methods.base import labeled_mean, reported
 from kd_jax.types import Array, Context
 
 CONFIDENCE = number(least=0, most=1, expected="a number from 0 to 1")
@@ -31,6 +30,8 @@ class WKDLogits(nn.Module):
       regularization, iterations: of Sinkhorn.
     """
 
+    needs_labels = True
+
     alpha: NonNegative = 1.0
     gamma: Annotated[float, AT_LEAST_0] = 600.0
     temperature: Temperature = 8.0
@@ -47,7 +48,6 @@ class WKDLogits(nn.Module):
                 " expected as many"
             )
         cost = self.variable("head", "cost", lambda: losses.class_cost(kernel, kappa=self.kappa)).value
-        where = context.batch.labels >= 0
         loss = losses.wkd_logits(
             context.student.logits,
             context.teacher.logits,
@@ -58,9 +58,9 @@ class WKDLogits(nn.Module):
             temperature=self.temperature,
             regularization=self.regularization,
             iterations=self.iterations,
-            where=where,
+            where=context.batch.labels >= 0,
         )
-        return masks.mean(loss, where)
+        return labeled_mean(loss, context.batch)
 
 
 class CRLD(nn.Module):

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from kd_jax import losses, models
 from kd_jax.errors import InputError, choose
 from kd_jax.keys import SECTION, TRACED, NonNegative, Temperature, number, text, whole
-from kd_jax.losses import masks
 from kd_jax.methods.adapters import Regressor
-from kd_jax.methods.base import reported, stage_map
+from kd_jax.methods.base import labeled_mean, reported, stage_map
 from kd_jax.models.layers import Linear
 from kd_jax.types import Array, Context, Method, MethodVariables, Network, Outputs, Terms
 
@@ -90,7 +89,8 @@ def mutual(
 
         total = jnp.zeros((), context.student.logits.dtype)
         for peer in names:
-            total += masks.mean(losses.cross_entropy(logits[peer], context.batch.targets, where=labeled), labeled)
+            label = losses.cross_entropy(logits[peer], context.batch.targets, where=labeled)
+            total += labeled_mean(label, context.batch)
             total += from_others(peer)
         return {name: from_others("student"), f"{name}/peers": total}, stats
 
@@ -99,7 +99,8 @@ def mutual(
         return {f"{name}/{peer}": x.logits for peer, x in outputs.items()}
 
     traced = {"temperature": float(temperature)}
-    return Method(init, apply, weights={f"{name}/peers": 1.0}, others=others, traced=traced)
+    labels = frozenset({name})
+    return Method(init, apply, weights={f"{name}/peers": 1.0}, others=others, needs_labels=labels, traced=traced)
 
 
 class BeYourOwnTeacher(nn.Module):
@@ -120,6 +121,7 @@ class BeYourOwnTeacher(nn.Module):
     temperature: Temperature = 3.0
     feature: NonNegative = 0.03
     needs_teacher = False
+    needs_labels = True
 
     def __call__(self, context: Context) -> Array:
         end = context.student  # on the teacher's side of each loss, which has no gradient
@@ -127,7 +129,7 @@ class BeYourOwnTeacher(nn.Module):
         total = jnp.zeros((), context.student.logits.dtype)
         for logits, pooled in self.exits(context.student, train=True):
             label = losses.cross_entropy(logits, context.batch.targets, where=labels)
-            total += (1 - self.alpha) * masks.mean(label, labels)
+            total += (1 - self.alpha) * labeled_mean(label, context.batch)
             total += self.alpha * losses.kd(logits, end.logits, temperature=self.temperature).mean()
             total += self.feature * losses.hint(pooled, stage_map(end, -1, "the student").mean((1, 2))).mean()
         return total

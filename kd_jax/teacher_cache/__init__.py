@@ -258,7 +258,9 @@ def _of_table(experiment: Experiment, crops: Sequence[int] | None) -> dict[str, 
     dataset = experiment.identity["dataset"]
     return {
         "dataset": {
-            key: value for key, value in dataset.items() if key not in ("augment", "least_area", "extra_views")
+            key: value
+            for key, value in dataset.items()
+            if key not in ("sampling", "augment", "least_area", "extra_views")
         },
         "views": len(crops or ()),
     }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # In which a teacher may differ from its student.
 OWN_CHOICE = (
     *("labeled", "unlabeled", "label_free", "normalize", "augment", "least_area", "cutout", "extra_views"),
-    *("stream", "workers"),
+    *("sampling", "stream", "workers"),
 )
 
 

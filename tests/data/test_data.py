@@ -33,6 +33,7 @@ CONFIG = {
     "label_free": False,
     "stream": "auto",
     "workers": 0,
+    "sampling": "shuffle",
 }
 
 

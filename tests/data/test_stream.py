@@ -66,17 +66,19 @@ def test_what_is_no_image_is_named_before_it_is_needed(tmp_path):
 def numbered():
     """Twenty images, each of one gray, its number."""
     read = lazy.Images(lambda item: np.full((2, 2, 3), item, np.uint8), list(range(20)), (2, 2, 3))
-    return Split(read, np.arange(20, dtype=np.int32) % 3)
+    return Split(read, np.sqrt(np.arange(20)).astype(np.int32) // 2)  # classes of 4, 12 and 4
 
 
-def calls(numbered, first, *, batch_size=6, total=10, per_call=2):
+def calls(numbered, first, *, batch_size=6, total=10, per_call=2, **options):
     mesh = sharding.mesh(jax.devices()[:1])
     shared = {"seed": 3, "batch_size": batch_size, "steps_per_call": per_call, "total_steps": total, "mesh": mesh}
+    shared |= options
     return stream.feed(numbered, workers=0, **shared).calls(first)
 
 
+@pytest.mark.parametrize("sampling", ["shuffle", "balanced"])
 @pytest.mark.parametrize("first", [0, 1, 4, 7])
-def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first):
+def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first, sampling):
     whole = Split(np.asarray(numbered.images), numbered.labels)
     kept = resident.feed(
         whole,
@@ -86,9 +88,10 @@ def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first)
         total_steps=10,
         mesh=sharding.mesh(jax.devices()[:1]),
         options=None,
+        sampling=sampling,
     )
     expected = [(np.asarray(ids), end) for ids, end in kept.calls(first)]
-    found = list(calls(numbered, first))
+    found = list(calls(numbered, first, sampling=sampling))
     assert [end for _, end in found] == [end for _, end in expected]
     for (rows, _), (ids, _) in zip(found, expected, strict=True):
         np.testing.assert_array_equal(rows.ids, ids)
@@ -146,7 +149,8 @@ def test_processes_read_every_image_of_an_epoch_once(seen, more, seed, epoch):
     meshes, size = seen
     images, steps = size + more, (size + more) // size
     split, read = reading(images)
-    ids = functools.partial(stream.ids_of_step, seed=seed, batch_size=size, images=images)
+    orders = resident.orders(split.labels, seed=seed, sampling="shuffle")
+    ids = functools.partial(stream.ids_of_step, orders=orders, batch_size=size, images=images)
     sources = [stream.Batches(split, steps * (epoch + 1), ids, stream.own_part(mesh, size)) for mesh in meshes]
     each = [source[step] for step in range(steps * epoch, len(sources[0])) for source in sources]
     expected = resident.epoch_order(seed, epoch, images)[: steps * size]

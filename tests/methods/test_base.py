@@ -14,6 +14,7 @@ from kd_jax.errors import InputError
 from kd_jax.keys import ABOVE_0, TRACED, Factor, listing
 from kd_jax.methods import base, contrastive
 from kd_jax.types import Method, MethodVariables, Outputs, View
+from tests.methods.examples import EXAMPLES
 from tests.methods.numeric import STUDENT, TEACHER, batch, context, grad, log_softmax, outputs, standardized, terms
 
 Powers = Annotated[tuple[float, ...], listing(ABOVE_0), TRACED]
@@ -104,6 +105,59 @@ def test_a_loss_of_labels_counts_only_images_that_have_one():
     method = base.from_loss(lambda student, labels: student[:, 0] + labels)("term")
     expected = (STUDENT[[0, 3], 0] + [2, 4]).mean()
     np.testing.assert_allclose(apply(method, labels=(2, -1, -1, 4, -1, -1))["term"], expected, rtol=1e-5)
+
+
+WEIGHTS = np.array([2.0, 0.5, 99.0, 1.0, 0.0, 3.0])
+READS_LABELS = {
+    "sdd": {"inner": "dkd"},
+    **{name: EXAMPLES[name] for name in sorted(EXAMPLES) if methods.create({name: EXAMPLES[name]}).needs_labels},
+}
+PEERS = {"mutual"}  # see test_peers
+
+
+def test_the_terms_that_read_labels_are_known():
+    assert READS_LABELS.keys() >= {"cross_entropy", "dkd", "nkd", "wkd_logits", "nd", "sdd", "byot", "mutual"}
+    assert not READS_LABELS.keys() & {"kd", "crd", "deit", "at", "crld"}
+
+
+@pytest.mark.parametrize("name", sorted(READS_LABELS.keys() - PEERS))
+def test_a_term_that_reads_labels_weighs_its_images(name):
+    """It is linear in their weights, what has no label does not count, and it is divided by the count."""
+    method = methods.create({name: READS_LABELS[name]})
+    given = context(STUDENT, TEACHER, [0, 1, -1, 3, 4, 0], views=method.views)
+    variables = method.init(jax.random.key(0), given)
+
+    @jax.jit
+    def term(weights):
+        views = tuple(view._replace(batch=view.batch._replace(weights=weights)) for view in given.views)
+        (loss,) = method.apply(variables, dataclasses.replace(given, views=views))[0].values()
+        return loss
+
+    rest, *each = (np.float64(term(jnp.asarray(x, jnp.float32))) for x in (np.zeros(6), *np.eye(6)))  # without labels
+    np.testing.assert_allclose(term(None), term(jnp.ones(6)), rtol=1e-5)
+    np.testing.assert_allclose(term(jnp.asarray(WEIGHTS)), rest + WEIGHTS @ (np.array(each) - rest), rtol=1e-4)
+    assert each[2] == rest
+    assert abs(term(jnp.asarray(WEIGHTS)) - term(None)) > 1e-3 * abs(term(None))
+
+
+def test_the_weighted_mean_is_that_of_micro_batches_and_no_quotient_of_weights():
+    loss, weights = STUDENT[:, 0], np.arange(6.0)
+    each = batch((0, 1, 2, 3, 4, 0))._replace(weights=jnp.asarray(weights))
+    whole = base.labeled_mean(jnp.asarray(loss), each)
+    np.testing.assert_allclose(whole, (weights * loss).sum() / 6, rtol=1e-5)
+    halves = [
+        base.labeled_mean(jnp.asarray(loss[i]), jax.tree.map(lambda x, i=i: x[i], each))
+        for i in np.split(np.arange(6), 2)
+    ]
+    np.testing.assert_allclose(np.mean(halves), whole, rtol=1e-5)
+
+
+def test_a_loss_of_the_batch_cannot_weigh_its_images():
+    method = base.from_loss(lambda student, labels: (student[:, 0] + labels).mean())("term")
+    given = context(STUDENT, labels=[0] * 6)
+    weighed = given.views[0]._replace(batch=given.batch._replace(weights=jnp.ones(6)))
+    with pytest.raises(InputError, match=r"in which no image can be weighed; expected \[B\], or train.class_weights"):
+        method.apply(MethodVariables({}, {}), dataclasses.replace(given, views=(weighed,)))
 
 
 def test_without_any_label_such_a_loss_is_zero():

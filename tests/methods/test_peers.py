@@ -80,6 +80,18 @@ def test_a_peer_lowers_its_cross_entropy_and_its_divergence_from_the_others():
     np.testing.assert_allclose(got, labels + sum(others), rtol=1e-5)
 
 
+def test_the_label_of_a_peer_counts_for_as_much_as_its_class():
+    variables, terms, method = mutual(peers=2, temperature=2.0)
+    weights = np.array([2.0, 0.5, 9.0, 1.5])
+    view = seen().views[0]
+    view = view._replace(batch=view.batch._replace(weights=jnp.asarray(weights, jnp.float32)))
+    weighed = dataclasses.replace(seen(), views=(view,))
+    got = jax.jit(lambda: method.apply(variables, weighed)[0])()["mutual/peers"]
+    plain = terms(variables.params, jnp.float32(STUDENT))[0]["mutual/peers"]
+    expected = sum(-((weights - 1)[:, None] * TARGETS * log_softmax(x)).sum() / 3 for x in peers_logits(variables))
+    np.testing.assert_allclose(got - plain, expected, rtol=1e-4)
+
+
 def test_a_temperature_that_a_step_is_told_counts_as_one_that_a_config_has():
     variables, _, method = mutual(peers=2, temperature=2.0)
     assert method.traced == {"mutual": {"temperature": 2.0}}
