@@ -32,10 +32,11 @@ LAYERS = (
         "tracing",
         "eval_steps",
     },
-    {"training", "evaluation", "probing", "explaining", "exporting", "reporting", "teacher_cache"},
+    {"training", "evaluation", "probing", "explaining", "exporting", "reporting", "teacher_cache", "planning"},
     {
         "__main__",
         "main",
+        "plan",
         "evaluate",
         "probe",
         "explain",
