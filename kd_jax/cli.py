@@ -24,6 +24,7 @@ from kd_jax.errors import TOLD, InputError, Preempted, TrainingError, choose, on
 from kd_jax.usage import text as help_text
 
 COMMANDS = {  # each is a module of this package
+    "plan": "Say what a run would take, without training: size, memory, time, and what suits the images.",
     "evaluate": "Evaluate a finished run on its test set.",
     "predict": "Classify images with a finished run.",
     "probe": "Measure the embeddings of a finished run by a linear probe.",

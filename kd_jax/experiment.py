@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import components, data, methods, networks, runs, sharding, steps, teachers, tracing
+from kd_jax import components, data, distributed, methods, networks, runs, sharding, steps, teachers, tracing
 from kd_jax.allocation import keep_memory
 from kd_jax.compilation import keep_programs
 from kd_jax.config import checks
@@ -83,6 +83,24 @@ class Experiment(NamedTuple):
         rows = min(self.steps_per_call, self.steps), self.config["train"]["batch_size"]
         tracing.trace(self.train_steps, state, self.teacher, self.dataset.train, rows, self.hyper, self.mesh)
         tracing.check_optimizers(self.config["method"], state.params)
+
+    def lower(self, steps: int = 1, batch: int | None = None) -> jax.stages.Lowered:
+        """`train_steps` of so many steps, of `batch` images each or as many as the config says, for the devices."""
+        rows = steps, batch or self.config["train"]["batch_size"]
+        jitted: Any = self.train_steps
+        state, train = self.state_shapes(), self.dataset.train
+        return jitted.lower(*tracing.call(state, self.teacher, train, rows, self.hyper, self.mesh))
+
+    def missing_teachers(self) -> list[tuple["Experiment", str]]:
+        """The runs that have to be trained before the teacher can be loaded, each with its folder."""
+        teacher, missing = self.teacher, {}
+        for one in (teacher, *((teacher and teacher.members) or {}).values()):
+            if one and one.untrained is not None:
+                source, untrained = one.source, one.untrained
+                distributed.first(runs.check, source, untrained.identity)
+                if not distributed.first(runs.has_result, source):
+                    missing[source] = untrained
+        return [(untrained, source) for source, untrained in missing.items()]
 
     def feed(self) -> Feed:
         """The training data: on the devices, or read as it is needed."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from kd_jax import sharding
 from kd_jax.data import resident, stream
@@ -37,27 +37,39 @@ def trace(
       taught: shapes of what the teacher says at those steps, where it is not asked in them: see
         `teacher_cache.asking.fetch_taught`.
     """
+    jax.eval_shape(train_steps, *call(state, teacher, train, rows, hyper, mesh, taught))
+
+
+def call(
+    state: TrainState,
+    teacher: Teacher | None,
+    train: Split,
+    rows: tuple[int, int],
+    hyper: Hyper,
+    mesh: Mesh,
+    taught: Any = None,
+) -> tuple[Any, ...]:
+    """The shapes of what `steps.train_steps` is called with; for the arguments see `trace`."""
     everywhere = sharding.replicated(mesh)
-    constants, given, labels = _of_feed(train, rows, everywhere)
+    constants, given, labels = _of_feed(train, rows, mesh)
     given = given if taught is None else (given, taught)
-    jax.eval_shape(
-        train_steps, state, _variables(teacher, everywhere), constants, given, _shapes(hyper, everywhere), labels
-    )
+    return state, _variables(teacher, everywhere), constants, given, _shapes(hyper, everywhere), labels
 
 
 def taught_shapes(teach: Callable[..., Any], teacher: Teacher, train: Split, rows: tuple[int, int], mesh: Mesh) -> Any:
     """The shapes of what a teacher says, by `teacher_cache.asking.teach_steps`; for the other arguments see `trace`."""
     everywhere = sharding.replicated(mesh)
-    constants, given, _ = _of_feed(train, rows, everywhere)
+    constants, given, _ = _of_feed(train, rows, mesh)
     return jax.eval_shape(teach, np.uint32(0), np.int32(0), _variables(teacher, everywhere), constants, given)
 
 
-def _of_feed(train: Split, rows: tuple[int, int], sharding: Sharding) -> tuple[Any, Any, Any]:
+def _of_feed(train: Split, rows: tuple[int, int], mesh: Mesh) -> tuple[Any, Any, Any]:
     """The shapes of a feed's constants, of the rows of a call, and of all labels."""
+    everywhere, divided = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
     if stream.is_streamed(train):
-        return None, _shapes(stream.row_shapes(train, rows), sharding), _shapes(train.labels, sharding)
-    split = _shapes(resident.shapes(train), sharding)
-    return split, jax.ShapeDtypeStruct(rows, jnp.int32, sharding=sharding), split.labels
+        return None, _shapes(stream.row_shapes(train, rows), divided), _shapes(train.labels, everywhere)
+    split = _shapes(resident.shapes(train), everywhere)
+    return split, jax.ShapeDtypeStruct(rows, jnp.int32, sharding=divided), split.labels
 
 
 def state_shapes(

@@ -114,7 +114,7 @@ def run(experiment: Experiment, folder: str, *, wait: bool = False, extend: str 
         return _finished(experiment, folder)
     if extend:
         distributed.first(extending.check, experiment, extend, folder)
-    missing = _missing_teachers(experiment)
+    missing = experiment.missing_teachers()
     loaded = None if missing else _load_teacher(experiment)  # before anything is written: it may be damaged
     with stopping.listening() as request, contextlib.ExitStack() as stack:
         distributed.first(stack.enter_context, runs.locked(folder, wait=wait))
@@ -161,18 +161,6 @@ def _finished(experiment: Experiment, folder: str) -> Result:
     if project := experiment.config["log"]["wandb"]:
         print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
     return Result(result["test"]["accuracy"], folder, state, result)
-
-
-def _missing_teachers(experiment: Experiment) -> list[tuple[Experiment, str]]:
-    """The runs that have to be trained before the teacher can be loaded, each with its folder."""
-    teacher, missing = experiment.teacher, {}
-    for one in (teacher, *((teacher and teacher.members) or {}).values()):
-        if one and one.untrained is not None:
-            source, untrained = one.source, one.untrained
-            distributed.first(runs.check, source, untrained.identity)
-            if not distributed.first(runs.has_result, source):
-                missing[source] = untrained
-    return [(untrained, source) for source, untrained in missing.items()]
 
 
 def _load_teacher(experiment: Experiment) -> tuple[Variables, Evaluator, dict[str, Any] | None]:

@@ -103,7 +103,7 @@ def report(
         raise InputError(f"topology {topology!r} needs {library}; expected it installed: pip install 'kd_jax[{extra}]'")
     made = create(config, devices(topology), images=images, shape=shape, classes=classes)
     # There is no GPU to try the kernels of Triton on.
-    compiled = lower(made, steps).compile({"xla_gpu_enable_triton_gemm": False} if gpu else None)
+    compiled = made.lower(steps).compile({"xla_gpu_enable_triton_gemm": False} if gpu else None)
     text, memory = compiled.as_text(), compiled.memory_analysis()
     if program:
         Path(program).write_text(text)
@@ -192,29 +192,6 @@ def devices(topology: str) -> list[Any]:
     if kind in ("v4", "v5p"):
         options["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
-
-
-def lower(experiment: Any, steps: int) -> Any:
-    """The call of `steps` training steps, lowered for the experiment's devices."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from kd_jax import sharding
-    from kd_jax.data import resident
-
-    everywhere = sharding.replicated(experiment.mesh)
-
-    def placed(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
-
-    split = placed(resident.shapes(experiment.dataset.train))
-    order = NamedSharding(experiment.mesh, PartitionSpec(None, sharding.AXIS))
-    rows = jax.ShapeDtypeStruct((steps, experiment.config["train"]["batch_size"]), jnp.int32, sharding=order)
-    teacher = placed(experiment.teacher.shapes) if experiment.teacher else {}
-    return experiment.train_steps.lower(
-        experiment.state_shapes(), teacher, split, rows, placed(experiment.hyper), split.labels
-    )
 
 
 def analyze(text: str, chip: Chip, *, chips: int, steps: int, images: int, flops: float = 0.0) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def table(given: argparse.Namespace) -> str:
         step = of_report(report, fixed)
         how = f"computing as compiled for {report['topology']}, batch {report['batch']}, {1e3 * step.seconds:.2f} ms"
     else:
-        flops = aot.lower(made, 1).cost_analysis()["flops"]
+        flops = made.lower().cost_analysis()["flops"]
         step = Step(given.batch, fixed + flops / (given.mfu * machine.flops), fixed)
         how = f"computing {flops / given.batch / 1e9:.2f} GFLOP an image at {100 * given.mfu:g}% of the peak, assumed"
     gradients, statistics = Exchange(found.gradients, 1), Exchange(found.statistics, 2 * found.norms)

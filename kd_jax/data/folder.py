@@ -1,6 +1,7 @@
 """Images in class folders: `train/CLASS/FILE` and `test/CLASS/FILE`, or `CLASS/FILE` alone."""
 
 import collections
+import contextlib
 import functools
 import hashlib
 import os
@@ -86,6 +87,18 @@ def fingerprint(path: str, *, label_free: bool = False) -> str:
     """The `Source.fingerprint` of a folder, of the names and contents of its images; see `hashes` for what it costs."""
     root = _existing_folder(path)
     return _fingerprint(root, _list_checked(root, label_free))
+
+
+def shorter_sides(path: str, *, label_free: bool = False, most: int = 200) -> list[int]:
+    """The shorter side in pixels of some training images that can be read, as they lie in their files."""
+    root = _existing_folder(path)
+    names = [name for name, _ in _list_checked(root, label_free).files["train"]]
+    found = []
+    with images.quiet():
+        for name in names[:: max(1, len(names) // most)][:most]:
+            with contextlib.suppress(InputError):
+                found.append(min(images.sides(root / name)))
+    return found
 
 
 def former_fingerprint(path: str) -> str | None:

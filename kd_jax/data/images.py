@@ -60,9 +60,15 @@ def square_side(path: str | os.PathLike, content: bytes | None = None) -> int:
 
     With `content`, that of the file, nothing is read, and `path` is what errors call it.
     """
+    width, height = sides(path, content)
+    return width if width == height else 0
+
+
+def sides(path: str | os.PathLike, content: bytes | None = None) -> tuple[int, int]:
+    """The width and height of an image as it lies in its file; see `square_side`."""
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
-            return image.width if image.width == image.height else 0
+            return image.width, image.height
     except Exception as error:
         raise _unreadable(path, error) from None
 

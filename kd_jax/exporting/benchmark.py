@@ -74,7 +74,11 @@ def table(rows: Sequence[Row]) -> str:
 def _rows(source: str, folder: str, read: program.Source) -> list[Row]:
     network = jax.jit(read.program.rounded or read.program.apply)
     expected = np.asarray(network(read.test)).argmax(1)
-    times = {str(batch): measure.latency(lambda x: np.asarray(network(x)), read.test[:batch]) for batch in BATCHES}
+
+    def latency(batch: int) -> float:
+        return measure.latency(lambda: np.asarray(network(read.test[:batch])))
+
+    times = {str(batch): latency(batch) for batch in BATCHES}
     weights = os.path.join(folder, WEIGHTS)
     safetensors.write(source, weights)
     accuracy = float((expected == read.labels).mean())

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import kd_jax
 from kd_jax import stopping
 from kd_jax.errors import TrainingError
-from kd_jax.exporting import Runner, runner
+from kd_jax.exporting import runner
 
 CALLS, SECONDS = 200, 5.0  # of a measurement at most, after two calls that are not counted
 
@@ -56,13 +57,13 @@ def call(python: str, module: str, *arguments: str) -> None:
         raise TrainingError(lines[-1].removeprefix("error: ") if lines else f"{module} was ended by what it runs")
 
 
-def latency(run: Runner, images: np.ndarray) -> float:
-    """The median milliseconds of a call."""
-    run(images), run(images)
+def latency(call: Callable[[], Any], *, calls: int = CALLS, seconds: float = SECONDS) -> float:
+    """The median milliseconds of a call, of so many at most in about so much time."""
+    call(), call()
     times: list[float] = []
-    while len(times) < CALLS and sum(times) < SECONDS:
+    while len(times) < calls and sum(times) < seconds:
         start = time.perf_counter()
-        run(images)
+        call()
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times))
 
@@ -70,4 +71,4 @@ def latency(run: Runner, images: np.ndarray) -> float:
 if __name__ == "__main__":
     name, path, given, batch, result = sys.argv[1:]
     run, images = runner(name, path), np.load(given)
-    np.savez(result, logits=run(images), milliseconds=latency(run, images[: int(batch)]))
+    np.savez(result, logits=run(images), milliseconds=latency(lambda: run(images[: int(batch)])))

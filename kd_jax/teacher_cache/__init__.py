@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,6 +47,7 @@ class TeacherCache:
         each_has_its_own = PartitionSpec(None, sharding.AXIS) if distributed.count() == 1 else PartitionSpec()
         self._said = NamedSharding(experiment.mesh, each_has_its_own)
         self.sizes: Mapping[str, int] = {}  # of what is kept, bytes of a step by name
+        self._shapes: tuple[Any, ...] = ()  # of what is kept at the steps of a call
         self._recording: Recording | None = None
         self._variables: Variables = {}
         self._teach = self._asking(experiment)
@@ -70,6 +71,7 @@ class TeacherCache:
         if any(x is None or isinstance(x, Missing) for view in said for x in view.values()):
             return False
         tracing.trace(self.train_steps, made.state_shapes(), None, train, rows, made.hyper, made.mesh, said)
+        self._shapes = said
         self.sizes = {name: len(said) * math.prod(x.shape[1:]) * x.dtype.itemsize for name, x in said[0].items()}
         return True
 
@@ -119,10 +121,41 @@ class TeacherCache:
             self._recording.keep(asked, begin, end)
         return rows, asked
 
+    def blank(self, rows: Any) -> tuple[Any, tuple[Said, ...]]:
+        """What `rows` returns of a whole call, with zeros for what nobody was asked: to measure a step by."""
+        return rows, sharding.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._shapes), self._said)
+
     def close(self) -> None:
         """Waits until all is written."""
         if self._recording:
             self._recording.close()
+
+
+class Needs(NamedTuple):
+    """What would be kept of a run's teacher."""
+
+    recording: int  # bytes, of all steps
+    table: int  # bytes; 0 where the views cannot be listed
+    views: int  # of each image, in the table
+
+    def choose(self, steps: int, steps_per_epoch: int, *, there: int = 0, whole: bool = False) -> str:
+        """What "auto" takes for a run of `steps`, of which `there` are recorded; `whole`: the table is there."""
+        pays = self.views and (whole or steps >= self.views * steps_per_epoch)
+        return "views" if pays and self.table <= LARGEST_TABLE and there < steps else "recording"
+
+
+def needs(experiment: Experiment, sizes: Mapping[str, int]) -> Needs:
+    """What would be kept, by `TeacherCache.sizes`."""
+    config, size = experiment.config, sum(sizes.values())
+    images, crops = len(experiment.dataset.train.labels), _crops(experiment)
+    a_view = size // config["train"]["batch_size"] // experiment.components.method.views
+    return Needs(size * experiment.steps, images * len(crops or ()) * a_view, len(crops or ()))
+
+
+def _crops(experiment: Experiment) -> tuple[int, ...] | None:
+    """The views that a table lists; None where there can be none."""
+    streams = stream.is_streamed(experiment.dataset.train)
+    return None if streams else teachers.listed_views(experiment.config)
 
 
 def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> TeacherCache | None:
@@ -140,20 +173,16 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     elif _is_apart(experiment):
         found = "the runs lie in an object store, of which many processes have no copy in common"
     else:
-        found = _readable(experiment, feed)
+        found = readable(experiment, feed)
     if isinstance(found, str):
         if top_k:
             raise InputError(f"teacher.top_k is {top_k}, and nothing of the teacher can be kept: {found}; expected 0")
         print(f"teacher.cache is {kind!r}, but the teacher runs in every step: {found}", flush=True)
         return None
-    cache, size = found, sum(found.sizes.values())
-    images, crops = len(experiment.dataset.train.labels), teachers.listed_views(config)
-    if stream.is_streamed(experiment.dataset.train):
-        if kind == "views":
-            raise InputError("teacher.cache is 'views', and the images stream; expected 'recording' or 'none'")
-        crops = None
-    a_view = size // config["train"]["batch_size"] // experiment.components.method.views
-    table_size = images * len(crops or ()) * a_view
+    if kind == "views" and stream.is_streamed(experiment.dataset.train):
+        raise InputError("teacher.cache is 'views', and the images stream; expected 'recording' or 'none'")
+    cache, size, images = found, sum(found.sizes.values()), len(experiment.dataset.train.labels)
+    crops, need = _crops(experiment), needs(experiment, found.sizes)
     folder, about = os.path.join(experiment.runs_folder, "teachers"), _of_teacher(experiment, teacher_variables)
     store = Store(os.path.join(folder, "views"), about | _of_table(experiment, crops))
     recording = Recording(
@@ -166,14 +195,13 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     there, chosen = distributed.first(recording.count) if kind != "views" else 0, kind
     whole = crops is not None and distributed.first(table.is_whole, store, cache.sizes, images)
     if kind == "auto":
-        pays = crops is not None and (experiment.steps >= len(crops) * feed.steps_per_epoch or whole)
-        chosen = "views" if pays and table_size <= LARGEST_TABLE and there < experiment.steps else "recording"
+        chosen = need.choose(experiment.steps, feed.steps_per_epoch, there=there, whole=whole)
     if chosen == "views":
         assert crops is not None, "`teachers.create` has seen to it"
-        if table_size > LARGEST_TABLE:
+        if need.table > LARGEST_TABLE:
             raise InputError(
-                f"teacher.cache is 'views', whose table takes {_size(table_size)}; expected at most"
-                f" {_size(LARGEST_TABLE)}, or 'recording'"
+                f"teacher.cache is 'views', whose table takes {size_of(need.table)}; expected at most"
+                f" {size_of(LARGEST_TABLE)}, or 'recording'"
             )
         rest = (
             "which is there"
@@ -181,15 +209,15 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
             else f"for which it sees {len(crops)} view(s) of every image, once for all runs of this data"
         )
         print(
-            f"teacher.cache is {kind!r}: a table of the teacher's {cache.what}, {_size(table_size)}, {rest}:"
+            f"teacher.cache is {kind!r}: a table of the teacher's {cache.what}, {size_of(need.table)}, {rest}:"
             f" {store.folder}",
             flush=True,
         )
         cache.look_up(store, crops, teacher_variables)
     else:
-        need, free = size * (experiment.steps - there), distributed.first(_free, recording.folder)
-        if need > free:
-            too_large = f"a recording takes {_size(need)}, and {_size(free)} of the disk are free"
+        rest_size, free = size * (experiment.steps - there), distributed.first(free_disk, recording.folder)
+        if rest_size > free:
+            too_large = f"a recording takes {size_of(rest_size)}, and {size_of(free)} of the disk are free"
             if kind == "recording" or top_k:
                 raise InputError(f"teacher.cache is {kind!r}: {too_large}; expected 'none'")
             print(f"teacher.cache is 'auto', but the teacher runs in every step: {too_large}", flush=True)
@@ -197,7 +225,7 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
         rest = (
             "and none is asked for"
             if there == experiment.steps
-            else f"the others will be, {_size(size * experiment.steps)} in all"
+            else f"the others will be, {size_of(need.recording)} in all"
         )
         print(
             f"teacher.cache is {kind!r}: the teacher's {cache.what} at {there} of {experiment.steps} steps are recorded"
@@ -224,7 +252,7 @@ def _is_apart(experiment: Experiment) -> bool:
     return distributed.count() > 1 and remote.is_remote(experiment.runs_folder)
 
 
-def _readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
+def readable(experiment: Experiment, feed: Feed) -> TeacherCache | str:
     """The cache of as little as the method reads; why not, where that cannot be kept."""
     reason = ""
     for fields in FIELDS:
@@ -277,7 +305,7 @@ def _of_recording(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _free(folder: str) -> int:
+def free_disk(folder: str) -> int:
     """Free bytes of the disk on which a folder lies, or will."""
     folder = remote.local(folder)
     while not os.path.exists(folder):
@@ -285,7 +313,8 @@ def _free(folder: str) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _size(count: int) -> str:
+def size_of(count: int) -> str:
+    """Bytes, for people."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"

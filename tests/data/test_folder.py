@@ -115,6 +115,15 @@ def test_one_test_image_of_another_size_makes_all_images_image_size(split_root):
     assert source.test.images.shape == (7, 8, 8, 3)
 
 
+def test_the_shorter_sides_are_those_of_some_training_files_that_can_be_read(split_root):
+    write(split_root / "train" / "cat" / "0.png", size=(9, 20))
+    write(split_root / "train" / "dog" / "2.png", size=(30, 12))
+    write(split_root / "test" / "dog" / "2.png", size=(99, 99))
+    (split_root / "train" / "dog" / "1.png").write_bytes(b"no image")
+    assert folder.shorter_sides(str(split_root)) == [9, 6, 6, 6, 12]
+    assert folder.shorter_sides(str(split_root), most=2) == [9, 6]
+
+
 def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(split_root, tmp_path_factory):
     other = shutil.copytree(split_root, tmp_path_factory.mktemp("other") / "copy")
     assert load(split_root).fingerprint == load(other).fingerprint

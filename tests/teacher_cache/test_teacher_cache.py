@@ -134,7 +134,7 @@ def test_largest_logits_that_nothing_keeps_are_refused(tmp_path, changes, said):
 
 
 def test_a_recording_that_the_disk_cannot_hold_is_refused_and_not_chosen(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "_free", lambda folder: 2**10)
+    monkeypatch.setattr(teacher_cache, "free_disk", lambda folder: 2**10)
     with pytest.raises(InputError, match=r"'recording': a recording takes 7\.5 KiB, and 1\.0 KiB of the disk are free"):
         start(tmp_path)
     assert start(tmp_path, **{"teacher.cache": "auto"})[1] is None
