@@ -6,7 +6,8 @@ import inspect
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,25 @@ def add(table: MutableMapping[str, Any], name: str, value: Any) -> None:
     _origins[id(table), name] = path
     if path != NO_FILE:
         _files[path] = digest(path)
+
+
+def place(error: BaseException) -> str:
+    """FILE:LINE of the innermost of a user's own lines that an error has passed since it was raised; "" without any."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next((f"{frame.filename}:{frame.lineno}" for frame in frames if _is_own(frame.filename)), "")
+
+
+def defined(function: Callable[..., Any]) -> str:
+    """FILE:LINE of a user's own function or class; "" for what is not."""
+    try:
+        path, line = inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1]
+    except (OSError, TypeError):  # of what was typed at the prompt, or is written in C
+        return ""
+    return f"{path}:{line}" if _is_own(path) else ""
+
+
+def _is_own(path: str) -> bool:
+    return not (path.startswith("<frozen") or _is_installed(path) or Path(path).resolve().is_relative_to(PACKAGE))
 
 
 def _registering_file() -> str:

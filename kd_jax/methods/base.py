@@ -1,6 +1,7 @@
 """From losses and modules to methods, and from methods to one."""
 
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import losses
-from kd_jax.errors import InputError, check_callable, choose
+from kd_jax import losses, registry
+from kd_jax.errors import InputError, check_callable, choose, one_line
 from kd_jax.keys import Kind, listing, traced, whole
 from kd_jax.losses import masks
 from kd_jax.types import (
@@ -213,7 +214,9 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
       `stages`, with what `teacher_on` names of the teacher at the same places (None: the same names).
     """
     parameters = check_callable("a loss", function)
-    sides = [_side(p.name) for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    sides = [
+        _side(function, p.name) for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     options = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "where"]
     takes_where = "where" in parameters
     labeled_only = bool({"targets", "labels"} & set(sides))
@@ -263,7 +266,7 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
             for student, teacher in zip(students, teachers, strict=True):
                 values = {"student": student, "teacher": teacher, "targets": batch.targets, "labels": batch.labels}
                 loss = function(*(values[name] for name in sides), **{**chosen, **told})
-                loss = _checked(loss, len(batch.labels))
+                loss = _checked(loss, len(batch.labels), of=function)
                 if labeled_only:
                     total += labeled_mean(loss, batch)
                 else:
@@ -292,23 +295,39 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
     return _with_signature(construct, [*own.values(), *options], function)
 
 
-def _checked(loss: Any, count: int | None = None) -> Array:
-    """A loss [], or with a count of images [B]; raises InputError for anything else."""
+def _checked(loss: Any, count: int | None = None, of: Any = None) -> Array:
+    """A loss [], or with a count of images [B]; raises InputError for anything else.
+
+    Args:
+      of: the function or class that it comes from.
+    """
     is_number = isinstance(loss, int | float | complex | np.generic | np.ndarray | jax.Array)
     if not is_number or jnp.shape(loss) not in ((), (count,)):
         what = f"{loss.dtype} {list(loss.shape)}" if is_number else f"of type {type(loss).__name__}"
-        raise InputError(f"the loss is {what}; expected []" + (f", or [{count}], one for each image" if count else ""))
+        expected = f"[], or [{count}], one for each image" if count else "[]"
+        raise InputError(f"the loss is {what}; expected {expected}{_where(of)}")
     if jnp.iscomplexobj(loss):
-        raise InputError(f"the loss is {loss.dtype if hasattr(loss, 'dtype') else 'complex'}; expected real numbers")
+        what = loss.dtype if hasattr(loss, "dtype") else "complex"
+        raise InputError(f"the loss is {what}; expected real numbers{_where(of)}")
     return jnp.asarray(loss)
 
 
-def _side(name: str) -> str:
+def _where(function: Any) -> str:
+    """Where a user's function stands, for the end of a line."""
+    where = "" if function is None else registry.defined(function)
+    return f" ({where})" if where else ""
+
+
+def _side(function: Callable[..., Any], name: str) -> str:
     """Which side of a loss a parameter is."""
     for side in SIDES:
         if name.startswith(side):
             return side
-    raise InputError(f"a loss has the parameter {name!r}; expected one that begins with {', '.join(SIDES)}")
+    near = difflib.get_close_matches(name, SIDES, n=1)
+    raise InputError(
+        f"a loss has the parameter {name!r}; expected one that begins with {', '.join(SIDES)}"
+        f"{f'; did you mean {near[0]!r}?' if near else ''}{_where(function)}"
+    )
 
 
 def from_module(module: type[nn.Module]) -> Constructor:
@@ -427,11 +446,22 @@ def _with_signature(construct: Constructor, parameters: Iterable[inspect.Paramet
 
 
 def _run(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What the function returns; an InputError of it names the term."""
+    """What the function returns. An error in it names the term, and the line of the user's file that it came from.
+
+    One that no user's line has a part in stays as it is.
+    """
     try:
         return function(*arguments, **options)
     except InputError as error:
-        raise InputError(f"method.{name}: {error}") from error
+        where = registry.place(error)
+        raise InputError(f"method.{name}: {error}{f' ({where})' if where else ''}") from error
+    except Exception as error:  # of whatever kind a user's function raises
+        if not (where := registry.place(error)):
+            raise
+        said = one_line(error).partition(" The error occurred while tracing")[0][:200]
+        if isinstance(error, jax.errors.ConcretizationTypeError):
+            said += " Under jit no value is known: jnp.where chooses by one"
+        raise InputError(f"method.{name}: {where}: {type(error).__name__}: {said}") from error
 
 
 def combine(methods: Mapping[str, Method]) -> Method:

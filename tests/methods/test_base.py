@@ -1,6 +1,8 @@
 """What losses read, and how losses, modules and methods become one method."""
 
 import dataclasses
+import re
+import runpy
 from typing import Annotated
 
 import flax.linen as nn
@@ -209,6 +211,67 @@ def test_a_parameter_of_another_name_is_refused():
 def test_a_loss_of_another_shape_is_refused(function, said):
     with pytest.raises(InputError, match=f"method.term: {said}"):
         apply(base.combine({"term": base.from_loss(function)("term")}))
+
+
+OWN = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+def forgets_labels(student, teacher):
+    return -student[jnp.arange(6), labels]
+
+
+def wrong_shapes(student, teacher):
+    return (student @ teacher).sum(-1)
+
+
+def branches(student, teacher):
+    return student.sum(-1) if student.sum() > 0 else teacher.sum(-1)
+
+
+def of_the_librarys(student, teacher):
+    return losses.kd(student, teacher[:, :3])
+
+
+def returns_nothing(student, teacher):
+    student.sum()
+
+
+class Module(nn.Module):
+    def __call__(self, context):
+        return context.student.logits.summ()
+
+
+from kd_jax import losses
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("forgets_labels", "OWN:7: NameError: name 'labels' is not defined"),
+        ("wrong_shapes", "OWN:11: TypeError: dot_general requires contracting dimensions"),
+        ("branches", "OWN:15: TracerBoolConversionError: .* Under jit no value is known: jnp.where chooses by one"),
+        ("of_the_librarys", r"the loss compares \[6, 5\] with \[6, 3\]; expected equal shapes \(OWN:19\)"),
+        ("returns_nothing", r"of type NoneType; expected \[\], or \[6\], one for each image \(OWN:22\)"),
+        ("Module", "OWN:28: AttributeError: .*summ"),
+    ],
+)
+def test_a_mistake_in_a_loss_of_ones_own_is_one_line_with_its_place(tmp_path, name, said):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    own = runpy.run_path(str(path))[name]
+    method = base.combine({"own": (base.from_module if name == "Module" else base.from_loss)(own)("own")})
+    with pytest.raises(InputError) as raised:
+        jax.eval_shape(lambda: apply(method))
+    assert re.fullmatch(f"method.own: .*{said.replace('OWN', re.escape(str(path)))}.*", str(raised.value))
+
+
+def test_an_error_that_no_line_of_a_users_has_a_part_in_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(base.masks, "mean", dict(a=1).__getitem__)  # a fault of the library's
+    with pytest.raises(TypeError):
+        apply(base.combine({"kd": methods.create({"kd": {}})}))
 
 
 def test_a_modules_loss_is_one_number():
