@@ -34,6 +34,7 @@ NOT_ITS_OWN = (
     "student",
     "teacher",
     "pretrain",
+    "photos",
     "quickstart",
     "original",
 )  # experiments
