@@ -15,6 +15,7 @@ from kd_jax import distributed, eval_steps, experiment, metrics, runs, sharding,
 from kd_jax.data import memory, resident, stream
 from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
+from kd_jax.logging.progress import working
 from kd_jax.types import Array, MethodVariables, RawBatch, Split, TrainState, Variables
 
 
@@ -191,4 +192,6 @@ def evaluate_run(
     See `restore` for the arguments and errors.
     """
     run = restore(folder, path=path, data=data, runs_folder=runs_folder)
-    return Evaluator(run.experiment, run.teacher_variables)(run.variables, run.method, run.experiment.dataset.test)
+    test = run.experiment.dataset.test
+    with working(f"evaluating {len(test.labels):,} images ..."):
+        return Evaluator(run.experiment, run.teacher_variables)(run.variables, run.method, test)

@@ -239,7 +239,7 @@ def measure(experiment: Experiment, models: Sequence[TrainedModel], *, stage: in
     split, variables = resident.put(test, experiment.mesh), [model.variables for model in models]
     measured = []
     batches = list(evaluation.batches(experiment, len(test.labels)))
-    for index, mask in progress.counted(batches, len(batches[0][0]), len(test.labels)):
+    for index, mask in progress.counted(batches, len(batches[0][0]), len(test.labels), "maps of images"):
         keep = np.asarray(mask)
         values = measure_batch(variables, split, index)
         measured.append({name: np.asarray(x)[..., keep] for name, x in values.items()})
