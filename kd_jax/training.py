@@ -29,7 +29,7 @@ from kd_jax.errors import Preempted, TrainingError
 from kd_jax.evaluation import Evaluator
 from kd_jax.experiment import Experiment, create
 from kd_jax.identity import config_json, versions
-from kd_jax.logging import curves, metrics_file
+from kd_jax.logging import curves, metrics_file, mirrors
 from kd_jax.logging.progress import Progress
 from kd_jax.types import (
     Feed,
@@ -153,8 +153,9 @@ def _finished(experiment: Experiment, folder: str) -> Result:
     with contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"))) as checkpoints:
         state = checkpoints.load(result["checkpoint"], experiment.state_shapes())
     print(f"finished already: {_describe(result)}  {folder}", flush=True)
-    if project := experiment.config["log"]["wandb"]:
-        print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
+    for key, place in mirrors.wanted(experiment.config["log"]).items():
+        name = mirrors.SERVICES[key].name
+        print(f"nothing new for {name}'s {place!r}: a run is mirrored while it trains; another --workdir trains it")
     return Result(result["test"]["accuracy"], folder, state, result)
 
 
@@ -315,7 +316,7 @@ def _train(
             "deterministic": config["deterministic"] or sharding.platform(experiment.mesh) == "cpu",
             "versions": versions(),
         }
-        if distributed.is_first():  # before the writer closes, which takes as long as W&B takes
+        if distributed.is_first():  # before the writer closes, which takes as long as the mirrors take
             if experiment.dataset.class_names:
                 runs.write_json(os.path.join(folder, "test_details.json"), metrics.details(total_of_test), indent=None)
             runs.write_json(os.path.join(folder, "result.json"), result)

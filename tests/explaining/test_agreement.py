@@ -360,7 +360,7 @@ def test_a_compared_run_sees_images_normalized_as_in_its_training(folder, tmp_pa
 
 def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(agreement.wandb_run, "add_image", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(agreement.mirrors, "add_image", lambda *arguments: calls.append(arguments))
     agreement.explain_run(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), num_images=1)
     assert calls == [(str(folder / "kd"), "saliency", str(tmp_path / "saliency.png"), 12)]
 
