@@ -47,7 +47,6 @@ def test_a_file_has_no_color():
 def test_the_width_is_that_of_the_terminal_at_that_moment():
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as stream:
-
         widths = []
         for columns in (91, 43):
             fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -60,6 +59,11 @@ def test_the_width_is_that_of_the_terminal_at_that_moment():
 def test_the_variable_columns_counts_where_it_is_a_number(monkeypatch, value, width):
     monkeypatch.setenv("COLUMNS", value)
     assert terminal.width(Terminal()) == width
+
+
+@pytest.mark.parametrize(("text", "columns"), [("loss", 4), ("猫", 2), ("e\u0301", 1), ("\uff21", 2)])
+def test_a_text_takes_the_columns_that_are_seen(text, columns):
+    assert terminal.columns(text) == columns
 
 
 @pytest.mark.parametrize("most", range(6))

@@ -31,7 +31,7 @@ class Session:
             self._run = aim.Run(before, experiment=name, force_resume=before is not None, **settings)
         except MissingRunError:
             self._run = aim.Run(experiment=name, **settings)
-        self.note = {"repo": place, "id": self._run.hash}
+        self.note: Mapping[str, str] = {"repo": place, "id": self._run.hash}
         self._run["hash"], self._run["config"] = saved["hash"], dict(saved["config"])
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kd_jax.logging import metrics_file
 
@@ -15,7 +15,7 @@ Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
 
 def of_run(folder: str) -> str:
-    """The loss, and the accuracies, over epochs as far as a run's metrics.jsonl goes; "" before there are two points."""
+    """The loss and the accuracies over epochs, as far as a run's metrics.jsonl goes; "" before two points of any."""
     lines = metrics_file.read(folder, most=POINTS)
     loss = _curves(lines, {"training": "train/loss"})
     accuracy = _curves(lines, {"training": "train/accuracy", "validation": "validation/accuracy"})
@@ -23,7 +23,7 @@ def of_run(folder: str) -> str:
 
 
 def _curves(lines: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, Curve]:
-    curves = {}
+    curves: dict[str, Curve] = {}
     for label, name in names.items():
         found = [line for line in lines if line.get(name) is not None and "epoch" in line]
         if len(found) > 1:
@@ -61,7 +61,7 @@ def svg(title: str, curves: Mapping[str, Curve]) -> str:
     )
 
 
-def _range(values) -> tuple[float, float]:
+def _range(values: Iterable[float]) -> tuple[float, float]:
     """The lowest and the highest of finite values, which differ."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)

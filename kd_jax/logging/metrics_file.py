@@ -67,7 +67,7 @@ class Writer:
         self._mirrors.write(step, numbers)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Adds a run's metrics of the test set to TensorBoard, and its result to the mirrors; the file is the loop's."""
+        """Adds the metrics of the test set to TensorBoard, and the result to the mirrors; its file is the loop's."""
         numbers = {f"test/{name}": value for name, value in result["test"].items() if value is not None}
         if self._clu:
             self._clu.write_scalars(result["checkpoint"], numbers)

@@ -108,7 +108,7 @@ class Mirrors:
 
 
 def add_image(folder: str, name: str, path: str, step: int) -> None:
-    """Adds an image's file to the mirrors of a finished run, whose last step was `step`; prints a line where one fails."""
+    """Adds an image's file to the mirrors of a finished run that ended at `step`; a line says where one fails."""
     folder = remote.local(folder)
     for key, service in SERVICES.items():
         try:

@@ -36,7 +36,7 @@ class Session:
         self._last: dict[str, int] = {}  # of each metric, the last step of earlier processes
         if known.get("experiment") != experiment or not self._goes_on(known["id"]):
             self._start(experiment, saved)
-        self.note = {"experiment": experiment, "id": self._id, "store": store}
+        self.note: Mapping[str, str] = {"experiment": experiment, "id": self._id, "store": store}
 
     def _goes_on(self, identity: str) -> bool:
         from mlflow.exceptions import MlflowException

@@ -24,8 +24,13 @@ class Bar:
         self._folder, self._handle, self._html, self._drawn = folder, None, "", 0.0  # type: str, Any, str, float
 
     def live(self, parts: Sequence[tuple[str, str]], done: float, note: str = "") -> None:
-        texts = [f"<b>{html.escape(t)}</b>" if name == "bold" else html.escape(t) for t, name in parts]
-        self._html = f'<progress max="1" value="{done:.4f}" style="width:100%"></progress><br>{" &ensp; ".join(texts)}'
+        texts = (
+            f'<span style="white-space:nowrap;font-weight:{"bold" if name == "bold" else "normal"}">'
+            f"{html.escape(text)}</span>"
+            for text, name in parts
+        )
+        bar = f'<progress max="1" value="{done:.4f}" style="width:100%"></progress>'
+        self._html = f"{bar}<br>{' &ensp; '.join(texts)}"
         if time.monotonic() - self._drawn >= self.INTERVAL:
             self._draw()
 

@@ -58,7 +58,7 @@ class Session:
                 finish_timeout=300,  # seconds for what is not uploaded yet; `wandb sync` uploads the rest
             ),
         )
-        self.note = {} if self._run.disabled else {"project": project, "id": identity}
+        self.note: Mapping[str, str] = {} if self._run.disabled else {"project": project, "id": identity}
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(numbers, step=step)

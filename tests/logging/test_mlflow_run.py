@@ -1,6 +1,7 @@
 """The mirror of a run in MLflow, in a store of files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_numbers_config_and_result_reach_mlflow(client, tmp_path):
     assert run.data.metrics == {"train/loss/a_b": 0.25, "test/accuracy": 0.5}
     assert run.data.params == {"name": "kd", "seed": "3", "log.mlflow": "tries", "text": "x" * 6000}
     assert client.get_experiment(run.info.experiment_id).name == "tries"
-    assert json.loads(open(client.download_artifacts(run.info.run_id, "result.json")).read()) == RESULT
+    assert json.loads(Path(client.download_artifacts(run.info.run_id, "result.json")).read_text()) == RESULT
 
 
 def test_a_restart_goes_on_in_the_same_run_and_no_step_stands_twice(client, tmp_path):

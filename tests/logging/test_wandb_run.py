@@ -143,6 +143,13 @@ def test_a_disabled_wandb_leaves_no_note_that_a_run_is_mirrored(tmp_path, wandb)
     assert not (tmp_path / "wandb.json").exists()
 
 
+def test_a_restart_with_a_disabled_wandb_keeps_the_note(tmp_path, wandb):
+    mirrored_ids(wandb(), tmp_path)
+    before = (tmp_path / "wandb.json").read_text()
+    mirrored_ids(wandb(mode="disabled"), tmp_path)
+    assert (tmp_path / "wandb.json").read_text() == before
+
+
 def test_a_note_that_cannot_be_read_is_one_line(tmp_path, wandb, capsys):
     wandb()
     (tmp_path / "wandb.json").write_text('{"project": "project"}')
