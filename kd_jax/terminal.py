@@ -1,4 +1,4 @@
-"""What a terminal can show: its width, the width of a text, a little color."""
+"""What a terminal shows: a line that is overwritten, its width, the width of a text, a little color."""
 
 import os
 import unicodedata
@@ -17,6 +17,31 @@ def style(text: str, name: str, stream: Any) -> str:
     if not is_terminal(stream) or os.environ.get("NO_COLOR"):
         return text
     return f"\033[{STYLES[name]}m{text}\033[0m"
+
+
+_overwritten: Any = None  # the terminal on which a line stands that will be overwritten
+
+
+def overwrite(text: str, stream: Any) -> None:
+    """Writes a line that the next one, or `say`, overwrites; "" leaves none."""
+    global _overwritten
+    print(f"\r\033[K{text}", end="", file=stream, flush=True)
+    _overwritten = stream if text else None
+
+
+def leave() -> None:
+    """What comes next comes below the line that was to be overwritten, if there is one."""
+    global _overwritten
+    if _overwritten is not None:
+        print(file=_overwritten, flush=True)
+    _overwritten = None
+
+
+def say(text: str) -> None:
+    """Prints a line while others run, in the place of one that is overwritten, not behind it."""
+    if _overwritten is not None:
+        overwrite("", _overwritten)
+    print(text, flush=True)
 
 
 def width(stream: Any) -> int:

@@ -34,6 +34,25 @@ def test_an_empty_no_color_is_none(monkeypatch):
     assert terminal.style("left", "dim", Terminal()) != "left"
 
 
+def test_what_is_said_stands_in_the_place_of_a_line_that_is_overwritten(capsys):
+    stream = Terminal()
+    terminal.overwrite("step 1/2", stream)
+    terminal.say("no connection")
+    terminal.overwrite("step 2/2", stream)
+    terminal.leave()
+    terminal.say("done")
+    assert stream.getvalue() == "\r\033[Kstep 1/2\r\033[K\r\033[Kstep 2/2\n"
+    assert capsys.readouterr().out == "no connection\ndone\n"
+
+
+def test_where_no_line_is_overwritten_none_is_left():
+    terminal.leave()
+    terminal.overwrite("evaluating ...", stream := Terminal())
+    terminal.overwrite("", stream)
+    terminal.leave()
+    assert not stream.getvalue().endswith("\n")
+
+
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_the_environment_turns_color_off(monkeypatch, name, value):
     monkeypatch.setenv(name, value)

@@ -160,7 +160,7 @@ def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, m
     threading.Thread(target=finish, daemon=True).start()
     training.run(made, str(tmp_path / "run"))
     assert waits.is_set()
-    assert [line for line in said if line.startswith("training resnet6 ") and made.teacher.source in line] == []
+    assert [line for line in said if line.startswith("training the teacher ") and made.teacher.source in line] == []
 
 
 def _copy(folder, to):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import checksums, remote, runs
+from kd_jax import checksums, remote, runs, terminal
 from kd_jax.errors import first_few
 from kd_jax.logging.mirrors import Mirrors
 from kd_jax.quiet_tensorflow import import_tensorflow
@@ -161,7 +161,7 @@ def _clu_writer(folder: str, instead: str, step: int | None = None) -> Any:
         from clu import metric_writers
     except ImportError as error:
         name = error.name or "TensorFlow"
-        print(f"{name} is not installed: {instead}, not to TensorBoard", flush=True)
+        terminal.say(f"{name} is not installed: {instead}, not to TensorBoard")
         return None
     if step is not None:
         _remove_events(folder, step)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from kd_jax import remote, runs
+from kd_jax import remote, runs, terminal
 from kd_jax.errors import InputError, one_line
 from kd_jax.logging import aim_run, mlflow_run, wandb_run
 
@@ -101,7 +101,7 @@ class Mirrors:
                 self._end(key, error)
 
     def _end(self, key: str, error: Exception) -> None:
-        print(f"{SERVICES[key].name} fails, and the run goes on without it: {one_line(error)}", flush=True)
+        terminal.say(f"{SERVICES[key].name} fails, and the run goes on without it: {one_line(error)}")
         if broken := self._open.pop(key, None):
             with contextlib.suppress(Exception):
                 broken.close(failed=True)

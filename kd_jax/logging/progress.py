@@ -28,20 +28,16 @@ class Display(Protocol):
 class _Terminal:
     """One line that overwrites itself, cut to the terminal's width at that moment."""
 
-    _shown = False
-
     def live(self, parts: Sequence[Part], done: float, note: str = "") -> None:
         kept = fitting(parts, terminal.width(sys.stderr) - 1)  # some terminals wrap a line that fills the last column
         text = "  ".join(terminal.style(text, name, sys.stderr) if name else text for text, name in kept)
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-        self._shown = True
+        terminal.overwrite(text, sys.stderr)
 
     def line(self, parts: Sequence[Part], done: float, now: float) -> None:
         self.live(parts, done)
 
     def close(self) -> None:
-        if self._shown:
-            print(file=sys.stderr, flush=True)
+        terminal.leave()
 
 
 class _File:
@@ -116,12 +112,12 @@ def working(text: str) -> Iterator[None]:
     """Shows on a terminal what takes a while, as long as it does."""
     shown = terminal.is_terminal(sys.stderr) and not notebook.is_running()
     if shown:
-        print(terminal.cut(text, terminal.width(sys.stderr) - 1), end="", file=sys.stderr, flush=True)
+        terminal.overwrite(terminal.cut(text, terminal.width(sys.stderr) - 1), sys.stderr)
     try:
         yield
     finally:
         if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            terminal.overwrite("", sys.stderr)
 
 
 class Progress:
