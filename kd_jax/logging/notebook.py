@@ -21,7 +21,9 @@ class Bar:
 
     def __init__(self, folder: str):
         """`folder`: of the run whose curves are drawn, or ""."""
-        self._folder, self._handle, self._html, self._drawn = folder, None, "", 0.0  # type: str, Any, str, float
+        self._folder, self._html = folder, ""
+        self._handle: Any = None  # of the output
+        self._drawn = 0.0  # when
 
     def live(self, parts: Sequence[tuple[str, str]], done: float, note: str = "") -> None:
         texts = (

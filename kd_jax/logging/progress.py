@@ -145,8 +145,11 @@ class Progress:
         self._outside, self._pause = 0.0, 0.0  # seconds not spent in steps: of the run, and since the last line
         self._started: tuple[int, Any] | None = None  # a step, and an array that is ready when it has ended
         self._first: tuple[int, float] | None = None  # a step that had ended, and when; of those before the first line
-        self._step, self._numbers, self._rest = step, [], []  # type: int, list[Part], list[Part]
+        self._step = step  # the last that is known to have ended
+        # The loss and the speed; the accuracy; what is less important.
+        self._numbers: list[Part] = []
         self._accuracy: list[Part] = []
+        self._rest: list[Part] = []
         self._doing = "compiling the training step ..."
         self._live(note=self._doing)
 
