@@ -1,10 +1,10 @@
 """A few hundred photographs of one's own: a teacher that knows ImageNet learns them, and teaches a smaller network.
 
-    kd_jax --config=photos --config.dataset.path=FOLDER     # FOLDER/CLASS/FILE, or FOLDER/train/CLASS/FILE and .../test/...
+    kd_jax --config=photos --config.dataset.path=FOLDER     # FOLDER/CLASS/FILE
 
 EfficientNet-Lite2 teaches EfficientNet-Lite0 at 96x96 by KD (see kd.py). Both start from ImageNet weights, which the
-first run fetches from the Hugging Face hub; without a network, `photos:scratch` starts from nothing, and `photos:smoke` is
-a few steps of small networks. For two CPU cores: 200 photographs take minutes.
+first run fetches from the Hugging Face hub. `photos:scratch` starts from nothing, and needs no network; `photos:smoke`
+takes a few steps of small networks. For two CPU cores: 200 photographs take minutes.
 """
 
 from kd_jax.config import recipes

@@ -21,6 +21,7 @@ import kd_jax
 from kd_jax import registry, stopping
 from kd_jax.config.checks import OLD_KEYS
 from kd_jax.errors import TOLD, InputError, Preempted, TrainingError, choose, one_line
+from kd_jax.terminal import style
 from kd_jax.usage import text as help_text
 
 COMMANDS = {  # each is a module of this package
@@ -149,6 +150,8 @@ def run(
     def call() -> None:
         sys.argv[1:] = complete(sys.argv[1:])  # in place: ml_collections looks for its overrides there
         arguments = _parse(sys.argv)
+        if sys.stderr.isatty():  # JAX takes seconds to import
+            print(style(f"kd_jax {kd_jax.__version__}, loading ...", "dim", sys.stderr), file=sys.stderr, flush=True)
         for path in IMPORT.value:
             registry.import_file(path)
         main([os.path.expanduser(argument) for argument in arguments])  # they are paths
@@ -229,7 +232,7 @@ def _exit_code(call: Callable[[], None]) -> int:
 
 def _report(error: BaseException, line: str, code: int) -> int:
     if not _is_told(error):
-        print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
+        print(style("error: ", "red", sys.stderr) + line if code in (1, 2) else line, file=sys.stderr)
     return code
 
 

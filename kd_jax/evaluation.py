@@ -11,10 +11,23 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import data as datasets
-from kd_jax import distributed, eval_steps, experiment, metrics, runs, sharding, steps, teacher_cache, teachers, weights
+from kd_jax import (
+    distributed,
+    eval_steps,
+    experiment,
+    metrics,
+    runs,
+    sharding,
+    steps,
+    teacher_cache,
+    teachers,
+    terminal,
+    weights,
+)
 from kd_jax.data import memory, resident, stream
 from kd_jax.errors import InputError, one_line
 from kd_jax.experiment import Experiment
+from kd_jax.logging.progress import working
 from kd_jax.types import Array, MethodVariables, RawBatch, Split, TrainState, Variables
 
 
@@ -93,7 +106,7 @@ class Evaluator:
                     if distributed.is_first():
                         store.write(files[field], 0, whole[:count])
                 except OSError as error:
-                    print(f"what the teacher says of {name} images is not kept: {one_line(error)}", flush=True)
+                    terminal.say(f"what the teacher says of {name} images is not kept: {one_line(error)}")
         else:
             ids = (own for own, _ in _calls_on_host(made, count, stream.is_streamed(split)))
             said = [{field: made.place(array[own]) for field, array in kept.items()} for own in ids]
@@ -197,6 +210,7 @@ def evaluate_run(
         raise InputError(
             f"{os.fspath(folder)!r} was trained without labels and knows no classes; expected no per_class"
         )
-    total = Evaluator(run.experiment, run.teacher_variables).total(run.variables, run.method, dataset.test)
+    with working(f"evaluating {len(dataset.test.labels):,} images ..."):
+        total = Evaluator(run.experiment, run.teacher_variables).total(run.variables, run.method, dataset.test)
     classes = {"classes": metrics.per_class(total, dataset.class_names)} if per_class else {}
     return {**metrics.summarize(total), **classes}

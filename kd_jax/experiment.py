@@ -19,7 +19,7 @@ from kd_jax.data import resident, stream
 from kd_jax.errors import InputError, shown
 from kd_jax.identity import identify
 from kd_jax.keys import LARGEST
-from kd_jax.logging import wandb_run
+from kd_jax.logging import mirrors
 from kd_jax.models.convolution import KEEP_BARRIERS
 from kd_jax.steps import Components, StepOptions
 from kd_jax.types import Feed, Hyper, Method, Teacher, TrainState, Variables, student_logits
@@ -146,8 +146,8 @@ def create(
         _set_source(config, "memory")
     method = check_without_data(config)  # first: an unknown name is then reported before a long load
     training = finished is None
-    if training and (project := config["log"]["wandb"]):
-        wandb_run.check(project)
+    if training:
+        mirrors.check(config["log"])
     dataset = data.load(config["dataset"], source)
     if finished:  # normalized by what its version of this library took for the training images, and with its own names
         mean, std = (np.asarray(finished[key], np.float32) for key in ("mean", "std"))

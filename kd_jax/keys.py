@@ -415,6 +415,15 @@ KEYS: dict[str, Key] = {
     "log.wandb": Key(
         "", text(), 'mirror the run to this project of Weights & Biases; "": no. A teacher\'s config has its own'
     ),
+    "log.mlflow": Key(
+        "",
+        text(),
+        'mirror the run to this experiment of MLflow, where MLFLOW_TRACKING_URI says; "": no',
+        later=True,
+    ),
+    "log.aim": Key(
+        "", text(), 'mirror the run to the repository of Aim in this folder, or at aim://HOST:PORT; "": no', later=True
+    ),
 }
 # Of every term of `method`; its others are options of the method.
 TERM: dict[str, Key] = {

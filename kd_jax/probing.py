@@ -15,7 +15,7 @@ from kd_jax import data, eval_steps, keys, loaded, networks, runs, steps, teache
 from kd_jax.config.checks import choose_keys
 from kd_jax.data.split import stratified_split
 from kd_jax.errors import InputError, choose
-from kd_jax.logging.progress import counted
+from kd_jax.logging.progress import counted, working
 from kd_jax.types import Array, RawBatch, Split
 
 OF = ("student", "teacher", "initial")
@@ -144,9 +144,10 @@ def probe_run(
     for name in of:
         embed = _teacher(saved, folder, runs_folder, dataset) if name == "teacher" else _student(saved, student, name)
         if embed is not None:
-            found[name] = measure(
-                *(Split(_embeddings(embed, split.images, size, name), split.labels) for split in splits)
-            )
+            parts = zip(("training", "validation", "test"), splits, strict=True)
+            embedded = [Split(_embeddings(embed, own.images, size, name, part), own.labels) for part, own in parts]
+            with working(f"fitting the probe of the {name} ..."):
+                found[name] = measure(*embedded)
     return found
 
 
@@ -205,10 +206,12 @@ def _no_experiment(config: Mapping[str, Any]) -> Any:
     raise InputError("the teacher of a finished run is no config any more")
 
 
-def _embeddings(embed: Callable[[Array], Array | None], images: np.ndarray, size: int, name: str) -> np.ndarray:
+def _embeddings(
+    embed: Callable[[Array], Array | None], images: np.ndarray, size: int, name: str, part: str
+) -> np.ndarray:
     """[N, D] of images [N, h, w, C], `size` at a time; the last batch is filled up."""
     found = []
-    for start in counted(range(0, len(images), size), size, len(images)):
+    for start in counted(range(0, len(images), size), size, len(images), f"{name}'s embeddings of {part} images"):
         block = np.asarray(images[start : start + size])
         said = embed(jnp.asarray(np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), np.uint8)])))
         if said is None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kd_jax import stopping
+from kd_jax import stopping, terminal
 from kd_jax.errors import InputError, TrainingError, one_line
 
 LEASE, RENEW = 60.0, 15.0  # seconds after which a lease has ended that is not renewed, and between two renewals
@@ -166,15 +166,14 @@ class _Held:
                 self._write()
             except Exception as error:  # each store has its own
                 if not self._error:
-                    print(
+                    terminal.say(
                         f"{self._url} cannot be written: {one_line(error, 120)}; the run goes on, and what it writes"
-                        f" waits in {_place(self._url)}",
-                        flush=True,
+                        f" waits in {_place(self._url)}"
                     )
                 self._error = one_line(error, 120)
                 return False
             if self._error:
-                print(f"{self._url} can be written again, and has everything", flush=True)
+                terminal.say(f"{self._url} can be written again, and has everything")
             self._error = ""
             return True
 

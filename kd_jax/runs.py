@@ -23,6 +23,8 @@ RUN_FILE_KEYS = {  # required keys of each file
     "result.json": {"name", "test", "checkpoint"},
     "test_details.json": {"bin_confidence", "bin_correct", "bin_count", "confusion"},
     "wandb.json": {"project", "id"},
+    "mlflow.json": {"experiment", "id", "store"},
+    "aim.json": {"repo", "id"},
     "saliency.json": {"stage", "variant", "teacher", "students"},
     "export_benchmark.json": {"rows"},
     "gaze.json": {"stage", "variant", "teacher", "students"},  # the former name of saliency.json

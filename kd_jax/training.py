@@ -4,7 +4,7 @@ import contextlib
 import html
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from kd_jax.errors import Preempted, TrainingError
 from kd_jax.evaluation import Evaluator
 from kd_jax.experiment import Experiment, create
 from kd_jax.identity import config_json, versions
-from kd_jax.logging import metrics_file
+from kd_jax.logging import curves, metrics_file, mirrors
 from kd_jax.logging.progress import Progress
 from kd_jax.types import (
     Feed,
@@ -50,7 +50,7 @@ class Result(NamedTuple):
     result: dict[str, Any]  # what result.json holds
 
     def _repr_html_(self) -> str:
-        """A few lines for a notebook."""
+        """A few lines for a notebook, and the curves of training."""
         result, test = self.result, self.result["test"]
         rows = {"test": _describe(result)}
         if self.accuracy is not None:
@@ -64,7 +64,7 @@ class Result(NamedTuple):
         rows["trained"] = f"{result['steps']:,} steps in {result['seconds']:,.0f} s on {result['device']}"
         rows["folder"] = self.folder
         cells = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items() if v)
-        return f"<table>{''.join(cells)}</table>"
+        return f"<table>{''.join(cells)}</table><div>{curves.of_run(self.folder)}</div>"
 
 
 def train(
@@ -107,8 +107,13 @@ def default_folder(experiment: Experiment, runs_folder: str) -> str:
     return os.path.join(runs_folder, f"{experiment.config['name']}-{experiment.digest[:8]}")
 
 
-def run(experiment: Experiment, folder: str, *, wait: bool = False, extend: str | None = None) -> Result:
-    """Runs an experiment in a folder, or goes on with it. `wait`: for another process that runs the same one."""
+def run(
+    experiment: Experiment, folder: str, *, wait: bool = False, role: str = "", extend: str | None = None
+) -> Result:
+    """Runs an experiment in a folder, or goes on with it.
+
+    `wait`: for another process that runs the same one. `role`: of the network, for people, as in "the teacher ".
+    """
     distributed.first(runs.check, folder, experiment.identity)
     if distributed.first(runs.has_result, folder):
         return _finished(experiment, folder)
@@ -122,13 +127,13 @@ def run(experiment: Experiment, folder: str, *, wait: bool = False, extend: str 
             return _finished(experiment, folder)
         distributed.first(_write_config, experiment, folder)
         for untrained, source in missing:
-            print(f"training the teacher {untrained.config['model']['name']}: {source}", flush=True)
-            run(untrained, source, wait=True)
+            run(untrained, source, wait=True, role="the teacher ")
             distributed.together(request.check)
         if extend:
             distributed.first(extending.copy, extend, folder)
         with _closed_by_first(stack, request), contextlib.ExitStack() as own:
-            return _train(experiment, folder, *(loaded or _load_teacher(experiment)), request, own)
+            said = [source for _, source in missing]  # with their accuracies, when they were trained
+            return _train(experiment, folder, *(loaded or _load_teacher(experiment, said)), request, own, role)
 
 
 @contextlib.contextmanager
@@ -158,13 +163,19 @@ def _finished(experiment: Experiment, folder: str) -> Result:
     with contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"))) as checkpoints:
         state = checkpoints.load(result["checkpoint"], experiment.state_shapes())
     print(f"finished already: {_describe(result)}  {folder}", flush=True)
-    if project := experiment.config["log"]["wandb"]:
-        print(f"nothing new for W&B's {project!r}: a run is mirrored while it trains; another --workdir trains it")
+    for key, place in mirrors.wanted(experiment.config["log"]).items():
+        name = mirrors.SERVICES[key].name
+        print(f"nothing new for {name}'s {place!r}: a run is mirrored while it trains; another --workdir trains it")
     return Result(result["test"]["accuracy"], folder, state, result)
 
 
-def _load_teacher(experiment: Experiment) -> tuple[Variables, Evaluator, dict[str, Any] | None]:
-    """The teacher's variables, the evaluator, and its result, which is printed; without a run it is measured here."""
+def _load_teacher(
+    experiment: Experiment, said: Collection[str] = ()
+) -> tuple[Variables, Evaluator, dict[str, Any] | None]:
+    """The teacher's variables, the evaluator, and its result; without a run it is measured here.
+
+    A line says the result, but of the runs in `said`, which have said it.
+    """
     teacher = experiment.teacher
     if not teacher or teacher.is_average:
         return {}, Evaluator(experiment, {}), None
@@ -174,8 +185,9 @@ def _load_teacher(experiment: Experiment) -> tuple[Variables, Evaluator, dict[st
     if result is None:
         found = _checked(evaluate.of_teacher(experiment.dataset.test), f"for the teacher {teacher.name}")
         result = {"name": teacher.name, "test": found}
-    said = "it teaches its embedding" if result["test"]["accuracy"] is None else _describe(result)
-    print(f"teacher {result['name']}: {said}  {teacher.source}", flush=True)
+    if teacher.source not in said:
+        what = "it teaches its embedding" if result["test"]["accuracy"] is None else _describe(result)
+        print(f"teacher {result['name']}: {what}  {teacher.source}", flush=True)
     return variables, evaluate, result
 
 
@@ -187,6 +199,7 @@ def _train(
     teacher_result: dict[str, Any] | None,
     request: stopping.Request,
     stack: contextlib.ExitStack,
+    role: str,
 ) -> Result:
     """Trains in a locked folder; what has to be closed in the end goes onto `stack`."""
     config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
@@ -206,7 +219,7 @@ def _train(
     for warning in _warnings(config, total, per_epoch):
         print(warning, flush=True)
     begins = "going on with" if step else "training"
-    print(f"{begins} {config['model']['name']} from step {step} to {total}: {folder}", flush=True)
+    print(f"{begins} {role}{config['model']['name']} from step {step} to {total}: {folder}", flush=True)
     stack.enter_context(request.deferred())  # also while what stands below is closed
     if cache:
         stack.callback(cache.close)
@@ -218,7 +231,7 @@ def _train(
             else metrics_file.Nowhere()
         )
     )
-    progress = Progress(total, config["train"]["batch_size"])
+    progress = Progress(total, config["train"]["batch_size"], per_epoch, folder, step)
     unlogged: list[tuple[int, Window]] = []  # the window that ended last, and at which step
 
     def log() -> None:
@@ -227,7 +240,7 @@ def _train(
             step, window = unlogged.pop()
             means = window.means(step)
             writer.write(step, {"epoch": step / per_epoch} | _prefixed("train", means))
-            progress.show(step, -(-step // per_epoch), means)
+            progress.show(step, means)
 
     with contextlib.closing(progress):
         for rows, end in feed.calls(step):
@@ -235,6 +248,7 @@ def _train(
             if cache:
                 rows = cache.rows(rows, begin, end)
             state, scalars = train_steps(state, asked, feed.constants, rows, hyper, feed.labels)
+            progress.started(step, scalars["loss"])
             log()  # of the window before this call, while its steps run
             window.add(step - begin, scalars)
             # Whole epochs done, where one ends here. The last step counts as an end.
@@ -253,9 +267,11 @@ def _train(
                 log()  # before these: it stops a run whose loss is not finite
             rating = None
             if validation and evaluates:
+                progress.evaluating("the validation split")
                 measured = _checked(evaluate(*evaluation.evaluated(state), validation), f"at step {step}")
                 rating = measured[config["evaluate"]["metric"]]
                 writer.write(step, {"epoch": step / per_epoch} | _prefixed("validation", measured))
+                progress.measured(measured["accuracy"])
             rated = rating is not None and config["evaluate"]["select"] == "best-validation"
             if rated or saves:
                 checkpoints.save(state, step, rating, extra={"lines": writer.lines})
@@ -273,6 +289,7 @@ def _train(
         request.goes_on = f" from step {total}"
         if config["evaluate"]["select"] == "best-validation" and (best := checkpoints.best()):
             step, state = best, checkpoints.load(best, experiment.state_shapes())
+        progress.evaluating("the test set")
         total_of_test = evaluate.total(*evaluation.evaluated(state), experiment.dataset.test)
         where = f"for the checkpoint of step {step}"
         result = {
@@ -297,13 +314,13 @@ def _train(
             "deterministic": config["deterministic"] or sharding.platform(experiment.mesh) == "cpu",
             "versions": versions(),
         }
-        if distributed.is_first():  # before the writer closes, which takes as long as W&B takes
+        if distributed.is_first():  # before the writer closes, which takes as long as the mirrors take
             if names := experiment.dataset.class_names:
                 details = metrics.details(total_of_test, names)
                 runs.write_json(os.path.join(folder, "test_details.json"), details, indent=None)
             runs.write_json(os.path.join(folder, "result.json"), result)
             writer.write_result(result)
-    print(f"{result['model']}: {_describe(result)}  {folder}", flush=True)
+    print(f"{role}{result['model']}: {_describe(result)}  {folder}", flush=True)
     return Result(result["test"]["accuracy"], folder, state, result)
 
 

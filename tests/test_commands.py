@@ -191,7 +191,8 @@ def test_training_prints_where_it_lies_and_what_it_reached(trained):
     folder, out, err = trained
     accuracy = runs.read_json(str(folder), "result.json")["test"]["accuracy"]
     assert out.splitlines()[-1] == f"resnet8: test accuracy {100 * accuracy:.2f}% of 12 images  {folder}"
-    assert re.search(r"step 16/16  epoch 8  loss \S+ \(cross_entropy \S+\)  \S+ images/s  \d+% in steps  0s left", err)
+    assert re.search(r"\ntook \S+  step 16/16  epoch 8/8  loss \S+  \S+ images/s  val \S+%  \d+% in steps\n", err)
+    assert err.count("compiling the training step ...\n") == 1
 
 
 def test_training_goes_on_without_tensorflow_and_one_line_says_so(call, tmp_path, no_tensorflow):

@@ -31,5 +31,8 @@ def test_a_notebook_runs_as_it_stands(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    results = sorted(tmp_path.glob("runs/*/result.json"))
-    assert results
+    assert sorted(tmp_path.glob("runs/*/result.json"))
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code" and "= train(" in cell.source):
+        bars = [out for out in cell.outputs if "<progress" in out.get("data", {}).get("text/html", "")]
+        assert bars
+        assert len(cell.outputs) <= 10  # the bars are updated in place

@@ -13,7 +13,7 @@ import kd_jax
 ROOT = Path(__file__).parent.parent
 # What the package needs for some of its work, and a light installation lacks.
 HEAVY = ["clu", "tensorflow", "tensorflow_datasets", "tensorboard", "ml_collections", "PIL", "safetensors"]
-HEAVY += ["huggingface_hub", "matplotlib", "sklearn", "jaxtyping", "wandb"]
+HEAVY += ["huggingface_hub", "matplotlib", "sklearn", "jaxtyping", "wandb", "mlflow", "aim"]
 
 
 @pytest.mark.parametrize("name", kd_jax.__all__)

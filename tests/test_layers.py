@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
-    {"types", "errors", "keys", "registry", "checksums", "stopping"},
+    {"types", "errors", "keys", "registry", "checksums", "stopping", "terminal"},
     {"losses", "models", "methods", "augment", "balance", "randaugment", "mixing", "gradcam", "metrics", "intervals"},
     {"steps", "optim", "schedules", "sharding", "distributed", "compilation", "allocation"},
     {
@@ -71,6 +71,8 @@ HEAVY = {
     "orbax": {"checkpoint"},
     "clu": {"logging"},
     "wandb": {"logging"},
+    "mlflow": {"logging"},
+    "aim": {"logging"},
     "tensorflow": {"quiet_tensorflow"},
     "tensorflow_datasets": {"data"},
     "datasets": {"data"},

@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_in_a_process_that_has_nothing(store, her
     assert not (store[0] / "run" / remote.LEASE_FILE).exists()
     forget()
     same(train(tiny.taught(), store[1]), here[1])
-    assert "going on with resnet6 from step 5" in capsys.readouterr().out
+    assert "going on with the teacher resnet6 from step 5" in capsys.readouterr().out
     assert files(store[0]) == files(here[0])  # the checkpoint of step 5 is gone there too
 
 

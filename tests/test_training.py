@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import threading
 
@@ -136,6 +137,19 @@ def test_a_finished_run_is_not_trained_again(taught, capsys):
     assert "finished already: test accuracy" in capsys.readouterr().out
 
 
+def test_of_a_teacher_that_is_trained_first_no_line_stands_twice(tmp_path, capsys):
+    whole = tiny.taught(**{"dataset.train_images": 32, "train.epochs": 1})
+    whole["teacher"]["config"]["train"]["epochs"] = 1
+    tiny.train(whole, tmp_path)
+    said = [re.sub(r"\d+\.\d+%|/.*", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert said == [
+        "training the teacher resnet6 from step 0 to 2: ",
+        "the teacher resnet6: test accuracy  of 359 images  ",
+        "training resnet6 from step 0 to 2: ",
+        "resnet6: test accuracy  of 359 images  ",
+    ]
+
+
 def test_the_teachers_accuracy_is_printed_and_it_is_not_trained_again(taught, capsys):
     folder, _, result = taught
     teacher = next((folder / "teachers").iterdir())
@@ -167,7 +181,7 @@ def test_a_teacher_that_another_process_trains_is_waited_for(taught, tmp_path, m
     threading.Thread(target=finish, daemon=True).start()
     training.run(made, str(tmp_path / "run"))
     assert waits.is_set()
-    assert [line for line in said if line.startswith("training resnet6 ") and made.teacher.source in line] == []
+    assert [line for line in said if line.startswith("training the teacher ") and made.teacher.source in line] == []
 
 
 def _copy(folder, to):

@@ -23,7 +23,7 @@ from kd_jax.data.names import printable
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment
 from kd_jax.explaining import grid
-from kd_jax.logging import metrics_file, progress, wandb_run
+from kd_jax.logging import metrics_file, mirrors, progress
 from kd_jax.types import Network, Outputs, Split, Variables
 
 OUTPUT_FILES = ("saliency.json", "saliency.png")
@@ -64,8 +64,8 @@ def explain_run(
 ) -> dict[str, Any]:
     """Writes saliency.json, prints a summary and writes saliency.png; existing ones are overwritten.
 
-    The numbers are written before anything is drawn. The picture also goes to TensorBoard, and to W&B if the run is
-    mirrored there.
+    The numbers are written before anything is drawn. The picture also goes to TensorBoard, and to the mirrors that
+    the run has.
 
     Args:
       run: the folder of a finished run with a teacher.
@@ -115,7 +115,7 @@ def explain_run(
     print(printable(f"wrote {numbers} and {image}"))
     result = runs.read_json(run, "result.json")
     metrics_file.write_image(folder, result["checkpoint"], "saliency", picture)
-    wandb_run.add_image(run, "saliency", picture_file, result["steps"])
+    mirrors.add_image(run, "saliency", picture_file, result["steps"])
     return summary
 
 
@@ -239,7 +239,7 @@ def measure(experiment: Experiment, models: Sequence[TrainedModel], *, stage: in
     split, variables = resident.put(test, experiment.mesh), [model.variables for model in models]
     measured = []
     batches = list(evaluation.batches(experiment, len(test.labels)))
-    for index, mask in progress.counted(batches, len(batches[0][0]), len(test.labels)):
+    for index, mask in progress.counted(batches, len(batches[0][0]), len(test.labels), "maps of images"):
         keep = np.asarray(mask)
         values = measure_batch(variables, split, index)
         measured.append({name: np.asarray(x)[..., keep] for name, x in values.items()})

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), W&B.
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the log (through CLU), the mirrors.
 
 The only importer of clu.metric_writers, and so of TensorFlow. Where these are missing the rest still works.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import checksums, remote, runs
+from kd_jax import checksums, remote, runs, terminal
 from kd_jax.errors import first_few
-from kd_jax.logging.wandb_run import Mirror
+from kd_jax.logging.mirrors import Mirrors
 from kd_jax.quiet_tensorflow import import_tensorflow
 
 
@@ -41,17 +41,17 @@ class Writer:
         self._start = time.monotonic()
         runs.write_files(folder, {"metrics.jsonl": "".join(map(_text, kept)).encode()})
         self._file = open(path, "a")  # noqa: SIM115
-        self._mirror = Mirror(folder, saved)
+        self._mirrors = Mirrors(folder, saved)
         self._clu: Any = None
         self._opened = False  # whether TensorBoard's file is
-        self._folder, self._step = folder, step
+        self._folder, self._step, self._saved = folder, step, saved
 
     def elapsed(self) -> float:
         """Seconds spent on this run, those before a restart included."""
         return self.seconds + time.monotonic() - self._start
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """Adds a line to metrics.jsonl and the scalars that are numbers to TensorBoard and W&B."""
+        """Adds a line to metrics.jsonl and the scalars that are numbers to TensorBoard and the mirrors."""
         numbers = {name: value for name, value in scalars.items() if value is not None}
         line = {"step": step, "seconds": round(self.elapsed(), 3), **scalars}
         self._file.write(_text(line))
@@ -60,17 +60,22 @@ class Writer:
         if not self._opened:  # TensorFlow is slow to import, and the first steps do not wait for it
             self._opened = True
             self._clu = _clu_writer(self._folder, "metrics go to metrics.jsonl and the terminal", self._step)
+            if self._clu and self._saved and not self._step:
+                _write_config(self._clu, self._saved)
         if self._clu:
             self._clu.write_scalars(step, numbers)
-        self._mirror.write(step, numbers)
+        self._mirrors.write(step, numbers)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Mirrors a run's result to W&B; the file is the loop's."""
-        self._mirror.write_result(result)
+        """Adds the metrics of the test set to TensorBoard, and the result to the mirrors; its file is the loop's."""
+        numbers = {f"test/{name}": value for name, value in result["test"].items() if value is not None}
+        if self._clu:
+            self._clu.write_scalars(result["checkpoint"], numbers)
+        self._mirrors.write_result(result, numbers)
 
     def close(self) -> None:
         self._file.close()
-        self._mirror.close()
+        self._mirrors.close()
         if self._clu:
             self._clu.close()
 
@@ -156,22 +161,32 @@ def _clu_writer(folder: str, instead: str, step: int | None = None) -> Any:
         from clu import metric_writers
     except ImportError as error:
         name = error.name or "TensorFlow"
-        print(f"{name} is not installed: {instead}, not to TensorBoard", flush=True)
+        terminal.say(f"{name} is not installed: {instead}, not to TensorBoard")
         return None
     if step is not None:
         _remove_events(folder, step)
     return metric_writers.MultiWriter([metric_writers.SummaryWriter(folder), metric_writers.LoggingWriter()])
 
 
+def _write_config(clu: Any, saved: Mapping[str, Any]) -> None:
+    """A run's config, as a text and for the table of the HParams plugin."""
+    config = runs.flat(saved["config"])
+    rows = "".join(f"| {key} | {json.dumps(value)} |\n" for key, value in config.items())
+    clu.write_texts(0, {"config": f"run {saved['hash']}\n\n| key | value |\n| --- | --- |\n{rows}"})
+    clu.write_hparams(
+        {key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in config.items()}
+    )
+
+
 def _remove_events(folder: str, step: int) -> None:
-    """Removes what lies behind a step from TensorBoard's files."""
+    """Removes what lies behind a step from TensorBoard's files; of a run that starts, all that is there."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     for path in glob.glob(os.path.join(glob.escape(folder), "events.out.tfevents.*")):
         records = list(RawEventFileLoader(path).Load())
-        kept = [record for record in records if Event.FromString(record).step <= step]
+        kept = [record for record in records if 0 < step >= Event.FromString(record).step]
         if len(kept) < len(records):
             buffer = io.BytesIO()
             writer = RecordWriter(buffer)

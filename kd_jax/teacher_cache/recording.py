@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax import distributed
+from kd_jax import distributed, terminal
 from kd_jax.errors import one_line
 from kd_jax.teacher_cache.store import Store
 
@@ -104,4 +104,4 @@ class Recording:
                 function(*arguments)
             except Exception as error:  # of a full disk, say
                 self._failed = True
-                print(f"what the teacher says is not recorded any more: {one_line(error)}", flush=True)
+                terminal.say(f"what the teacher says is not recorded any more: {one_line(error)}")

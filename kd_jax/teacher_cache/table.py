@@ -74,7 +74,8 @@ def build(
                 distributed.first(write, number, said)
             yield
 
-    for _ in counted(files(), IMAGES, IMAGES * (len(missing) - 1) + (count - 1) % IMAGES + 1):
+    total = IMAGES * (len(missing) - 1) + (count - 1) % IMAGES + 1
+    for _ in counted(files(), IMAGES, total, "asking the teacher, of images"):
         pass
 
 

@@ -360,7 +360,7 @@ def test_a_compared_run_sees_images_normalized_as_in_its_training(folder, tmp_pa
 
 def test_the_grid_is_mirrored_for_the_run(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(agreement.wandb_run, "add_image", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(agreement.mirrors, "add_image", lambda *arguments: calls.append(arguments))
     agreement.explain_run(str(folder / "kd"), to=str(tmp_path), runs_folder=str(folder / "runs"), num_images=1)
     assert calls == [(str(folder / "kd"), "saliency", str(tmp_path / "saliency.png"), 12)]
 
@@ -394,7 +394,7 @@ def test_the_command_writes_into_the_run_and_prints_a_line_per_model(folder):
     options = ["--variant=gradcam++", "--images=3", "--against", *2 * [str(folder / "teacher")]]
     done = subprocess.run([*command, *options], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("359/359 images  ")
+    assert done.stderr.splitlines()[-1].startswith("maps of images 359/359  ")
     summary = json.loads((folder / "kd" / "saliency.json").read_text())
     assert (summary["variant"], summary["stage"]) == ("gradcam++", -1)
     cosine = summary["students"][0]["agreement"]["all"]["cosine"]

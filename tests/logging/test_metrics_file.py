@@ -116,7 +116,63 @@ def test_scalars_reach_tensorboard(tmp_path):
     assert (event.step, tensor_util.make_ndarray(event.tensor_proto)) == (7, 0.25)
 
 
-def test_scalars_and_the_result_reach_the_mirror_of_the_folder(tmp_path, without_tensorflow, monkeypatch):
+SAVED = {"hash": "abc", "config": {"name": "kd", "log": {}, "train": {"batch_size": 64, "ema": 0.5, "last": None}}}
+
+
+@pytest.fixture
+def events(tmp_path):
+    """What TensorBoard finds in the folder of a run of seven steps."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = metrics_file.Writer(str(tmp_path), 0, SAVED)
+    writer.write(7, {"train/loss": 0.25})
+    writer.write_result({"checkpoint": 5, "test": {"accuracy": 0.5, "agreement": None}})
+    writer.close()
+    return EventAccumulator(str(tmp_path)).Reload()
+
+
+def value(event):
+    from tensorboard.util import tensor_util
+
+    return tensor_util.make_ndarray(event.tensor_proto)
+
+
+def test_metrics_of_the_test_set_stand_in_tensorboard_at_the_step_of_their_checkpoint(events):
+    (event,) = events.Tensors("test/accuracy")
+    assert (event.step, value(event)) == (5, 0.5)
+    assert "test/agreement" not in events.Tags()["tensors"]
+
+
+def test_tensorboard_has_the_config_as_a_text(events):
+    (event,) = events.Tensors("config")
+    (text,) = value(event).ravel()
+    assert text.startswith(b"run abc\n")
+    assert b"| train.batch_size | 64 |\n" in text
+    assert events.PluginTagToContent("text") == {"config": b""}
+
+
+def test_tensorboards_table_of_hyperparameters_has_the_config(events):
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    (content,) = events.PluginTagToContent("hparams").values()
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert list(events.PluginTagToContent("hparams")) == [metadata.SESSION_START_INFO_TAG]
+    assert start.hparams["train.batch_size"].number_value == 64
+    assert start.hparams["train.ema"].number_value == 0.5
+    assert start.hparams["train.last"].string_value == "null"
+    assert start.hparams["name"].string_value == "kd"
+
+
+def test_a_run_that_starts_again_has_its_config_in_tensorboard_once(events, tmp_path):
+    again = metrics_file.Writer(str(tmp_path), 0, SAVED)
+    again.write(7, {"train/loss": 0.5})
+    again.close()
+    after = type(events)(str(tmp_path)).Reload()
+    assert [event.step for event in after.Tensors("config")] == [0]
+    assert [value(event) for event in after.Tensors("train/loss")] == [0.5]
+
+
+def test_scalars_and_the_result_reach_the_mirrors_of_the_folder(tmp_path, without_tensorflow, monkeypatch):
     calls = []
 
     class Recorder:
@@ -126,15 +182,15 @@ def test_scalars_and_the_result_reach_the_mirror_of_the_folder(tmp_path, without
         def __getattr__(self, name):
             return lambda *arguments: calls.append((name, *arguments))
 
-    monkeypatch.setattr(metrics_file, "Mirror", Recorder)
+    monkeypatch.setattr(metrics_file, "Mirrors", Recorder)
     writer = metrics_file.Writer(str(tmp_path), 0, {"hash": "abc"})
     writer.write(3, {"train/loss": 0.5, "validation/agreement": None})
-    writer.write_result({"seed": 3})
+    writer.write_result({"checkpoint": 3, "test": {"accuracy": 0.5, "agreement": None}})
     writer.close()
     assert calls == [
         (str(tmp_path), {"hash": "abc"}),
         ("write", 3, {"train/loss": 0.5}),
-        ("write_result", {"seed": 3}),
+        ("write_result", {"checkpoint": 3, "test": {"accuracy": 0.5, "agreement": None}}, {"test/accuracy": 0.5}),
         ("close",),
     ]
 
