@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     tree = CONFIG.value.to_dict()
     for term in TERM.value:
         add_term(tree["method"], term)
-    say("nothing is trained or written; loading")
+    say("nothing is trained or written")
     from kd_jax import experiment, planning
 
     with contextlib.redirect_stdout(sys.stderr):  # what is said of the data is no part of the plan
