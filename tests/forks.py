@@ -22,10 +22,10 @@ class Forks:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._server = subprocess.Popen([sys.executable, "-m", "tests.forks"], cwd=ROOT, env=ENVIRONMENT, **pipes)
 
-    def __call__(self, module, *arguments, **environment):
-        """(exit status, stdout, stderr) of a module."""
+    def __call__(self, module, *arguments, cwd=ROOT, **environment):
+        """(exit status, stdout, stderr) of a module, started in the folder `cwd`."""
         with tempfile.TemporaryDirectory() as folder:
-            request = [folder, [module, *map(str, arguments)], environment]
+            request = [folder, str(cwd), [module, *map(str, arguments)], environment]
             print(json.dumps(request), file=self._server.stdin, flush=True)
             status = int(self._server.stdout.readline())
             return status, *((Path(folder) / name).read_text() for name in ("out", "err"))
@@ -41,12 +41,13 @@ def main():
 
     gc.freeze()
     for line in iter(sys.stdin.readline, ""):
-        folder, (module, *arguments), environment = json.loads(line)
+        folder, cwd, (module, *arguments), environment = json.loads(line)
         process = os.fork()
         if not process:
             for descriptor, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), descriptor)
             os.environ |= environment
+            os.chdir(cwd)
             sys.path[1:1] = environment.get("PYTHONPATH", "").split(os.pathsep)
             sys.argv[1:] = arguments
             runpy.run_module(module, run_name="__main__", alter_sys=True)

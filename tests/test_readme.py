@@ -33,4 +33,4 @@ def test_the_example_of_the_readme_trains_a_new_loss(tmp_path, no_tensorflow):
     )
     assert done.returncode == 0, done.stderr
     assert "(1, 10) ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')" in done.stdout
-    assert runs.read_json(str(tmp_path / "runs" / "correlation"), "result.json")["model"] == "resnet8"
+    assert runs.read_json(str(tmp_path / "runs" / "hellinger"), "result.json")["model"] == "resnet8"
