@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax import runs
+from kd_jax import metrics, runs
 from kd_jax.errors import InputError
 from kd_jax.logging import metrics_file
 from kd_jax.reporting import plots
@@ -131,6 +131,22 @@ def confusions_of_one(page: Drawn) -> list[Block]:
     matrix = Figures([_matrix("confusion matrix", confusion, chosen, names)])
     listed: list[Block] = [PAIR, Table(header, rows)] if rows else []
     return [*listed, _about_matrix(chosen, names), matrix]
+
+
+def classes_of_one(page: Drawn) -> list[Block]:
+    """Recall, precision and F1 of every class of a run."""
+    (group,), (total,) = page.groups, page.details
+    if total is None:
+        return []
+    rows = [
+        (name, f"{found['images']:,}", *(_percent(found[key]) for key in ("recall", "precision", "f1")))
+        for name, found in metrics.per_class(total, group.runs[0].class_names).items()
+    ]
+    return [Table(("class", "images", "recall, %", "precision, %", "F1, %"), rows)]
+
+
+def _percent(value: float | int | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def fidelity(page: Drawn) -> list[Block]:

@@ -22,6 +22,7 @@ def sections(group: Group) -> list[Section]:
         Section("Learning curves", figures.curves_of_one(run)),
         Section("Calibration", figures.calibration(page), half=True),
         Section("Confusions", figures.confusions_of_one(page), half=True),
+        Section("Classes", figures.classes_of_one(page), half=True),
         Section("Saliency maps", [*saliency.agreement([group]), *saliency.pictures([group])]),
         Section("Size and latency", cost.formats([group])),
         Section("Settings", [Folded("Every one that counts", [Table(("key", "value"), settings, numbers=False)])]),

@@ -11,18 +11,19 @@ from kd_jax.reporting.page import Block, Folded, Table
 from kd_jax.reporting.seeds import difference, spread
 
 MEASURES = (
-    "NLL: negative log-likelihood, nats. ECE: expected calibration error. Agreement and KL compare with the student's"
-    " own teacher."
+    "Balanced: the mean of the classes' recall. Macro F1: the mean of their F1. NLL: negative log-likelihood, nats."
+    " ECE: expected calibration error. Agreement and KL compare with the student's own teacher."
 )
 
 
 def results(groups: Sequence[Group]) -> list[Block]:
     """A table for each test set."""
+    measured = {name: metric for name, metric in other_metrics().items() if any(g.by_seed(name) for g in groups)}
     header = ["recipe", "test accuracy, %", "difference, points", "compared with", "seeds"]
-    header += [metric.title for metric in other_metrics().values()] + ["teacher, %", "parameters", "seconds"]
+    header += [metric.title for metric in measured.values()] + ["teacher, %", "parameters", "seconds"]
     blocks: list[Block] = []
     for data, members in by_data(groups).items():
-        rows = [_result(group, baseline(group, members)) for group in members]
+        rows = [_result(group, baseline(group, members), measured) for group in members]
         blocks += [f"Test set: {data}.", Table(header, rows)]
     if groups:
         blocks.append(
@@ -74,7 +75,7 @@ def about(groups: Sequence[Group]) -> list[Block]:
     ]
 
 
-def _result(group: Group, alone: Group | None) -> list[str]:
+def _result(group: Group, alone: Group | None, measured: Mapping[str, Metric]) -> list[str]:
     accuracy = group.by_seed(factor=100)
     teachers = [run.result.get("teacher") for run in group.runs]
     taught = [t["accuracy"] for t in teachers if isinstance(t, dict) and is_number(t.get("accuracy"))]
@@ -89,7 +90,7 @@ def _result(group: Group, alone: Group | None) -> list[str]:
         difference(accuracy, alone.by_seed(factor=100), 2) if alone else "",
         alone.label if alone else "",
         str(len(accuracy)),
-        *(average(name, metric) for name, metric in other_metrics().items()),
+        *(average(name, metric) for name, metric in measured.items()),
         f"{100 * statistics.fmean(taught):.2f}" if taught else "",
         f"{group.runs[0].result['parameters']:,}",
         f"{statistics.fmean(run.result['seconds'] for run in group.runs):,.0f}",

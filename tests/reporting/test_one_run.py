@@ -24,6 +24,20 @@ def test_the_recipe_is_said_in_words(tmp_path):
     ]
 
 
+def test_every_class_has_its_recall_precision_and_f1(tmp_path):
+    write_run(tmp_path / "one")  # of each of three classes 90 images are right, and 10 are taken for the next
+    path = str(tmp_path / "one")
+    details = runs.read_json(path, "test_details.json")
+    details["confusion"][0] = [45, 5, 50]
+    runs.write_json(f"{path}/test_details.json", details)
+    (group,) = groups(tmp_path)
+    sections = {section.title: text(section.blocks) for section in one_run.sections(group)}
+    recall, precision = 45 / 100, 45 / 55  # of the third class 10 are taken for it
+    f1 = 2 * recall * precision / (recall + precision)
+    expected = ["100", *(f"{100 * x:.1f}" for x in (recall, precision, f1))]
+    assert row(sections["Classes"], "cat")[1:] == expected
+
+
 def test_a_run_without_a_teacher_says_so(tmp_path):
     write_run(tmp_path / "one")
     assert "It had no teacher." in one_run.words(finished.read([str(tmp_path)])[0][0])
@@ -56,6 +70,7 @@ def test_the_page_has_every_measure_of_test_and_validation_and_the_picture(tmp_p
         "Learning curves",
         "Calibration",
         "Confusions",
+        "Classes",
         "Saliency maps",
         "Size and latency",
         "Settings",
