@@ -37,6 +37,7 @@ COMMANDS = {  # each is a module of this package
     "import-teacher": "Make a teacher of a PyTorch network, which trains without PyTorch.",
     "table": "Run a table of experiments over seeds.",
     "sweep": "Run a grid of values of a config's keys over seeds.",
+    "tune": "Search for values of a config's keys by Optuna, and stop the trials that fall behind.",
     "quickstart": "Train and distill on handwritten digits, and print a table.",
     "completion": "Print what completes commands, flags and keys in bash, zsh or fish.",
 }

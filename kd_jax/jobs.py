@@ -14,6 +14,8 @@ from kd_jax import runs, stopping
 
 Result = dict[str, Any]
 
+_processes: "dict[str, subprocess.Popen[bytes]]" = {}  # that go on, by the folder of the run
+
 
 class Job(NamedTuple):
     """One run of a table."""
@@ -90,6 +92,7 @@ def _process(job: Job, runs_folder: str, cores: Sequence[int], mode: str) -> tup
     if cores:  # not between fork and exec, where JAX's threads make Python code unsafe
         os.sched_setaffinity(process.pid, cores)
     stopping.children.add(process)
+    _processes[job.folder] = process
     try:
         while (code := process.poll()) is None:
             # Not for ever: what Ray raises in this process to stop it comes between two calls of the system.
@@ -102,6 +105,14 @@ def _process(job: Job, runs_folder: str, cores: Sequence[int], mode: str) -> tup
         raise
     finally:
         stopping.children.discard(process)
+        del _processes[job.folder]
+
+
+def stop(job: Job) -> None:
+    """Asks the process of a run, where there is one, to save its state and stop; none follows it."""
+    if process := _processes.get(job.folder):
+        stopping.children.discard(process)
+        process.terminate()
 
 
 def last_line(job: Job) -> str:

@@ -37,7 +37,7 @@ for flag in ("config", "term", "seeds", "runs", "import", *many.FLAGS):
 
 def main(arguments: list[str]) -> None:
     many.check()
-    changes = dict(_pair("the argument", text) for text in arguments)
+    changes = dict(pair("the argument", text) for text in arguments)
     points = grid(SWEEP.value)
     seeds = range(cli.SEEDS.value or 3)
     name = re.sub(r"[^\w.]+", "-", f"sweep-{os.path.basename(_path()).replace('.py', '')}")
@@ -62,7 +62,7 @@ def grid(sweeps: Sequence[str]) -> list[Values]:
     """
     keys = {}
     for text in sweeps:
-        key, given = _pair("--sweep", text)
+        key, given = pair("--sweep", text)
         values = COMMA.split(given)
         if key in keys or len(set(values)) < len(values):
             raise InputError(f"--sweep is {text!r}; expected every key, and every value of a key, once")
@@ -70,7 +70,8 @@ def grid(sweeps: Sequence[str]) -> list[Values]:
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())]
 
 
-def _pair(what: str, text: str) -> tuple[str, str]:
+def pair(what: str, text: str) -> tuple[str, str]:
+    """The key and the value of KEY=VALUE, which `what` is."""
     key, _, value = text.partition("=")
     if not key or not value or key.startswith("-"):
         raise InputError(f"{what} is {text!r}; expected KEY=VALUE, for example optimizer.learning_rate=0.1")

@@ -9,6 +9,7 @@ from absl import flags
 
 GROUPS = {
     "many runs": ("jobs", "results", "on", "engine_options", "restart"),
+    "stopping early": ("prune", "prune_trials", "prune_epochs"),
     "many processes": ("coordinator", "processes", "process_id", "distributed"),
 }
 # Of flags that several commands have: what they say in each.
@@ -31,7 +32,7 @@ OF_COMMAND = {
         "sweep": "Seeds 0, 1, ... of every row; by default 3.",
     },
 }
-VALUES = {"config": "NAME|FILE", "term": "TERM:KEY=X", "sweep": "KEY=A,B,C"}
+VALUES = {"config": "NAME|FILE", "term": "TERM:KEY=X", "sweep": "KEY=A,B,C", "search": "KEY=LOW..HIGH"}
 ADDED = re.compile(r"^<[^>]*>: |;\s+repeat this option to specify a list of values$")  # to a help, by absl
 LEFT = 30  # columns of the flags' names
 

@@ -1,6 +1,8 @@
 """Runs as processes: what has a result is not run, what fails says why, what is interrupted stops."""
 
+import concurrent.futures
 import os
+import time
 
 import pytest
 
@@ -54,6 +56,19 @@ def test_a_run_that_fails_is_started_again_but_for_bad_input(tmp_path, restarts,
     outcome = jobs.run(job(tmp_path / "a", COUNTS.format(status) + writes(0.5)), "runs", (), restarts)
     assert len((tmp_path / "a.starts").read_text()) == starts
     assert isinstance(outcome, dict) == (starts == 3)
+
+
+def test_a_run_that_is_asked_to_stop_is_not_started_again(tmp_path):
+    waits = "import os, sys, time; open(sys.argv[-1].partition('=')[2] + '.starts', 'a').write('x'); time.sleep(20)"
+    one = job(tmp_path / "a", waits)
+    jobs.stop(one)  # of which there is no process
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        outcome = threads.submit(jobs.run, one, "runs", restarts=3)
+        while not (tmp_path / "a.starts").exists():
+            time.sleep(0.01)
+        jobs.stop(one)
+        assert outcome.result().reason.startswith("no message (exit status -15")
+    assert (tmp_path / "a.starts").read_text() == "x"
 
 
 def test_what_wants_a_teacher_waits_for_the_first_that_does(tmp_path):

@@ -58,6 +58,7 @@ LAYERS = (
         "compare",
         "table",
         "sweep",
+        "tune",
         "many",
         "engines",
         "jobs",
@@ -79,6 +80,7 @@ HEAVY = {
     "grain": {"data"},
     "submitit": {"engines"},
     "ray": {"engines"},
+    "optuna": {"tune"},
     "fsspec": {"remote"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)

@@ -1,18 +1,30 @@
 """Runs as processes of this machine, some at a time, each on its share of the cores."""
 
 import concurrent.futures
+import contextlib
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kd_jax import jobs, stopping
 from kd_jax.engines.options import check
 from kd_jax.jobs import Failure, Job, Result, Setting
 
+Outcome = concurrent.futures.Future[Result | Failure]
+
 
 def run_all(wanted: Sequence[Job], setting: Setting) -> Iterator[tuple[Job, Result | Failure]]:
     """Runs jobs, and yields each with its outcome as soon as it has one."""
     check(setting.options, {})
+    with pool(setting) as submit:
+        futures = {submit(job): job for job in wanted}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+
+
+@contextlib.contextmanager
+def pool(setting: Setting) -> Iterator[Callable[[Job], Outcome]]:
+    """What takes a job and returns its future outcome. Where it is left, the runs that go on save and stop."""
     at_a_time = setting.at_a_time or 1
     shares: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for share in _shares(at_a_time):
@@ -25,17 +37,15 @@ def run_all(wanted: Sequence[Job], setting: Setting) -> Iterator[tuple[Job, Resu
         finally:
             shares.put(share)
 
-    pool = concurrent.futures.ThreadPoolExecutor(at_a_time)
+    threads = concurrent.futures.ThreadPoolExecutor(at_a_time)
     try:
-        futures = {pool.submit(on_its_share, job): job for job in wanted}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
+        yield lambda job: threads.submit(on_its_share, job)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # an interrupted table starts no further run
+        threads.shutdown(wait=False, cancel_futures=True)  # what is interrupted starts no further run
         for process in tuple(stopping.children):
             stopping.children.discard(process)  # so that none follows it
             process.terminate()  # it saves its state
-        pool.shutdown()
+        threads.shutdown()
 
 
 def _shares(at_a_time: int) -> list[list[int]]:
