@@ -22,7 +22,7 @@ def get_config(arg=""):
         own.dataset.augment = "crop_flip" if arg == "smoke" else "resized_crop"
         own.dataset.least_area = 0.35
         own.train.batch_size = 16
-        own.train.epochs = 2 if arg == "smoke" else 30
+        own.train.epochs = 2 if arg == "smoke" else 40
         own.evaluate.every_epochs = 5
         own.checkpoint.every_epochs = 5
         own.log.every_steps = 20

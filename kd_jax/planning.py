@@ -31,7 +31,7 @@ class Size(NamedTuple):
     """What suits a set of so many training images, by rule of thumb."""
 
     below: float  # images
-    steps: int  # that a run of new networks has at least; from published weights a third will do
+    steps: int  # that a run of new networks has at least; from published weights a sixth will do
     epochs: int  # which is enough, however few the steps
     augment: str  # of color images
     pretrained: bool  # whether networks for photographs start from published weights
@@ -433,7 +433,7 @@ def _of_section(config: Mapping[str, Any], data: Mapping[str, Any], largest: int
         factor = batch / now if optimizer["name"] in ("sgd", "dot") else math.sqrt(batch / now)
         rate = float(f"{optimizer['learning_rate'] * factor:.2g}")
         yield Advice("optimizer.learning_rate", rate, "it follows the batch")
-    per_epoch, total = count // batch, rule.steps // 3 if model["pretrained"] or advised else rule.steps
+    per_epoch, total = count // batch, rule.steps // 6 if model["pretrained"] or advised else rule.steps
     epochs, why = min(rule.epochs, math.ceil(total / per_epoch)), f"{few}{total:,} steps or {rule.epochs} epochs"
     if 0 < train["steps"] < (enough := min(total, epochs * per_epoch)):
         yield Advice("train.steps", enough, why)

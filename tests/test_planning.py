@@ -263,7 +263,7 @@ def test_few_photographs_get_small_batches_strong_augmentation_and_enough_steps(
     assert own == {
         "train.batch_size": 16,
         "optimizer.learning_rate": 0.0005,  # of AdamW, by the root of the batch
-        "train.epochs": 74,  # of nine steps: a third of 2,000, as the networks start from published weights
+        "train.epochs": 37,  # of nine steps: a sixth of 2,000, as the networks start from published weights
         "dataset.augment": "randaugment",
     }
     assert {key.removeprefix("teacher.config.") for key in found} == own.keys()
