@@ -264,21 +264,17 @@ def _arranged(source: Source, holdout: float, *, owned: bool) -> tuple[Source, i
 
 def _described(source: Source, held: int) -> str:
     """What was read, on one line; the first `held` training images are those held out."""
-    parts = [f"{len(source.train.labels)} images to train on", f"{len(source.test.labels)} to test on"]
-    if source.validation is not None:
-        parts.append(f"{len(source.validation.labels)} to validate on, so that dataset.holdout is not used")
+    splits = {"train": source.train, "test": source.test, "validation": source.validation}
+    counts = ", ".join(f"{len(split.labels)} {name}" for name, split in splits.items() if split is not None)
+    images = f"{counts} images" + ("" if source.validation is None else " (dataset.holdout is not used)")
     left_out = [f"left out: {', '.join(source.left_out)}"] if source.left_out else []
     if not source.class_names:
-        return "; ".join([f"data {printable(source.name)}: no labels, {', '.join(parts)}", *left_out])
+        return "; ".join([f"data {printable(source.name)}: {images} without labels", *left_out])
     sizes = np.bincount(source.train.labels, minlength=len(source.class_names))
     small, large = sizes.argmin(), sizes.argmax()
-    range_of_sizes = (
-        f"{sizes[small]} to train on in each class"
-        if sizes[small] == sizes[large]
-        else f"{sizes[small]} ({printable(source.class_names[small])}) to {sizes[large]}"
-        f" ({printable(source.class_names[large])}) to train on in a class"
-    )
-    said = [f"data {printable(source.name)}: {len(sizes)} classes, {', '.join(parts)}", range_of_sizes]
+    least, most = (f"{sizes[label]} ({printable(source.class_names[label])})" for label in (small, large))
+    each = f"{sizes[small]} each" if sizes[small] == sizes[large] else f"{least} to {most}"
+    said = [f"data {printable(source.name)}: {images}", f"{len(sizes)} classes of {each}"]
     if isinstance(source.train.images, Images):
         said.append("images are read at every step")
     validation = source.validation or (cut(source.train, held)[0] if held else None)

@@ -261,8 +261,8 @@ def test_one_line_says_what_was_read_once(colors, tmp_path, capsys):
     load(source="folder", path=colors)
     load(source="folder", path=colors, labeled=10)
     assert capsys.readouterr().out == (
-        f"data {tmp_path.name}: 3 classes, 35 images to train on, 9 to test on; 1 (eel) to 18 (dog) to train on in a"
-        " class; no test image of eel; no validation image of eel; left out: files that are no images by name (1)\n"
+        f"data {tmp_path.name}: 35 train, 9 test images; 3 classes of 1 (eel) to 18 (dog); no test image of eel;"
+        " no validation image of eel; left out: files that are no images by name (1)\n"
     )
 
 
@@ -312,8 +312,7 @@ def test_arrays_are_described_once_for_a_teacher_and_its_student(capsys):
     for labeled in (0, 8):
         data.load(CONFIG | {"source": "memory", "labeled": labeled}, source)
     assert capsys.readouterr().out == (
-        "data arrays: 4 classes, 32 images to train on, 8 to test on, 4 to validate on, so that dataset.holdout is not"
-        " used; 8 to train on in each class\n"
+        "data arrays: 32 train, 8 test, 4 validation images (dataset.holdout is not used); 4 classes of 8 each\n"
     )
 
 
