@@ -29,6 +29,14 @@ def test_a_commands_help_has_its_own_flags_and_no_others(command):
     assert set(FLAG.findall(of(command))) == OWN[command] | {"help", "version"}
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("main", "extend"), ("table", "pretrain_on"), ("import-teacher", "weights"), ("import-teacher", "class_names")],
+)
+def test_a_path_is_a_flag_of_the_command_that_defines_it(command, flag):
+    assert f"  --{flag}=PATH" in of(command)
+
+
 def test_flags_of_many_processes_stand_apart():
     assert re.search(r"^many processes:\n  --coordinator", of("main"), re.MULTILINE)
 
