@@ -10,7 +10,7 @@ from kd_jax import cli
 
 FLAG = re.compile(r"^  --([a-z_]+)", re.MULTILINE)
 OWN = {
-    "evaluate": {"workdir", "runs", "path", "import"},
+    "evaluate": {"per_class", "workdir", "runs", "path", "import"},
     "compare": {"against"},
 }
 
