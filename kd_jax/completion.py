@@ -48,8 +48,8 @@ def words(line: str) -> list[str]:
     >>> words("kd_jax --config=rk"), words("kd_jax ex"), words("kd_jax --config=kd --config.optimizer.nest")
     (['--config=rkd'], ['explain', 'export'], ['--config.optimizer.nesterov='])
     """
-    _, *before, typed = line.split(" ")
-    command = next((word for word in before if word), "--")
+    *before, typed = line.split(" ")
+    command = next((word for word in before[1:] if word), "--")
     return sorted(word for word in _candidates(command, typed) if word.startswith(typed))
 
 

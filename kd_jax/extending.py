@@ -64,7 +64,8 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
                 f" of {steps} steps and {new[step]:.4g} of {experiment.steps}, by optimizer.schedule"
                 f" {saved['config']['optimizer']['schedule']!r} there and"
                 f" {experiment.config['optimizer']['schedule']!r} here; expected a schedule that does not depend on the"
-                f" length, such as 'constant', 'step' or 'exponential'. model.pretrained={source} starts a new run from"
+                " length, such as 'constant', 'step' or 'exponential', and a warmup that is at most half of the shorter"
+                f" run. model.pretrained={source} starts a new run from"
                 " its weights"
             )
 
