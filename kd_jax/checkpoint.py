@@ -215,6 +215,13 @@ class Checkpoints:
         (self._folder / str(step)).rename(aside)
 
 
+def check_whole(folder: str) -> None:
+    """Raises InputError when a checkpoint in a folder is damaged."""
+    place = Path(os.path.abspath(remote.local(folder)))
+    for step in _saved(place):
+        _verified(place / str(step))
+
+
 def load_tree(folder: str, step: int) -> dict[str, Any]:
     """The whole state of a step as nested dictionaries, on one device, wherever it was saved from."""
     path = Path(os.path.abspath(remote.local(folder)), str(step))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import components, remote, runs
+from kd_jax import checkpoint, components, remote, runs
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment, length
 
@@ -40,6 +40,7 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
         )
     if not _checkpoints(source):
         raise InputError(f"--extend is {source!r}, which has no checkpoints; expected the folder of a whole run")
+    checkpoint.check_whole(os.path.join(source, CHECKPOINTS))  # before anything is copied
     rated_every = per_epoch * experiment.config["evaluate"]["every_epochs"]
     by_validation = experiment.config["evaluate"]["select"] == "best-validation"
     if by_validation and result["checkpoint"] == steps and steps % rated_every:

@@ -90,6 +90,15 @@ def test_a_run_that_has_not_finished_is_refused(short, tmp_path):
         extended(tmp_path / "stopped", tmp_path / "longer")
 
 
+def test_a_damaged_checkpoint_is_not_copied(short, tmp_path):
+    shutil.copytree(short, tmp_path / "damaged")
+    file = max((tmp_path / "damaged" / "checkpoints" / "12").rglob("*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="damaged/checkpoints/12 cannot be read; expected a whole checkpoint"):
+        extended(tmp_path / "damaged", tmp_path / "longer")
+    assert not (tmp_path / "longer").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "named"), [(LONGER, True), (LONGER | {"seed": 1}, False), (STEADY | {"train.epochs": 2}, False)]
 )
