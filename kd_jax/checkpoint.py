@@ -44,10 +44,10 @@ class Restored(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The checkpoint with the highest validation accuracy so far, the earliest of equals."""
+    """The checkpoint with the highest rating on the validation split so far, the earliest of equals."""
 
     step: int
-    accuracy: float
+    accuracy: float  # or what else `evaluate.metric` rates by
 
 
 class Checkpoints:
@@ -57,7 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, *, keep: int = 1):
-        """Keeps the `keep` latest, and the one with the highest accuracy."""
+        """Keeps the `keep` latest, and the one with the highest rating."""
         self._folder, self._keep = Path(os.path.abspath(distributed.first(remote.local, folder))), keep
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
@@ -71,7 +71,7 @@ class Checkpoints:
         return sorted(self._saved)
 
     def best(self) -> int | None:
-        """The step with the highest validation accuracy, of what was restored and saved; None where there is none."""
+        """The step with the highest rating, of what was restored and saved; None where there is none."""
         return self._best and self._best.step
 
     def save(
@@ -84,7 +84,7 @@ class Checkpoints:
         Args:
           state: is copied, as the next step donates its buffers.
           step: of the state.
-          accuracy: on the validation split, where that was measured.
+          accuracy: or another rating on the validation split, where that was measured.
           extra: what JSON can hold, for `restore`.
         Raises:
           What an earlier save raised: TrainingError when a number in its state was not finite.
@@ -213,6 +213,13 @@ class Checkpoints:
         aside = self._folder / f"{step}{DAMAGED}"
         shutil.rmtree(aside, ignore_errors=True)
         (self._folder / str(step)).rename(aside)
+
+
+def check_whole(folder: str) -> None:
+    """Raises InputError when a checkpoint in a folder is damaged."""
+    place = Path(os.path.abspath(remote.local(folder)))
+    for step in _saved(place):
+        _verified(place / str(step))
 
 
 def load_tree(folder: str, step: int) -> dict[str, Any]:

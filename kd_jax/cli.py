@@ -91,6 +91,7 @@ ROWS = flags.DEFINE_list("rows", None, "Which rows.")
 IMPORT = define_paths(
     "import", "A Python file that registers what a run needs, before anything else; may be given more than once."
 )
+flags.disclaim_key_flags()  # what other modules define by `define_path` is theirs
 
 
 def command() -> None:

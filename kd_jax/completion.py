@@ -48,8 +48,8 @@ def words(line: str) -> list[str]:
     >>> words("kd_jax --config=rk"), words("kd_jax ex"), words("kd_jax --config=kd --config.optimizer.nest")
     (['--config=rkd'], ['explain', 'export'], ['--config.optimizer.nesterov='])
     """
-    _, *before, typed = line.split(" ")
-    command = next((word for word in before if word), "--")
+    *before, typed = line.split(" ")
+    command = next((word for word in before[1:] if word), "--")
     return sorted(word for word in _candidates(command, typed) if word.startswith(typed))
 
 
@@ -70,7 +70,8 @@ def _candidates(command: str, typed: str) -> Iterable[str]:
     if typed.startswith("--config.") and any(flag.name == "config" for flag in own):
         return [f"--config.{part}{key}=" for key in KEYS for part in ("", "teacher.config.")]
     given = (f"--{flag.name}" + ("" if flag.boolean else "=") for flag in own)
-    return [*given, "--help", *(["--config."] if any(flag.name == "config" for flag in own) else [])]
+    of_many = ("--seeds=", "--sweep=") if command.startswith("-") else ()  # see `cli.MANY`
+    return [*given, *of_many, "--help", *(["--config."] if any(flag.name == "config" for flag in own) else [])]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import components, remote, runs
+from kd_jax import checkpoint, components, remote, runs
 from kd_jax.errors import InputError
 from kd_jax.experiment import Experiment, length
 
@@ -22,10 +22,10 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
     """
     if _checkpoints(folder):
         return
-    runs.read_json(source, "result.json")  # it has finished
+    result = runs.read_json(source, "result.json")  # it has finished
     saved = runs.read_config(source)
     changed = runs.changed_keys(saved["identity"], experiment.identity)
-    if others := [key for key in changed if not key.startswith(runs.OF_LENGTH)]:
+    if others := [key for key in changed if not runs.is_of_length(key)]:
         differences = runs.differences(saved["identity"], experiment.identity, only=others)
         raise InputError(
             f"--extend is {source!r}, a run of another config ({'; '.join(differences)}); expected one that differs in"
@@ -40,6 +40,14 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
         )
     if not _checkpoints(source):
         raise InputError(f"--extend is {source!r}, which has no checkpoints; expected the folder of a whole run")
+    checkpoint.check_whole(os.path.join(source, CHECKPOINTS))  # before anything is copied
+    rated_every = per_epoch * experiment.config["evaluate"]["every_epochs"]
+    by_validation = experiment.config["evaluate"]["select"] == "best-validation"
+    if by_validation and result["checkpoint"] == steps and steps % rated_every:
+        raise InputError(
+            f"--extend is {source!r}, whose best checkpoint is its last, of step {steps}; a longer run is rated every"
+            f" {rated_every} steps, and would not have seen it. Expected a run of a multiple of these"
+        )
     before = components.create_optimizer(
         saved["config"],
         experiment.components.student,
@@ -57,7 +65,8 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
                 f" of {steps} steps and {new[step]:.4g} of {experiment.steps}, by optimizer.schedule"
                 f" {saved['config']['optimizer']['schedule']!r} there and"
                 f" {experiment.config['optimizer']['schedule']!r} here; expected a schedule that does not depend on the"
-                f" length, such as 'constant', 'step' or 'exponential'. model.pretrained={source} starts a new run from"
+                " length, such as 'constant', 'step' or 'exponential', and a warmup that is at most half of the shorter"
+                f" run. model.pretrained={source} starts a new run from"
                 " its weights"
             )
 

@@ -8,6 +8,7 @@ Without it, a small network is distilled on handwritten digits (quickstart). The
 key of a config.
 """
 
+import ast
 import glob
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from kd_jax import cli
-from kd_jax.config import shipped
+from kd_jax.config import experiment, shipped
 from kd_jax.errors import InputError, choose
 
 try:
@@ -70,7 +71,10 @@ def with_config(arguments: list[str]) -> list[str]:
         arguments = [f"--config={DEFAULT}", *arguments]
     completed: list[str] = []
     options: dict[str, dict[str, Any]] = {}
-    for argument in arguments:
+    given = iter(arguments)
+    for argument in given:
+        if re.fullmatch(rf"--?config\.{OPTIONS}\.\w+", argument):
+            argument = f"{argument}={next(given, '')}"
         if found := re.fullmatch(rf"--?config\.({OPTIONS})\.(\w+)=(.*)", argument):
             section, option, text = found.groups()
             options.setdefault(section, {})[option] = cli.parsed(text)
@@ -82,7 +86,26 @@ def with_config(arguments: list[str]) -> list[str]:
             argument = f"{name}={_find(value)}"
         completed.append(argument)
     # At the end: ml_collections wants the config first.
-    return completed + [f"--config.{section}={given}" for section, given in options.items()]
+    return completed + [f"--config.{section}={_section(section, completed) | own}" for section, own in options.items()]
+
+
+def _section(section: str, arguments: list[str]) -> dict[str, Any]:
+    """What stands in a section beside the options that are given one by one: by a flag of its own, or by the config.
+
+    `arguments`: with the path of the config's file.
+    """
+    whole = {key: value for key, _, value in (argument.lstrip("-").partition("=") for argument in arguments)}
+    try:
+        if text := whole.get(f"config.{section}"):
+            return dict(ast.literal_eval(text))
+        path = whole.get("config") or arguments[arguments.index("--config") + 1]
+        file, colon, argument = path.partition(":")
+        tree = experiment(file).get_config(*([argument] if colon else []))
+        for name in section.split("."):
+            tree = tree[name]
+        return dict(tree)
+    except Exception:  # the section is not there, or what ml_collections says of the flag or the file
+        return {}
 
 
 def _find(value: str) -> str:

@@ -85,11 +85,11 @@ OPTIMIZERS: dict[str, Callable[[Mapping[str, Any], optax.GradientTransformation]
     "dot": dot,
 }
 FREEZES = ("none", "backbone", "backbone_and_norms")
-# By their last name: biases, the factors of norms and of blocks, the tokens and positions of transformers.
 # How functions of optax begin that take a learning rate and are no optimizers, or, where training is schedule-free, are
 # to be evaluated at other parameters than those that train.
 NOT_OPTIMIZERS = ("scale_by_", "schedule_free_", "_")
 OF_SECTION = ("weight_decay", "mask", "weight_decay_mask")  # their parameters that keys of the section are
+# By their last name: biases, the factors of norms and of blocks, the tokens and positions of transformers.
 NO_KERNELS = ("bias", "scale", "gamma", "cls_token", "dist_token", "pos_embed")
 
 

@@ -1,5 +1,6 @@
 """What a user's own files add to the library, and which file added it, so that a later command can add it again."""
 
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -44,7 +45,12 @@ def place(error: BaseException) -> str:
 
 
 def defined(function: Callable[..., Any]) -> str:
-    """FILE:LINE of a user's own function or class; "" for what is not."""
+    """FILE:LINE of a user's own function, or what a class does when it is called; "" for what is not."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = (function if inspect.isclass(function) else type(function)).__call__
+    function = inspect.unwrap(function)  # Flax wraps what a module does
     try:
         path, line = inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1]
     except (OSError, TypeError):  # of what was typed at the prompt, or is written in C

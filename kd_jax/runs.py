@@ -36,8 +36,8 @@ CONFIG_KEYS = {  # of the parts of config.json from which a run is built again
 TREES = ("config", "identity", "data", "test")  # and which of them hold keys themselves
 NOT_IDENTITY = ("name", "log", "checkpoint")
 NOT_OF_DATASET = ("class_names", "stream", "workers")  # how they are read, and what is for people
-OF_SCHEDULE = ("optimizer.schedule", "optimizer.warmup_epochs", "optimizer.milestones", "optimizer.gamma")
-OF_LENGTH = ("train.epochs", "train.steps", *OF_SCHEDULE)  # how the keys begin that may differ in a longer run
+OF_SCHEDULE = ("schedule", "schedule_options", "warmup_epochs", "milestones", "gamma")
+OF_LENGTH = ("train.epochs", "train.steps", *(f"optimizer.{key}" for key in OF_SCHEDULE))  # may differ in a longer run
 RUN_FILES = (".lock", "config.json", "metrics.jsonl", "result.json", "test_details.json")  # that training writes
 # A full disk, a quota, a disk that fails: not the fault of the input.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -83,6 +83,11 @@ def changed_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     """The keys that two identities do not share."""
     a, b = ({key: repr(value) for key, value in flat(tree).items()} for tree in (there, here))
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+
+
+def is_of_length(key: str) -> bool:
+    """Whether a key of an identity may differ in a longer run."""
+    return any(key == own or key.startswith(f"{own}.") for own in OF_LENGTH)
 
 
 def _named(key: str) -> str:
@@ -242,7 +247,7 @@ def check(folder: str, own: Mapping[str, Any]) -> None:
         older = any("fingerprint" in key for key in changed)
         hint = " (an older version took another fingerprint of images; its runs can be evaluated)" if older else ""
         longer = any(own["train"][key] > there["train"][key] for key in ("epochs", "steps"))
-        if longer and has_result(folder) and all(key.startswith(OF_LENGTH) for key in changed_keys(there, own)):
+        if longer and has_result(folder) and all(map(is_of_length, changed_keys(there, own))):
             hint = f" (--extend={folder} with another --workdir, or none, makes a longer run of it)"
         raise InputError(
             f"the work directory {folder!r} holds a run of another config ({'; '.join(changed)}){hint};"

@@ -85,7 +85,7 @@ def of_optax() -> dict[str, Callable[..., Schedule]]:
     return {
         name: x
         for name, x in vars(optax).items()
-        if name.endswith("_schedule") and name[:5] != "scale" and inspect.isfunction(x)
+        if name.endswith(("_schedule", "exponential_decay")) and name[:5] != "scale" and inspect.isfunction(x)
     }
 
 
@@ -115,18 +115,27 @@ def create(section: Mapping[str, Any], *, steps: int, steps_per_epoch: int, what
         given = dict.fromkeys(needed & {*OF_RUN}, steps - warmup) | dict.fromkeys(needed & {*BEGIN}, 1.0) | options
         begin = warmup
     keys.check_options(f"{what}.schedule_options", f"an option of {name}", parameters, given)
-    try:
-        after = build(**given)
-        jax.eval_shape(after, jax.ShapeDtypeStruct((), jnp.int32))
-    except Exception as error:  # of optax, or of whoever registered it
-        raise InputError(f"{what}.schedule is {name!r}, which fails: {one_line(error)}") from error
 
     def factor(step: Array | int) -> Array:
         step = jnp.asarray(step, jnp.int32)
         value = jnp.asarray(after(step - begin), jnp.float32)
         return jnp.where(step < warmup, (step + 1) / jnp.float32(warmup + 1), value)
 
+    try:
+        after = build(**{option: _with_steps(value) for option, value in given.items()})
+        shape = jax.eval_shape(factor, jax.ShapeDtypeStruct((), jnp.int32)).shape
+    except Exception as error:  # of optax, or of whoever registered it
+        raise InputError(f"{what}.schedule is {name!r}, which fails: {one_line(error)}") from error
+    if shape:
+        raise InputError(f"{what}.schedule is {name!r}, whose factor is {list(shape)}; expected one number for a step")
     return factor
+
+
+def _with_steps(value: Any) -> Any:
+    """Boundaries by their steps, which flags and config.json can give as strings alone."""
+    if not isinstance(value, Mapping):
+        return value
+    return {int(key) if isinstance(key, str) and key.isdecimal() else key: x for key, x in value.items()}
 
 
 def _steps(epochs: float, steps_per_epoch: int) -> Fraction:

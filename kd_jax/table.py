@@ -23,7 +23,7 @@ from absl import flags
 
 from kd_jax import cli, config, intervals, jobs, many, runs
 from kd_jax.config import recipes
-from kd_jax.errors import InputError, TrainingError, choose
+from kd_jax.errors import InputError, TrainingError, choose, one_line
 from kd_jax.jobs import Failure, Job
 
 TABLES = ("original",)  # experiments that are tables
@@ -54,20 +54,26 @@ def read(name: str) -> Table:
     """The table of an experiment that comes with kd_jax, or of a file.
 
     Raises:
-      InputError: there is none, or it has no rows.
+      InputError: there is none, it has no rows, or its labels do not fit its headings.
     """
     is_file = name.endswith(".py")
     module = config.experiment(name if is_file else choose("--rows", name, TABLES))
-    rows = list(getattr(module, "ROWS", ()))
-    if not rows or not all(isinstance(row, str) and row and "," not in row for row in rows):
-        raise InputError(f"--rows is {name!r}, where ROWS is {rows}; expected the names of rows, without commas")
+    rows, headings = getattr(module, "ROWS", ()), getattr(module, "HEADINGS", ("row",))
+    is_list = isinstance(rows, list | tuple) and all(isinstance(row, str) and row and "," not in row for row in rows)
+    if not is_list or not rows or len(set(rows)) < len(rows):
+        raise InputError(f"--rows is {name!r}, where ROWS is {rows!r}; expected a list of names, each once, no commas")
+    labels = {row: (row,) for row in rows} | getattr(module, "LABELS", {})
+    for row in rows:
+        if isinstance(labels[row], str) or len(labels[row]) != len(headings):
+            said = f"the label of {row!r} is {labels[row]!r}"
+            raise InputError(f"--rows is {name!r}, where {said}; expected one text for each of {list(headings)}")
     return Table(
         name=os.path.basename(name).removesuffix(".py"),
         path=os.path.abspath(name) if is_file else f"configs/{name}.py",
         get_config=module.get_config,
-        rows=rows,
-        labels={row: (row,) for row in rows} | getattr(module, "LABELS", {}),
-        headings=getattr(module, "HEADINGS", ("row",)),
+        rows=list(rows),
+        labels=labels,
+        headings=headings,
         baselines=getattr(module, "BASELINES", dict.fromkeys(rows[1:], rows[0])),
         against=getattr(module, "AGAINST", rows[0]),
         published=getattr(module, "PUBLISHED", {}),
@@ -161,7 +167,11 @@ def _preset() -> str:
 def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
     """The run of a row and a seed, with the flags that make it."""
     arg = ",".join(part for part in (row, _preset(), SCALE.value) if part)
-    tree = own.get_config(arg)
+    try:
+        tree = own.get_config(arg)
+    except Exception as error:  # of a file of one's own
+        said = one_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{own.path}:{arg}: {said}") from error
     flat: dict[str, Any] = {"seed": number}
     if PRETRAIN_ON.value:
         flat["model.pretrained"] = _pretrained("teacher" if row.startswith("teacher") else "student")

@@ -14,7 +14,7 @@ show() {
     local terminal=0 columns=80
     if [ -t 1 ]; then
         terminal=1
-        columns="$( (stty size </dev/tty) 2>/dev/null | cut -d ' ' -f 2)"
+        columns="$( (stty size </dev/tty) 2>/dev/null | cut -d ' ' -f 2 || true)"
     fi
     awk -v terminal="$terminal" -v columns="${columns:-80}" '
         function say(text) {

@@ -59,6 +59,7 @@ def test_another_schedule_may_follow_where_it_begins_alike(short, tmp_path):
     ("changes", "said"),
     [
         ({"seed": 1}, r"a run of another config \(seed is 0 there, 1 here\); expected one that differs in its length"),
+        ({"train.steps_per_call": 2}, r"a run of another config \(train.steps_per_call is 0 there, 2 here\)"),
         ({"train.epochs": 3}, "a run of 12 steps; expected one of fewer than the 12 of this config"),
         ({"train.steps": 8}, "a run of 12 steps; expected one of fewer than the 8 of this config"),
         (
@@ -75,11 +76,27 @@ def test_what_cannot_be_extended_says_why_and_leaves_nothing(short, tmp_path, ch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_best_checkpoint_that_a_longer_run_would_not_have_rated_is_refused(tmp_path):
+    rated = {"evaluate.select": "best-validation", "evaluate.every_epochs": 2, "dataset.holdout": 0.25}
+    tiny.train(tiny.config(**STEADY | rated | {"train.epochs": 1}), tmp_path)
+    with pytest.raises(InputError, match="whose best checkpoint is its last, of step 4; a longer run is rated every 8"):
+        extended(tmp_path / "run", tmp_path / "longer", **rated)
+
+
 def test_a_run_that_has_not_finished_is_refused(short, tmp_path):
     shutil.copytree(short, tmp_path / "stopped")
     (tmp_path / "stopped" / "result.json").unlink()
     with pytest.raises(InputError, match="has not finished"):
         extended(tmp_path / "stopped", tmp_path / "longer")
+
+
+def test_a_damaged_checkpoint_is_not_copied(short, tmp_path):
+    shutil.copytree(short, tmp_path / "damaged")
+    file = max((tmp_path / "damaged" / "checkpoints" / "12").rglob("*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="damaged/checkpoints/12 cannot be read; expected a whole checkpoint"):
+        extended(tmp_path / "damaged", tmp_path / "longer")
+    assert not (tmp_path / "longer").exists()
 
 
 @pytest.mark.parametrize(

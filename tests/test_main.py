@@ -57,6 +57,24 @@ def test_options_that_no_config_has_are_given_one_by_one(capsys):
     assert options == "--config.optimizer.options={'b1': 0.95, 'mu': 'bfloat16'}"
 
 
+def test_an_options_value_may_be_an_argument_of_its_own():
+    given = ["--config=kd", "--config.optimizer.options.b1", "0.95", "--seeds=1"]
+    assert main.with_config(given)[1:] == ["--seeds=1", "--config.optimizer.options={'b1': 0.95}"]
+
+
+@pytest.mark.parametrize("flag", [["--config=own.py:0.8"], ["--config", "own.py:0.8"]])
+def test_an_option_leaves_the_others_of_the_config(folder, flag):
+    text = "def get_config(b1): return {'optimizer': {'options': {'b1': float(b1), 'b2': 0.9}}}"
+    (folder / "own.py").write_text(text)
+    given = [*flag, "--config.optimizer.options.b2=0.5"]
+    assert main.with_config(given)[-1] == "--config.optimizer.options={'b1': 0.8, 'b2': 0.5}"
+
+
+def test_an_option_leaves_the_others_of_the_section_that_is_given():
+    given = ["--config=kd", "--config.optimizer.options={'b1': 0.8}", "--config.optimizer.options.b2=0.5"]
+    assert main.with_config(given)[-1] == "--config.optimizer.options={'b1': 0.8, 'b2': 0.5}"
+
+
 def test_options_of_the_teachers_schedule_are_its_own():
     given = ["--config=kd", "--config.teacher.config.optimizer.schedule_options.end_value=0"]
     assert main.with_config(given)[1] == "--config.teacher.config.optimizer.schedule_options={'end_value': 0}"

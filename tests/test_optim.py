@@ -95,7 +95,7 @@ def test_an_optimizer_is_one_entry(monkeypatch):
 
 
 LION = {"name": "lion", "options": {"b1": 0.5, "b2": 0.8}}
-GRADIENTS = [3.0, -0.4, 0.5]
+SIGNED = [3.0, -0.4, 0.5]
 
 
 def lion(gradients, *, decay, rate=0.1, b1=0.5, b2=0.8):
@@ -109,24 +109,24 @@ def lion(gradients, *, decay, rate=0.1, b1=0.5, b2=0.8):
 
 
 def test_an_optimizer_of_optax_has_its_options_and_the_configs_rate_and_decay():
-    np.testing.assert_allclose(trajectory(LION, GRADIENTS), lion(GRADIENTS, decay=0.1), rtol=1e-6)
+    np.testing.assert_allclose(trajectory(LION, SIGNED), lion(SIGNED, decay=0.1), rtol=1e-6)
 
 
 def test_an_optimizer_of_optax_spares_biases_where_the_config_says_so():
     options = LION | {"decay_norms_and_biases": False}
-    np.testing.assert_allclose(trajectory(options, GRADIENTS, name=("fc", "bias")), lion(GRADIENTS, decay=0), rtol=1e-6)
-    np.testing.assert_allclose(trajectory(options, GRADIENTS), lion(GRADIENTS, decay=0.1), rtol=1e-6)
+    np.testing.assert_allclose(trajectory(options, SIGNED, name=("fc", "bias")), lion(SIGNED, decay=0), rtol=1e-6)
+    np.testing.assert_allclose(trajectory(options, SIGNED), lion(SIGNED, decay=0.1), rtol=1e-6)
 
 
 def test_an_optimizer_of_optax_without_decay_has_it_added_to_the_gradient():
     value, square, expected = 1.0, 0.0, []
-    for gradient in GRADIENTS:  # RMSprop with decay 0.5 and eps 0
+    for gradient in SIGNED:  # RMSprop with decay 0.5 and eps 0
         decayed = gradient + 0.1 * value
         square = 0.5 * square + 0.5 * decayed**2
         value -= 0.1 * decayed / math.sqrt(square)
         expected.append(value)
     options = {"name": "rmsprop", "options": {"decay": 0.5, "eps": 0.0}}
-    np.testing.assert_allclose(trajectory(options, GRADIENTS), expected, rtol=1e-5)
+    np.testing.assert_allclose(trajectory(options, SIGNED), expected, rtol=1e-5)
 
 
 def test_an_optimizer_of_optax_starts_from_the_configs_rate():

@@ -87,6 +87,23 @@ def test_options_say_how_long_a_schedule_of_optax_is():
     np.testing.assert_allclose(got[:6], [0.9, 0.8, 0.7, 0.6, 0.5, 0.5], rtol=1e-6)
 
 
+def test_boundaries_are_steps_as_flags_and_json_give_them():
+    options = {"init_value": 1.0, "boundaries_and_scales": {"2": 0.5, "3": 0.1}}
+    got = factors("piecewise_constant_schedule", schedule_options=options)
+    np.testing.assert_allclose(got[:5], [1, 1, 0.5, 0.05, 0.05], rtol=1e-6)
+
+
+def test_exponential_decay_is_a_schedule_of_optax_though_its_name_does_not_say_so():
+    got = factors("exponential_decay", schedule_options={"decay_rate": 0.5, "transition_steps": 10})
+    np.testing.assert_allclose(got, 0.5 ** (np.arange(20) / 10), rtol=1e-6)
+
+
+def test_a_schedule_of_more_than_a_number_is_refused(monkeypatch):
+    monkeypatch.setitem(schedules.SCHEDULES, "two", lambda span: lambda step: jnp.ones(2))
+    with pytest.raises(InputError, match=r"optimizer.schedule is 'two', whose factor is \[2\]; expected one number"):
+        factors("two")
+
+
 def test_a_schedule_of_ones_own_has_its_options(monkeypatch):
     def halved(span, milestones, every):
         assert milestones == (2, 3)

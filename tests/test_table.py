@@ -207,7 +207,16 @@ def test_a_table_is_a_file_with_rows(tmp_path, monkeypatch, capsys):
         (None, "does not exist; expected a file with get_config"),
         ("x = 1 / 0", "cannot be run: ZeroDivisionError: division by zero"),
         ("ROWS = ('a',)", "has no get_config; expected a config's file"),
-        (TABLE.replace("ROWS", "LINES"), r"where ROWS is \[\]; expected the names of rows"),
+        (TABLE.replace("ROWS", "LINES"), r"where ROWS is \(\); expected a list of names"),
+        (TABLE.replace('("hot", "cold")', '"hot"'), "where ROWS is 'hot'; expected a list of names"),
+        (
+            TABLE.replace('("hot", "cold")', '("hot", "hot")'),
+            r"where ROWS is \('hot', 'hot'\); expected a list",
+        ),
+        (
+            TABLE + "HEADINGS = ('temperature', 'unit')\n",
+            r"the label of 'hot' is \('hot',\); expected one text",
+        ),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path, text, said):
@@ -216,3 +225,12 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text, said):
         path.write_text(text)
     with pytest.raises(InputError, match=said):
         table.read(str(path))
+
+
+def test_what_a_tables_config_does_not_take_is_one_line(tmp_path):
+    (tmp_path / "heat.py").write_text(TABLE)
+    with (
+        flagsaver.flagsaver(rows=[str(tmp_path / "heat.py")], scale="laptop"),
+        pytest.raises(InputError, match=r"heat\.py:hot,laptop: KeyError: hot,laptop"),
+    ):
+        table.main([])

@@ -10,7 +10,7 @@ from kd_jax import cli
 
 FLAG = re.compile(r"^  --([a-z_]+)", re.MULTILINE)
 OWN = {
-    "evaluate": {"workdir", "runs", "path", "import"},
+    "evaluate": {"per_class", "workdir", "runs", "path", "import"},
     "compare": {"against"},
 }
 
@@ -27,6 +27,14 @@ def of(command, columns="80"):
 @pytest.mark.parametrize("command", OWN)
 def test_a_commands_help_has_its_own_flags_and_no_others(command):
     assert set(FLAG.findall(of(command))) == OWN[command] | {"help", "version"}
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("main", "extend"), ("table", "pretrain_on"), ("import-teacher", "weights"), ("import-teacher", "class_names")],
+)
+def test_a_path_is_a_flag_of_the_command_that_defines_it(command, flag):
+    assert f"  --{flag}=PATH" in of(command)
 
 
 def test_flags_of_many_processes_stand_apart():

@@ -295,20 +295,22 @@ def from_loss(function: Callable[..., Array], *, on: str | tuple[str, ...] = "lo
     return _with_signature(construct, [*own.values(), *options], function)
 
 
-def _checked(loss: Any, count: int | None = None, of: Any = None) -> Array:
+def _checked(loss: Any, count: int | None = None, of: Any = None, part: str = "") -> Array:
     """A loss [], or with a count of images [B]; raises InputError for anything else.
 
     Args:
       of: the function or class that it comes from.
+      part: its name, of several losses of one term.
     """
+    name = f"the loss {part!r}" if part else "the loss"
     is_number = isinstance(loss, int | float | complex | np.generic | np.ndarray | jax.Array)
     if not is_number or jnp.shape(loss) not in ((), (count,)):
         what = f"{loss.dtype} {list(loss.shape)}" if is_number else f"of type {type(loss).__name__}"
         expected = f"[], or [{count}], one for each image" if count else "[]"
-        raise InputError(f"the loss is {what}; expected {expected}{_where(of)}")
+        raise InputError(f"{name} is {what}; expected {expected}{_where(of)}")
     if jnp.iscomplexobj(loss):
         what = loss.dtype if hasattr(loss, "dtype") else "complex"
-        raise InputError(f"the loss is {what}; expected real numbers{_where(of)}")
+        raise InputError(f"{name} is {what}; expected real numbers{_where(of)}")
     return jnp.asarray(loss)
 
 
@@ -365,7 +367,8 @@ def from_module(module: type[nn.Module]) -> Constructor:
                 rngs={"method": context.key},
             )
             parts = loss if isinstance(loss, Mapping) else {"": loss}
-            return {f"{name}/{part}" if part else name: value for part, value in parts.items()}, dict(state)
+            checked = {part: _checked(value, of=module, part=part) for part, value in parts.items()}
+            return {f"{name}/{part}" if part else name: value for part, value in checked.items()}, dict(state)
 
         def others(variables: MethodVariables, context: Context) -> Mapping[str, Array]:
             logits: Any = instance.apply({"params": variables.params, **variables.state}, context, method="others")

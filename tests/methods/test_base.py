@@ -244,6 +244,21 @@ class Module(nn.Module):
 
 
 from kd_jax import losses
+
+
+class PerImage(nn.Module):
+    def __call__(self, context):
+        return context.student.logits[:, 0]
+
+
+class Called:
+    def __call__(self, student, teacher):
+        return student - teacher
+
+
+import functools
+
+called, of_a_part = Called(), functools.partial(returns_nothing)
 """
 
 
@@ -256,13 +271,16 @@ from kd_jax import losses
         ("of_the_librarys", r"the loss compares \[6, 5\] with \[6, 3\]; expected equal shapes \(OWN:19\)"),
         ("returns_nothing", r"of type NoneType; expected \[\], or \[6\], one for each image \(OWN:22\)"),
         ("Module", "OWN:28: AttributeError: .*summ"),
+        ("PerImage", r"the loss is float32 \[6\]; expected \[\] \(OWN:35\)"),
+        ("called", r"expected \[\], or \[6\], one for each image \(OWN:40\)"),
+        ("of_a_part", r"expected \[\], or \[6\], one for each image \(OWN:22\)"),
     ],
 )
 def test_a_mistake_in_a_loss_of_ones_own_is_one_line_with_its_place(tmp_path, name, said):
     path = tmp_path / "own.py"
     path.write_text(OWN)
     own = runpy.run_path(str(path))[name]
-    method = base.combine({"own": (base.from_module if name == "Module" else base.from_loss)(own)("own")})
+    method = base.combine({"own": (base.from_module if isinstance(own, type) else base.from_loss)(own)("own")})
     with pytest.raises(InputError) as raised:
         jax.eval_shape(lambda: apply(method))
     assert re.fullmatch(f"method.own: .*{said.replace('OWN', re.escape(str(path)))}.*", str(raised.value))
@@ -279,7 +297,7 @@ def test_a_modules_loss_is_one_number():
         def __call__(self, context):
             return context.student.logits[:, 0]
 
-    with pytest.raises(InputError, match=r"method.term: the loss is float32 \[6\]; expected \[\](\n|$)"):
+    with pytest.raises(InputError, match=r"method.term: the loss is float32 \[6\]; expected \[\] \(.*test_base.py:"):
         apply(base.combine({"term": base.from_module(PerImage)("term")}))
 
 
@@ -293,7 +311,7 @@ def test_a_part_that_is_no_number_is_named():
         def __call__(self, context):
             return {"good": 0.0, "bad": context.student.logits}
 
-    with pytest.raises(InputError, match=r"method.term/bad: the loss is float32 \[6, 5\]; expected \[\]"):
+    with pytest.raises(InputError, match=r"method.term: the loss 'bad' is float32 \[6, 5\]; expected \[\]"):
         apply(base.combine({"term": base.from_module(Parts)("term")}))
 
 
