@@ -22,6 +22,7 @@ from kd_jax import registry, stopping
 from kd_jax.config.checks import OLD_KEYS
 from kd_jax.errors import TOLD, InputError, Preempted, TrainingError, choose, one_line
 from kd_jax.terminal import style
+from kd_jax.usage import row as help_row
 from kd_jax.usage import text as help_text
 
 COMMANDS = {  # each is a module of this package
@@ -43,13 +44,13 @@ COMMANDS = {  # each is a module of this package
 MANY = re.compile("--?(sweep|seeds)(=|$)")  # flags that make one config many runs
 USAGE = """Trains small image classifiers from large ones.
 
-usage: kd_jax --config=NAME|FILE[:ARGUMENT] [FLAGS]    train, for example kd_jax --config=kd:smoke
-       kd_jax --config=... --seeds=N [--sweep=KEY=A,B] the same over seeds and values, as `kd_jax sweep`
-       kd_jax COMMAND [FLAGS]                          anything else, see below
-       kd_jax --version
+usage:
+  kd_jax --config=NAME|FILE[:ARGUMENT] [FLAGS]     train, as --config=kd:smoke
+  kd_jax --config=... --seeds=N [--sweep=KEY=A,B]  over seeds and values
+  kd_jax COMMAND [FLAGS]                           anything else, see below
+  kd_jax --version
 
-commands (each has its own --help, as training has: python -m kd_jax.main --help):
-"""
+commands (each has a --help, as training has: kd_jax --config=kd --help):"""
 
 # What the system says about the disk, whatever library met it: errno -> what people are told.
 DISK = {
@@ -96,7 +97,7 @@ def command() -> None:
     """Runs the command that the command line names first; without one, training."""
     first, *others = sys.argv[1:] or ["--help"]
     if first in ("--help", "-h", "-help"):
-        print(USAGE + "\n".join(f"  {name:16}  {what}" for name, what in COMMANDS.items()))
+        print("\n".join([USAGE, *(help_row(name, what, 20) for name, what in COMMANDS.items())]))
     elif first.startswith("-"):
         _run_module("sweep" if any(MANY.match(argument) for argument in sys.argv[1:]) else "main", [first, *others])
     elif first in COMMANDS:

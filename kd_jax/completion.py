@@ -2,8 +2,9 @@
 
 usage: kd_jax completion bash|zsh|fish
 
-For bash and zsh, in ~/.bashrc or ~/.zshrc:   eval "$(kd_jax completion bash)"     (zsh: ... completion zsh)
-For fish, in ~/.config/fish/config.fish:      kd_jax completion fish | source
+  bash, in ~/.bashrc:                  eval "$(kd_jax completion bash)"
+  zsh, in ~/.zshrc:                    eval "$(kd_jax completion zsh)"
+  fish, in ~/.config/fish/config.fish: kd_jax completion fish | source
 """
 
 import importlib
