@@ -10,8 +10,10 @@ import csv
 import glob
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -36,7 +38,8 @@ def main(arguments: list[str]) -> None:
     from kd_jax.data.names import printable
 
     paths = find(arguments)
-    is_shown = len(paths) > BATCH and not sys.stdout.isatty()  # else the lines themselves show how far it is
+    # Elsewhere the lines themselves show how far it is, also through a pipe, which often ends at the same terminal.
+    is_shown = len(paths) > BATCH and _is_file(sys.stdout)
     failed: list[InputError] = []
 
     def fail(error: InputError) -> None:
@@ -59,6 +62,13 @@ def main(arguments: list[str]) -> None:
     if failed:
         said = f"{len(failed)} of {len(paths)} images cannot be read"
         raise InputError(f"{said}; expected image files") if len(failed) == len(paths) else TrainingError(said)
+
+
+def _is_file(stream: Any) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # it is none of the system's
+        return False
 
 
 def _as_text(found: Iterable[tuple[str, Ranked]]) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -165,9 +166,13 @@ def test_two_forms_at_once_are_refused(command, paths):
         command(*paths, json=True, csv=True)
 
 
-def test_many_images_are_counted_beside_a_file(command, paths, capsys):
-    command(*paths[:4])
+def test_many_images_are_counted_beside_a_file_and_not_beside_a_pipe(command, paths, capsys, monkeypatch, tmp_path):
+    command(*paths)
     assert capsys.readouterr().err == ""
-    with pytest.raises(TrainingError):  # the last is counted too
-        command(*paths, __file__)
-    assert "7/7 images" in capsys.readouterr().err
+    with open(tmp_path / "out.txt", "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        command(*paths[:4])
+        assert capsys.readouterr().err == ""
+        with pytest.raises(TrainingError):  # the last is counted too
+            command(*paths, __file__)
+    assert "images 7/7" in capsys.readouterr().err
