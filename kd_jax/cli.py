@@ -91,6 +91,7 @@ ROWS = flags.DEFINE_list("rows", None, "Which rows.")
 IMPORT = define_paths(
     "import", "A Python file that registers what a run needs, before anything else; may be given more than once."
 )
+flags.disclaim_key_flags()  # what `define_path` defines from here on is a flag of the module that calls it
 
 
 def command() -> None:

@@ -56,7 +56,7 @@ def _as_command(module: str) -> str:
 
 
 def filled(text: str, width: int) -> str:
-    """A text as wide as the terminal: paragraphs are filled anew, a usage and what is indented are folded by the line."""
+    """A text of a width: paragraphs are filled anew, a usage and what is indented are folded by the line."""
     fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
     parts = []
     for part in text.split("\n\n"):

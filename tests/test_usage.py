@@ -31,6 +31,13 @@ def test_a_commands_help_has_its_own_flags_and_no_others(command):
     assert set(FLAG.findall(of(command))) == OWN[command] | {"help", "version"}
 
 
+@pytest.mark.parametrize("command", ["main", *cli.COMMANDS])
+def test_every_flag_that_a_module_defines_is_one_of_its_command(command):
+    with open(importlib.util.find_spec(f"kd_jax.{command.replace('-', '_')}").origin) as file:
+        defined = re.findall(r'(?:DEFINE_\w+|define_paths?)\(\s*"(\w+)"', file.read())
+    assert set(defined) <= set(FLAG.findall(of(command)))
+
+
 def test_flags_of_many_processes_stand_apart():
     assert re.search(r"^many processes:\n  --coordinator", of("main"), re.MULTILINE)
 
