@@ -124,6 +124,7 @@ def run(
     main: Callable[[list[str]], None],
     usage: str,
     complete: Callable[[list[str]], list[str]] = lambda arguments: arguments,
+    loads: bool = True,
 ) -> None:
     """Parses the flags, calls `main`, and exits with the code of how it ended.
 
@@ -131,6 +132,7 @@ def run(
       main: takes the positional arguments.
       usage: the text of --help, above the list of flags.
       complete: rewrites the command line before it is parsed.
+      loads: whether it imports what takes seconds, as JAX does, and says so.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(help_text(usage, sys.modules["__main__"]))
@@ -152,7 +154,7 @@ def run(
     def call() -> None:
         sys.argv[1:] = complete(sys.argv[1:])  # in place: ml_collections looks for its overrides there
         arguments = _parse(sys.argv)
-        if sys.stderr.isatty():  # JAX takes seconds to import
+        if loads and sys.stderr.isatty():
             print(style(f"kd_jax {kd_jax.__version__}, loading ...", "dim", sys.stderr), file=sys.stderr, flush=True)
         for path in IMPORT.value:
             registry.import_file(path)

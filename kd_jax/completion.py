@@ -74,5 +74,10 @@ def _candidates(command: str, typed: str) -> Iterable[str]:
     return [*given, "--help", *(["--config."] if any(flag.name == "config" for flag in own) else [])]
 
 
+def _after_dashes(arguments: list[str]) -> list[str]:
+    """So that absl takes no word that is to be completed for a flag."""
+    return ["--", *arguments] if arguments[:1] == ["words"] else arguments
+
+
 if __name__ == "__main__":
-    cli.run(main, __doc__ or "", lambda arguments: ["--", *arguments] if arguments[:1] == ["words"] else arguments)
+    cli.run(main, __doc__ or "", _after_dashes, loads=False)  # each new shell calls it
