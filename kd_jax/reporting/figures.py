@@ -64,13 +64,14 @@ def curves_of_one(run: Run) -> list[Block]:
     plotted = {"accuracy": ("accuracy", ["train/accuracy", "validation/accuracy"])}
     plotted |= {title: (y, [name]) for name, (title, y) in _losses(values).items()}
     plotted["agreement with the teacher on the validation split"] = ("agreement", ["validation/agreement"])
-    svgs = []
+    svgs, used = [], set()
     for title, (y, names) in plotted.items():
         drawn = [(ONE_RUN[name.partition("/")[0]][0], values[name]) for name in names if len(values.get(name, ())) > 1]
         series = [plots.Series(style, list(points), list(points.values())) for style, points in drawn]
         if series:
             svgs.append(plots.lines(title, "epoch", y, series))
-    legend = [(plots.mark(style), label) for style, label in ONE_RUN.values()]
+            used |= {one.style for one in series}
+    legend = [(plots.mark(style), label) for style, label in ONE_RUN.values() if style in used]
     if not svgs:
         return [SHORT if lines else f"{UNREAD}: {run.folder}."]
     return [Figures(svgs, legend)]

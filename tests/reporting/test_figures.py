@@ -140,6 +140,15 @@ def test_details_of_other_classes_do_not_fit(tmp_path):
     assert page.details == [None]
 
 
+def test_what_is_not_drawn_of_a_run_is_not_in_its_legend(tmp_path):
+    write_run(tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "validation" not in line))
+    (run,) = finished.read([str(tmp_path)])[0]
+    (drawn,) = figures.curves_of_one(run)
+    assert [label for _, label in drawn.legend] == ["training batches"]
+
+
 def test_a_run_with_one_measurement_is_called_too_short_for_curves(tmp_path):
     write_run(tmp_path / "one")
     path = tmp_path / "one" / "metrics.jsonl"
