@@ -89,7 +89,7 @@ def calibration(page: Drawn) -> list[Block]:
         series.append(plots.Series(style, total["bin_confidence"][kept] / count, total["bin_correct"][kept] / count))
     blocks: list[Block] = []
     if series and not any(len(one.x) for one in series):
-        blocks = [f"{page.data}. No bin has the {SMALL_BIN} images that say something."]
+        blocks = [f"{page.data}. Nothing is drawn: no bin of confidences has {SMALL_BIN} images."]
     elif series:
         svg = plots.lines("calibration on the test set", "confidence", "accuracy", series, diagonal=True)
         said = f"Below the dashed line a network is too sure of itself. Bins of under {SMALL_BIN} images are left out."

@@ -163,4 +163,4 @@ def test_without_a_bin_that_counts_no_empty_calibration_is_drawn(tmp_path):
     details = runs.read_json(path, "test_details.json")
     runs.write_json(f"{path}/test_details.json", details | {"bin_count": [9, 9], "bin_correct": [4, 4]})
     (page,) = figures.pages(groups(tmp_path))
-    assert figures.calibration(page) == [f"{page.data}. No bin has the 10 images that say something."]
+    assert figures.calibration(page) == [f"{page.data}. Nothing is drawn: no bin of confidences has 10 images."]
