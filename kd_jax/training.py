@@ -287,6 +287,7 @@ def _train(
                 log()
                 checkpoints.save(state, step, extra={"lines": writer.lines, "window": window.sums(step)})
                 checkpoints.wait()
+                progress.stopped(step)
                 request.stop(f"stopped at step {step} of {total}; the same command goes on from there")
 
         checkpoints.wait()
