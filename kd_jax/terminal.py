@@ -61,8 +61,7 @@ def fold(text: str, stream: Any) -> str:
     if not is_terminal(stream):
         return text
     indent = "    " + " " * (len(text) - len(text.lstrip()))
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(text, width(stream), subsequent_indent=indent, **whole)
+    return textwrap.fill(text, width(stream), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def columns(text: str) -> int:

@@ -50,7 +50,8 @@ def curves(pages: Sequence[Drawn]) -> list[Block]:
     last = [found[-1] for found in lines.values() if found]
     lengths = {round(line["step"] / line["epoch"]) for line in last if line["epoch"]}
     x = "step" if len(lengths) > 1 else "epoch"
-    return [block for page in pages for block in _curves(page, lines, x)]
+    drawn = [block for page in pages for block in _curves(page, lines, x)]
+    return drawn or [SHORT] * any(lines.values())
 
 
 def curves_of_one(run: Run) -> list[Block]:

@@ -59,7 +59,7 @@ def test_what_a_killed_process_left_of_the_metrics_does_not_stop_the_report(tmp_
         b'7\n{"step": 1, "epoch": "x"}\n{"step": 1, "epoch": 1, "train/loss": null}\n\x00'
     )
     (page,) = figures.pages(groups(tmp_path))
-    assert figures.curves([page]) == []
+    assert figures.curves([page]) == [figures.SHORT]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x00 no JSON"], ids=["a folder", "empty", "damaged"])
@@ -155,6 +155,7 @@ def test_a_run_with_one_measurement_is_called_too_short_for_curves(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     (run,) = finished.read([str(tmp_path)])[0]
     assert figures.curves_of_one(run) == [figures.SHORT]
+    assert figures.curves(list(figures.pages(groups(tmp_path)))) == [figures.SHORT]
 
 
 def test_without_a_bin_that_counts_no_empty_calibration_is_drawn(tmp_path):
