@@ -88,6 +88,7 @@ TO = define_path("to", None, "Where to write.")
 AGAINST = define_paths("against", "What to compare with.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Seeds 0, 1, ... of every row.", lower_bound=1)
 ROWS = flags.DEFINE_list("rows", None, "Which rows.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 IMPORT = define_paths(
     "import", "A Python file that registers what a run needs, before anything else; may be given more than once."
 )

@@ -20,8 +20,7 @@ from kd_jax import cli, config, terminal
 from kd_jax.errors import InputError
 from kd_jax.main import CONFIG, TERM, add_term, with_config
 
-JSON = flags.DEFINE_bool("json", False, "Print all figures as JSON, in bytes and seconds.")
-for flag in ("config", "term", "runs", "import"):
+for flag in ("config", "term", "json", "runs", "import"):
     flags.declare_key_flag(flag)
 
 
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> None:
         made = experiment.create(tree, runs_folder=cli.RUNS.value)
         found = planning.plan(made, say)
     at, advice = advised(found, made.config)
-    if JSON.value:
+    if cli.JSON.value:
         scale = at and {"config": at[0].removesuffix(":"), "why": at[1]}
         found |= {"scale": scale, "advice": [each._asdict() for each in advice]}
         print(json.dumps(found, indent=1))

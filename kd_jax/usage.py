@@ -26,6 +26,10 @@ OF_COMMAND = {
         "compare": "The name of the row to compare with; by default `student`.",
     },
     "rows": {"quickstart": "The rows of its table.", "table": "Which table, a name or FILE.py; by default `original`."},
+    "json": {
+        "plan": "Print all figures as JSON, in bytes and seconds.",
+        "predict": "Print a line of JSON for each image.",
+    },
     "seeds": {
         "quickstart": "Seeds 0, 1, ... of every row; by default 1.",
         "table": "Seeds 0, 1, ... of every row; by default 3.",

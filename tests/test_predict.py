@@ -74,7 +74,8 @@ def command(brightness, monkeypatch, capsys):
 
     def call(*arguments, top=2, json=False, csv=False):
         monkeypatch.setattr(predict.cli, "WORKDIR", SimpleNamespace(value="run"))
-        for name, value in {"TOP": top, "JSON": json, "CSV": csv}.items():
+        monkeypatch.setattr(predict.cli, "JSON", SimpleNamespace(value=json))
+        for name, value in {"TOP": top, "CSV": csv}.items():
             monkeypatch.setattr(predict, name, SimpleNamespace(value=value))
         predict.main([str(argument) for argument in arguments])
         return capsys.readouterr().out

@@ -38,6 +38,12 @@ def test_every_flag_that_a_module_defines_is_one_of_its_command(command):
     assert set(defined) <= set(FLAG.findall(of(command)))
 
 
+def test_all_commands_can_be_imported_into_one_process():
+    """A flag that two of them define would be defined twice, as where the tests of both are run."""
+    names = ", ".join(f"kd_jax.{name.replace('-', '_')}" for name in cli.COMMANDS)
+    assert subprocess.run([sys.executable, "-c", f"import kd_jax.main, {names}"]).returncode == 0
+
+
 def test_flags_of_many_processes_stand_apart():
     assert re.search(r"^many processes:\n  --coordinator", of("main"), re.MULTILINE)
 
