@@ -22,6 +22,7 @@ from kd_jax import registry, stopping
 from kd_jax.config.checks import OLD_KEYS
 from kd_jax.errors import TOLD, InputError, Preempted, TrainingError, choose, one_line
 from kd_jax.terminal import style
+from kd_jax.usage import row as help_row
 from kd_jax.usage import text as help_text
 
 COMMANDS = {  # each is a module of this package
@@ -44,13 +45,13 @@ COMMANDS = {  # each is a module of this package
 MANY = re.compile("--?(sweep|seeds)(=|$)")  # flags that make one config many runs
 USAGE = """Trains small image classifiers from large ones.
 
-usage: kd_jax --config=NAME|FILE[:ARGUMENT] [FLAGS]    train, for example kd_jax --config=kd:smoke
-       kd_jax --config=... --seeds=N [--sweep=KEY=A,B] the same over seeds and values, as `kd_jax sweep`
-       kd_jax COMMAND [FLAGS]                          anything else, see below
-       kd_jax --version
+usage:
+  kd_jax --config=NAME|FILE[:ARGUMENT] [FLAGS]     train, as --config=kd:smoke
+  kd_jax --config=... --seeds=N [--sweep=KEY=A,B]  over seeds and values
+  kd_jax COMMAND [FLAGS]                           anything else, see below
+  kd_jax --version
 
-commands (each has its own --help, as training has: python -m kd_jax.main --help):
-"""
+commands (each has a --help, as training has: kd_jax --config=kd --help):"""
 
 # What the system says about the disk, whatever library met it: errno -> what people are told.
 DISK = {
@@ -88,6 +89,7 @@ TO = define_path("to", None, "Where to write.")
 AGAINST = define_paths("against", "What to compare with.")
 SEEDS = flags.DEFINE_integer("seeds", None, "Seeds 0, 1, ... of every row.", lower_bound=1)
 ROWS = flags.DEFINE_list("rows", None, "Which rows.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 IMPORT = define_paths(
     "import", "A Python file that registers what a run needs, before anything else; may be given more than once."
 )
@@ -98,7 +100,7 @@ def command() -> None:
     """Runs the command that the command line names first; without one, training."""
     first, *others = sys.argv[1:] or ["--help"]
     if first in ("--help", "-h", "-help"):
-        print(USAGE + "\n".join(f"  {name:16}  {what}" for name, what in COMMANDS.items()))
+        print("\n".join([USAGE, *(help_row(name, what, 20) for name, what in COMMANDS.items())]))
     elif first.startswith("-"):
         _run_module("sweep" if any(MANY.match(argument) for argument in sys.argv[1:]) else "main", [first, *others])
     elif first in COMMANDS:
@@ -124,6 +126,7 @@ def run(
     main: Callable[[list[str]], None],
     usage: str,
     complete: Callable[[list[str]], list[str]] = lambda arguments: arguments,
+    loads: bool = True,
 ) -> None:
     """Parses the flags, calls `main`, and exits with the code of how it ended.
 
@@ -131,6 +134,7 @@ def run(
       main: takes the positional arguments.
       usage: the text of --help, above the list of flags.
       complete: rewrites the command line before it is parsed.
+      loads: whether it imports what takes seconds, as JAX does, and says so.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(help_text(usage, sys.modules["__main__"]))
@@ -152,7 +156,7 @@ def run(
     def call() -> None:
         sys.argv[1:] = complete(sys.argv[1:])  # in place: ml_collections looks for its overrides there
         arguments = _parse(sys.argv)
-        if sys.stderr.isatty():  # JAX takes seconds to import
+        if loads and sys.stderr.isatty():
             print(style(f"kd_jax {kd_jax.__version__}, loading ...", "dim", sys.stderr), file=sys.stderr, flush=True)
         for path in IMPORT.value:
             registry.import_file(path)

@@ -19,6 +19,7 @@ from kd_jax.errors import InputError, choose
 from kd_jax.reporting.seeds import difference, spread
 
 flags.declare_key_flag("against")
+DEFAULT = "student"  # the row that others are compared with
 
 
 def main(arguments: list[str]) -> None:
@@ -36,7 +37,9 @@ def main(arguments: list[str]) -> None:
     if len(data := sorted({group.runs[0].data for group in groups})) != 1:
         raise InputError(f"the runs have {len(data)} test sets: {', '.join(data) or 'none'}; expected one")
     rows = {group.label: {run.result["seed"]: run.result for run in group.runs} for group in groups}
-    print(table(rows, choose("--against", (cli.AGAINST.value or ["student"])[0], list(rows))))
+    if not cli.AGAINST.value and DEFAULT not in rows:
+        raise InputError(f"no row is {DEFAULT!r}; expected --against=ROW, one of: {', '.join(rows)}")
+    print(table(rows, choose("--against", (cli.AGAINST.value or [DEFAULT])[0], list(rows))))
 
 
 def table(rows: Mapping[str, Mapping[int, Mapping[str, Any]]], to: str, labels: Mapping[str, str] | None = None) -> str:

@@ -2,8 +2,9 @@
 
 usage: kd_jax completion bash|zsh|fish
 
-For bash and zsh, in ~/.bashrc or ~/.zshrc:   eval "$(kd_jax completion bash)"     (zsh: ... completion zsh)
-For fish, in ~/.config/fish/config.fish:      kd_jax completion fish | source
+  bash, in ~/.bashrc:                  eval "$(kd_jax completion bash)"
+  zsh, in ~/.zshrc:                    eval "$(kd_jax completion zsh)"
+  fish, in ~/.config/fish/config.fish: kd_jax completion fish | source
 """
 
 import importlib
@@ -74,5 +75,10 @@ def _candidates(command: str, typed: str) -> Iterable[str]:
     return [*given, *of_many, "--help", *(["--config."] if any(flag.name == "config" for flag in own) else [])]
 
 
+def _after_dashes(arguments: list[str]) -> list[str]:
+    """So that absl takes no word that is to be completed for a flag."""
+    return ["--", *arguments] if arguments[:1] == ["words"] else arguments
+
+
 if __name__ == "__main__":
-    cli.run(main, __doc__ or "", lambda arguments: ["--", *arguments] if arguments[:1] == ["words"] else arguments)
+    cli.run(main, __doc__ or "", _after_dashes, loads=False)  # each new shell calls it

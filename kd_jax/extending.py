@@ -60,9 +60,10 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
         old, new = (np.asarray(jax.vmap(f)(every)) for f in (factor, after.factors[group]))
         if (old != new).any():
             step = int(np.argmax(old != new))
+            shown = [np.format_float_positional(x[step], trim="-") for x in (old, new)]  # as many digits as differ
             raise InputError(
-                f"--extend is {source!r}, whose learning rate was another: at step {step} its factor is {old[step]:.4g}"
-                f" of {steps} steps and {new[step]:.4g} of {experiment.steps}, by optimizer.schedule"
+                f"--extend is {source!r}, whose learning rate was another: at step {step} its factor is {shown[0]}"
+                f" of {steps} steps and {shown[1]} of {experiment.steps}, by optimizer.schedule"
                 f" {saved['config']['optimizer']['schedule']!r} there and"
                 f" {experiment.config['optimizer']['schedule']!r} here; expected a schedule that does not depend on the"
                 " length, such as 'constant', 'step' or 'exponential', and a warmup that is at most half of the shorter"

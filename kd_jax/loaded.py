@@ -26,6 +26,10 @@ class LoadedRun(NamedTuple):
     preprocessing: Preprocessing  # the numbers of `preprocess`
     hash: str  # of the run, see `runs.digest`
 
+    def __repr__(self) -> str:
+        """Without the arrays, which fill screens."""
+        return f"LoadedRun(hash={self.hash!r}, image_shape={self.image_shape}, class_names={self.class_names})"
+
 
 def load(source: str | os.PathLike[str], *, precision: str | None = None, rounded: bool = True) -> LoadedRun:
     """Loads a finished run, or the student that `kd_jax export` wrote.

@@ -16,12 +16,11 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from kd_jax import cli, config
+from kd_jax import cli, config, terminal
 from kd_jax.errors import InputError
 from kd_jax.main import CONFIG, TERM, add_term, with_config
 
-JSON = flags.DEFINE_bool("json", False, "Print all figures as JSON, in bytes and seconds.")
-for flag in ("config", "term", "runs", "import"):
+for flag in ("config", "term", "json", "runs", "import"):
     flags.declare_key_flag(flag)
 
 
@@ -31,19 +30,20 @@ def main(arguments: list[str]) -> None:
     tree = CONFIG.value.to_dict()
     for term in TERM.value:
         add_term(tree["method"], term)
-    say("nothing is trained or written")
+    print("plan: nothing is trained or written", file=sys.stderr, flush=True)
     from kd_jax import experiment, planning
 
     with contextlib.redirect_stdout(sys.stderr):  # what is said of the data is no part of the plan
         made = experiment.create(tree, runs_folder=cli.RUNS.value)
         found = planning.plan(made, say)
     at, advice = advised(found, made.config)
-    if JSON.value:
+    if cli.JSON.value:
         scale = at and {"config": at[0].removesuffix(":"), "why": at[1]}
         found |= {"scale": scale, "advice": [each._asdict() for each in advice]}
         print(json.dumps(found, indent=1))
     else:
-        print("\n".join([*described(found), *in_words(at, advice)]))
+        for line in [*described(found), *in_words(at, advice)]:
+            print(terminal.fold(line, sys.stdout))
 
 
 def say(line: str) -> None:
@@ -88,7 +88,7 @@ def described(found: Mapping[str, Any]) -> Iterator[str]:
     for term, x in found["terms"].items():
         yield f"{'method':10}{x['parameters']:>12,}{'':20}{size_of(x['bytes']):>12}  {term}"
     if not found["terms"]:
-        yield f"{'method':10}{0:>12}{'':20}{size_of(0):>12}  {'adds nothing that is trained or kept'}"
+        yield f"{'method':10}{0:>12}{'':20}{size_of(0):>12}  adds nothing"
     batch, largest = found["batch"], found["largest_batch"]
     yield (
         f"a step of {batch} images: {_number(found['step_flops'])} FLOPs, {size_of(memory['peak'])} on a device:"

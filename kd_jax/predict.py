@@ -10,8 +10,10 @@ import csv
 import glob
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -19,9 +21,8 @@ from kd_jax import cli
 from kd_jax.errors import InputError, TrainingError, one_line
 
 TOP = flags.DEFINE_integer("top", 3, "How many classes to print for each image.", lower_bound=1)
-JSON = flags.DEFINE_bool("json", False, "Print a line of JSON for each image.")
 CSV = flags.DEFINE_bool("csv", False, "Print a table of comma-separated values, with a header.")
-for name in ("workdir", "import"):
+for name in ("workdir", "json", "import"):
     flags.declare_key_flag(name)
 BATCH = 64  # images; so many are in memory at a time
 
@@ -31,12 +32,13 @@ Ranked = list[tuple[str, float]]  # (class name, probability), the most probable
 def main(arguments: list[str]) -> None:
     if not cli.WORKDIR.value or not arguments:
         raise InputError("expected --workdir=FOLDER, the folder of a finished run, and one image file or more")
-    if JSON.value and CSV.value:
+    if cli.JSON.value and CSV.value:
         raise InputError("both --json and --csv are given; expected one of them")
     from kd_jax.data.names import printable
 
     paths = find(arguments)
-    is_shown = len(paths) > BATCH and not sys.stdout.isatty()  # else the lines themselves show how far it is
+    # Elsewhere the lines themselves show how far it is, also through a pipe, which often ends at the same terminal.
+    is_shown = len(paths) > BATCH and _is_file(sys.stdout)
     failed: list[InputError] = []
 
     def fail(error: InputError) -> None:
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> None:
         from kd_jax.logging.progress import counted
 
         batches = counted(batches, BATCH, len(paths))
-    write = _as_json if JSON.value else _as_csv if CSV.value else _as_text
+    write = _as_json if cli.JSON.value else _as_csv if CSV.value else _as_text
     write(
         (printable(path), [(printable(name), p) for name, p in ranked[: TOP.value]])
         for batch in batches
@@ -59,6 +61,13 @@ def main(arguments: list[str]) -> None:
     if failed:
         said = f"{len(failed)} of {len(paths)} images cannot be read"
         raise InputError(f"{said}; expected image files") if len(failed) == len(paths) else TrainingError(said)
+
+
+def _is_file(stream: Any) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # it is none of the system's
+        return False
 
 
 def _as_text(found: Iterable[tuple[str, Ranked]]) -> None:

@@ -41,7 +41,7 @@ def add(table: MutableMapping[str, Any], name: str, value: Any) -> None:
 def place(error: BaseException) -> str:
     """FILE:LINE of the innermost of a user's own lines that an error has passed since it was raised; "" without any."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
-    return next((f"{frame.filename}:{frame.lineno}" for frame in frames if _is_own(frame.filename)), "")
+    return next((f"{_shown(frame.filename)}:{frame.lineno}" for frame in frames if _is_own(frame.filename)), "")
 
 
 def defined(function: Callable[..., Any]) -> str:
@@ -55,7 +55,15 @@ def defined(function: Callable[..., Any]) -> str:
         path, line = inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1]
     except (OSError, TypeError):  # of what was typed at the prompt, or is written in C
         return ""
-    return f"{path}:{line}" if _is_own(path) else ""
+    return f"{_shown(path)}:{line}" if _is_own(path) else ""
+
+
+def _shown(path: str) -> str:
+    """A path for people: that of a notebook's cell, which IPython makes up, is In[NUMBER]."""
+    ipython = sys.modules.get("IPython")
+    shell: Any = ipython.get_ipython() if ipython else None
+    found = shell.compile.format_code_name(path) if hasattr(shell, "compile") else None
+    return found[1] if found else path
 
 
 def _is_own(path: str) -> bool:

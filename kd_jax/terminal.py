@@ -1,6 +1,7 @@
 """What a terminal shows: a line that is overwritten, its width, the width of a text, a little color."""
 
 import os
+import textwrap
 import unicodedata
 from typing import Any
 
@@ -53,6 +54,14 @@ def width(stream: Any) -> int:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):  # it is none, or has no number, or is closed
         return 80
+
+
+def fold(text: str, stream: Any) -> str:
+    """A line of whole words, where the stream is a terminal as several that fit, the later ones indented."""
+    if not is_terminal(stream):
+        return text
+    indent = "    " + " " * (len(text) - len(text.lstrip()))
+    return textwrap.fill(text, width(stream), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def columns(text: str) -> int:

@@ -49,6 +49,10 @@ class Result(NamedTuple):
     state: TrainState  # that was evaluated
     result: dict[str, Any]  # what result.json holds
 
+    def __repr__(self) -> str:
+        """Without the arrays, which fill screens."""
+        return f"Result(accuracy={self.accuracy}, folder={self.folder!r})"
+
     def _repr_html_(self) -> str:
         """A few lines for a notebook, and the curves of training."""
         result, test = self.result, self.result["test"]
@@ -283,6 +287,7 @@ def _train(
                 log()
                 checkpoints.save(state, step, extra={"lines": writer.lines, "window": window.sums(step)})
                 checkpoints.wait()
+                progress.stopped(step)
                 request.stop(f"stopped at step {step} of {total}; the same command goes on from there")
 
         checkpoints.wait()

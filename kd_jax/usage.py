@@ -1,5 +1,6 @@
 """What --help says: the flags of one command, in groups, as wide as the terminal."""
 
+import functools
 import re
 import shutil
 import textwrap
@@ -26,6 +27,10 @@ OF_COMMAND = {
         "compare": "The name of the row to compare with; by default `student`.",
     },
     "rows": {"quickstart": "The rows of its table.", "table": "Which table, a name or FILE.py; by default `original`."},
+    "json": {
+        "plan": "Print all figures as JSON, in bytes and seconds.",
+        "predict": "Print a line of JSON for each image.",
+    },
     "seeds": {
         "quickstart": "Seeds 0, 1, ... of every row; by default 1.",
         "table": "Seeds 0, 1, ... of every row; by default 3.",
@@ -42,20 +47,45 @@ def text(usage: str, module: ModuleType) -> str:
     command = (module.__spec__.name if module.__spec__ else module.__name__).rpartition(".")[2].replace("_", "-")
     own = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(module)}
     grouped = {heading: [own.pop(name) for name in names if name in own] for heading, names in GROUPS.items()}
-    parts = [usage.strip()]
+    usage = re.sub(r"python -m kd_jax\.(\w+)", lambda found: _as_command(found[1]), usage)
+    parts = [filled(usage.strip(), _width())]
     for heading, members in {"flags": list(own.values()), **grouped}.items():
         if members:
             parts.append("\n".join([f"{heading}:", *(_line(flag, command) for flag in members)]))
-    width = _width()
-    others = [_row("--help", "This text.", width), _row("--version", "The version of kd_jax.", width)]
+    others = [row("--help", "This text."), row("--version", "The version of kd_jax.")]
     return "\n\n".join([*parts, "\n".join(others)])
+
+
+def _as_command(module: str) -> str:
+    return "kd_jax" + f" {module.replace('_', '-')}" * (module != "main")
+
+
+def filled(text: str, width: int) -> str:
+    """A text of a width: paragraphs are filled anew, a usage and what is indented are folded by the line."""
+    fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    parts = []
+    for part in text.split("\n\n"):
+        lines = part.splitlines()
+        if part.startswith("usage:") or any(line.startswith(" ") for line in lines):
+            parts += ["\n".join(fill(line, subsequent_indent=" " * (11 if line else 0)) for line in lines)]
+        else:
+            parts += [fill(" ".join(lines))]
+    return "\n\n".join(parts)
+
+
+def row(left: str, right: str, indent: int = LEFT) -> str:
+    """A line of a list: two spaces, a name, and from the column `indent` on what it is, folded."""
+    lines = textwrap.wrap(right, _width() - indent)
+    fits = len(left) <= indent - 4
+    first = [f"  {left:{indent - 2}}{lines[0]}"] if fits else [f"  {left}", f"{'':{indent}}{lines[0]}"]
+    return "\n".join([*first, *(f"{'':{indent}}{line}" for line in lines[1:])])
 
 
 def _line(flag: flags.Flag, command: str) -> str:
     said = OF_COMMAND.get(flag.name, {}).get(command) or ADDED.sub("", flag.help or "")
     if isinstance(flag.default, int | str) and flag.default != "" and flag.default is not False:
         said = f"{said} [{flag.default}]"
-    return _row(f"--{flag.name}{_value(flag)}", said, _width())
+    return row(f"--{flag.name}{_value(flag)}", said)
 
 
 def _value(flag: flags.Flag) -> str:
@@ -67,12 +97,6 @@ def _value(flag: flags.Flag) -> str:
     kinds = {flags.IntegerParser: "=N", flags.FloatParser: "=X", flags.ListParser: "=A,B,..."}
     text = "=PATH" if flag.parser.syntactic_help == "a path" else f"={VALUES.get(flag.name, flag.name.upper())}"
     return next((said for kind, said in kinds.items() if isinstance(flag.parser, kind)), text)
-
-
-def _row(left: str, right: str, width: int) -> str:
-    lines = textwrap.wrap(right, width - LEFT)
-    first = [f"  {left:{LEFT - 2}}{lines[0]}"] if len(left) <= LEFT - 4 else [f"  {left}", f"{'':{LEFT}}{lines[0]}"]
-    return "\n".join([*first, *(f"{'':{LEFT}}{line}" for line in lines[1:])])
 
 
 def _width() -> int:

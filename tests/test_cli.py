@@ -112,12 +112,14 @@ def test_the_command_runs_the_module_of_its_name(ran, monkeypatch, line, module,
 
 
 @pytest.mark.parametrize("line", [[], ["--help"], ["-h"]])
-def test_help_lists_the_commands(ran, monkeypatch, capsys, line):
+def test_help_lists_the_commands_within_the_terminal(ran, monkeypatch, capsys, line):
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", ["kd_jax", *line])
     cli.command()
     out = capsys.readouterr().out
     assert ran == []
     assert [name for name in cli.COMMANDS if f"\n  {name} " not in out] == []
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

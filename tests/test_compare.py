@@ -60,6 +60,12 @@ def test_what_has_no_accuracy_is_left_out_and_named(tmp_path, capsys):
     assert f"{tmp_path / 'other'} is left out: has not finished" in err
 
 
+def test_where_no_row_has_the_name_of_the_default_the_flag_is_named(tmp_path):
+    made_up.write_run(tmp_path / "a", "kd")
+    with pytest.raises(InputError, match=r"no row is 'student'; expected --against=ROW, one of: kd$"):
+        compare.main([str(tmp_path)])
+
+
 def test_runs_on_different_images_are_not_compared(tmp_path):
     made_up.write_run(tmp_path / "student")
     made_up.write_run(tmp_path / "kd", "kd", **{"dataset.source": "npz", "dataset.path": "x.npz"})

@@ -1,6 +1,7 @@
 """Completion, by what a shell would be given."""
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -52,3 +53,18 @@ def test_bash_gets_what_stands_behind_its_last_word_break(line, reply):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env={**os.environ, "PATH": path})
     assert (done.stdout, done.stderr) == (f"{reply}\n", "")
+
+
+@pytest.mark.parametrize(("command", "said"), [("completion", ""), ("compare", "loading ...")])
+def test_on_a_terminal_only_what_loads_says_so(command, said):
+    """Each new shell runs `kd_jax completion`."""
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", f"kd_jax.{command}", "bash"], stdout=subprocess.PIPE, stderr=theirs, timeout=60
+    )
+    os.write(theirs, b"end")
+    assert done.returncode == (0 if command == "completion" else 2)
+    text = os.read(ours, 4096).decode()
+    assert ("loading ..." in text, text == "end") == (bool(said), not said)
+    os.close(ours)
+    os.close(theirs)

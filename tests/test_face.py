@@ -89,6 +89,15 @@ def test_a_result_shows_itself_in_a_notebook(light, tmp_path):
     assert "<th>folder</th><td>run</td>" in page
 
 
+def test_a_result_and_a_loaded_run_are_one_short_line(light, tmp_path):
+    program = f"{SHORT}result = kd_jax.train(config, 'run')\nprint(result)\nprint(kd_jax.load('run'))"
+    result, run = python(program, tmp_path, **light).splitlines()[-2:]
+    assert result.startswith("Result(accuracy=0.")
+    assert result.endswith(", folder='run')")
+    assert run.startswith("LoadedRun(hash='")
+    assert len(run) < 250
+
+
 def test_the_command_line_there_says_what_it_lacks(light, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "kd_jax.main"],

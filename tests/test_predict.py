@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from PIL import Image
 
 from kd_jax import loaded, predict
 from kd_jax.errors import InputError, TrainingError
+from kd_jax.logging import progress
 
 
 @pytest.fixture
@@ -72,7 +74,8 @@ def command(brightness, monkeypatch, capsys):
 
     def call(*arguments, top=2, json=False, csv=False):
         monkeypatch.setattr(predict.cli, "WORKDIR", SimpleNamespace(value="run"))
-        for name, value in {"TOP": top, "JSON": json, "CSV": csv}.items():
+        monkeypatch.setattr(predict.cli, "JSON", SimpleNamespace(value=json))
+        for name, value in {"TOP": top, "CSV": csv}.items():
             monkeypatch.setattr(predict, name, SimpleNamespace(value=value))
         predict.main([str(argument) for argument in arguments])
         return capsys.readouterr().out
@@ -165,9 +168,13 @@ def test_two_forms_at_once_are_refused(command, paths):
         command(*paths, json=True, csv=True)
 
 
-def test_many_images_are_counted_beside_a_file(command, paths, capsys):
-    command(*paths[:4])
-    assert capsys.readouterr().err == ""
-    with pytest.raises(TrainingError):  # the last is counted too
-        command(*paths, __file__)
-    assert "7/7 images" in capsys.readouterr().err
+def test_many_images_are_counted_beside_a_file_and_not_beside_a_pipe(command, paths, capsys, monkeypatch, tmp_path):
+    counts = []
+    monkeypatch.setattr(progress, "counted", lambda batches, size, total: counts.append(total) or batches)
+    command(*paths)
+    with open(tmp_path / "out.txt", "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        command(*paths[:4])
+        with pytest.raises(TrainingError):  # the last is counted too
+            command(*paths, __file__)
+    assert counts == [7]

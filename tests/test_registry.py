@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,13 @@ def test_a_file_that_imports_another_still_ends_where_it_would_train(tmp_path):
         ADDS + f"registry.import_file({str(inner)!r})\nregistry.add(table, 'outer', 1)\nregistry.end_import()\n1 / 0\n"
     )
     registry.import_file(write(tmp_path / "outer.py", text))
+
+
+def test_a_place_in_a_notebook_is_that_of_its_cell(monkeypatch):
+    with pytest.raises(ZeroDivisionError) as raised:
+        exec(compile("\n1 / 0", "/tmp/ipykernel_7/8.py", "exec"))
+    assert registry.place(raised.value) == "/tmp/ipykernel_7/8.py:2"
+    cells = {"/tmp/ipykernel_7/8.py": ("Cell", "In[3]")}
+    shell = types.SimpleNamespace(compile=types.SimpleNamespace(format_code_name=cells.get))
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert registry.place(raised.value) == "In[3]:2"

@@ -88,3 +88,10 @@ def test_a_text_takes_the_columns_that_are_seen(text, columns):
 @pytest.mark.parametrize("most", range(6))
 def test_a_text_that_is_cut_never_takes_more_columns(most):
     assert terminal.columns(terminal.cut("猫a猫b猫", most)) <= most
+
+
+def test_a_line_is_folded_between_words_on_a_terminal_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "  --config.train.epochs=74  (few images)"
+    assert terminal.fold(text, Terminal()) == "  --config.train.epochs=74\n      (few images)"
+    assert terminal.fold(text, io.StringIO()) == text

@@ -13,6 +13,7 @@ import kd_jax
 from kd_jax import exporting, runs, stopping
 from kd_jax.errors import InputError, TrainingError, one_line
 from kd_jax.exporting import Options, measure, program, safetensors
+from kd_jax.logging.progress import working
 
 BATCHES = (1, 32)
 WEIGHTS = "model.safetensors"
@@ -87,7 +88,8 @@ def _rows(source: str, folder: str, read: program.Source) -> list[Row]:
         for quantize in kind.quantize:
             title = f"{name} {quantize}".strip()
             try:
-                ran = _run_format(name, quantize, read, folder)
+                with working(f"exporting and measuring {title} ..."):
+                    ran = _run_format(name, quantize, read, folder)
             except (InputError, TrainingError) as error:
                 rows.append(Row(title, why=one_line(error, 160)))
                 continue

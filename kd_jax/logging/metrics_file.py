@@ -44,6 +44,7 @@ class Writer:
         self._mirrors = Mirrors(folder, saved)
         self._clu: Any = None
         self._opened = False  # whether TensorBoard's file is
+        self._done = False  # whether there is a result
         self._folder, self._step, self._saved = folder, step, saved
 
     def elapsed(self) -> float:
@@ -57,6 +58,23 @@ class Writer:
         self._file.write(_text(line))
         self._file.flush()
         self.lines += 1
+        self._write_events(step, numbers)
+        self._mirrors.write(step, numbers)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Adds the metrics of the test set to TensorBoard, and the result to the mirrors; its file is the loop's."""
+        numbers = {f"test/{name}": value for name, value in result["test"].items() if value is not None}
+        self._write_events(result["checkpoint"], numbers)
+        self._mirrors.write_result(result, numbers)
+        self._done = True
+
+    def close(self) -> None:
+        self._file.close()
+        self._mirrors.close(failed=not self._done)
+        if self._clu:
+            self._clu.close()
+
+    def _write_events(self, step: int, numbers: Mapping[str, float]) -> None:
         if not self._opened:  # TensorFlow is slow to import, and the first steps do not wait for it
             self._opened = True
             self._clu = _clu_writer(self._folder, "metrics go to metrics.jsonl and the terminal", self._step)
@@ -64,20 +82,6 @@ class Writer:
                 _write_config(self._clu, self._saved)
         if self._clu:
             self._clu.write_scalars(step, numbers)
-        self._mirrors.write(step, numbers)
-
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Adds the metrics of the test set to TensorBoard, and the result to the mirrors; its file is the loop's."""
-        numbers = {f"test/{name}": value for name, value in result["test"].items() if value is not None}
-        if self._clu:
-            self._clu.write_scalars(result["checkpoint"], numbers)
-        self._mirrors.write_result(result, numbers)
-
-    def close(self) -> None:
-        self._file.close()
-        self._mirrors.close()
-        if self._clu:
-            self._clu.close()
 
 
 class Nowhere:

@@ -90,8 +90,9 @@ class Mirrors:
     def write_result(self, result: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
         self._each(lambda session: session.write_result(result, numbers))
 
-    def close(self) -> None:
-        self._each(lambda session: session.close())
+    def close(self, *, failed: bool = False) -> None:
+        """`failed`: where the run has stopped before its end; it may go on."""
+        self._each(lambda session: session.close(failed=failed))
 
     def _each(self, call: Callable[[Session], None]) -> None:
         for key, session in tuple(self._open.items()):

@@ -29,8 +29,9 @@ class Session:
     def __init__(self, folder: str, experiment: str, known: Mapping[str, str], saved: Mapping[str, Any]):
         import mlflow
 
-        for noisy in ("mlflow.store", "alembic"):  # each step of making the database
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        for noisy, level in (("mlflow.store", "WARNING"), ("alembic", "WARNING"), ("urllib3.connectionpool", "ERROR")):
+            logging.getLogger(noisy).setLevel(level)  # each step of making the database, and each try of a request
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # training waits for them; by default for minutes
         store = os.environ.get("MLFLOW_TRACKING_URI") or known.get("store") or mlflow.get_tracking_uri()
         self._client = mlflow.MlflowClient(store)
         self._last: dict[str, int] = {}  # of each metric, the last step of earlier processes

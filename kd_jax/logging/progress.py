@@ -200,6 +200,10 @@ class Progress:
         self._numbers = [(f"loss {scalars['loss']:.4g}", ""), *([(speed, "")] if speed else [])]
         self._display.line(self._parts(now), step / self._total, now)
 
+    def stopped(self, step: int) -> None:
+        """All steps up to this one have ended, and no other follows now."""
+        self._step = step
+
     def evaluating(self, what: str) -> None:
         """Steps wait for work on the images `what`, until `started` or `measured` is called."""
         self._doing = f"evaluating {what} ..."

@@ -20,6 +20,7 @@ SMALL_BIN = 10  # images; a calibration bin of fewer says nothing
 CLASSES = 12  # of a confusion matrix, at most
 PAIRS = 10  # of classes, that a page on one run lists
 UNREAD = "Without a line of metrics.jsonl that can be read, and so not drawn"
+SHORT = "Too short for curves: a curve takes two measurements, see log.every_steps and evaluate.every_epochs."
 PAIR = "A pair's number: of the images of its two classes, the share that is taken for the other one."
 ONE_RUN = {"train": (2, "training batches"), "validation": (1, "validation split")}  # style and label of its lines
 
@@ -49,27 +50,32 @@ def curves(pages: Sequence[Drawn]) -> list[Block]:
     last = [found[-1] for found in lines.values() if found]
     lengths = {round(line["step"] / line["epoch"]) for line in last if line["epoch"]}
     x = "step" if len(lengths) > 1 else "epoch"
-    return [block for page in pages for block in _curves(page, lines, x)]
+    drawn = [block for page in pages for block in _curves(page, lines, x)]
+    return drawn or [SHORT] * any(lines.values())
 
 
 def curves_of_one(run: Run) -> list[Block]:
     """What `curves` draws, of one run over epochs: training and validation in the same plots."""
     values: dict[str, dict[float, float]] = {}  # by scalar and epoch
-    for line in _lines(run):
+    lines = _lines(run)
+    for line in lines:
         for name, value in line.items():
             if is_number(value):
                 values.setdefault(name, {})[line["epoch"]] = value
     plotted = {"accuracy": ("accuracy", ["train/accuracy", "validation/accuracy"])}
     plotted |= {title: (y, [name]) for name, (title, y) in _losses(values).items()}
     plotted["agreement with the teacher on the validation split"] = ("agreement", ["validation/agreement"])
-    svgs = []
+    svgs, used = [], set()
     for title, (y, names) in plotted.items():
         drawn = [(ONE_RUN[name.partition("/")[0]][0], values[name]) for name in names if len(values.get(name, ())) > 1]
         series = [plots.Series(style, list(points), list(points.values())) for style, points in drawn]
         if series:
             svgs.append(plots.lines(title, "epoch", y, series))
-    legend = [(plots.mark(style), label) for style, label in ONE_RUN.values()]
-    return [Figures(svgs, legend) if svgs else f"{UNREAD}: {run.folder}."]
+            used |= {one.style for one in series}
+    legend = [(plots.mark(style), label) for style, label in ONE_RUN.values() if style in used]
+    if not svgs:
+        return [SHORT if lines else f"{UNREAD}: {run.folder}."]
+    return [Figures(svgs, legend)]
 
 
 def calibration(page: Drawn) -> list[Block]:
@@ -83,7 +89,9 @@ def calibration(page: Drawn) -> list[Block]:
         count = total["bin_count"][kept]
         series.append(plots.Series(style, total["bin_confidence"][kept] / count, total["bin_correct"][kept] / count))
     blocks: list[Block] = []
-    if series:
+    if series and not any(len(one.x) for one in series):
+        blocks = [f"{page.data}. Nothing is drawn: no bin of confidences has {SMALL_BIN} images."]
+    elif series:
         svg = plots.lines("calibration on the test set", "confidence", "accuracy", series, diagonal=True)
         said = f"Below the dashed line a network is too sure of itself. Bins of under {SMALL_BIN} images are left out."
         blocks = [f"{page.data}. {said}", Figures([svg], legend(page, {one.style for one in series}))]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -143,6 +144,13 @@ def test_metrics_of_the_test_set_stand_in_tensorboard_at_the_step_of_their_check
     assert "test/agreement" not in events.Tags()["tensors"]
 
 
+def test_a_run_that_goes_on_from_its_last_step_has_its_test_metrics_in_tensorboard(events, tmp_path):
+    again = metrics_file.Writer(str(tmp_path), 7, SAVED)
+    again.write_result({"checkpoint": 7, "test": {"accuracy": 0.75}})
+    again.close()
+    assert [value(event) for event in type(events)(str(tmp_path)).Reload().Tensors("test/accuracy")][-1] == 0.75
+
+
 def test_tensorboard_has_the_config_as_a_text(events):
     (event,) = events.Tensors("config")
     (text,) = value(event).ravel()
@@ -180,7 +188,7 @@ def test_scalars_and_the_result_reach_the_mirrors_of_the_folder(tmp_path, withou
             calls.append(arguments)
 
         def __getattr__(self, name):
-            return lambda *arguments: calls.append((name, *arguments))
+            return lambda *arguments, **named: calls.append((name, *arguments, *named.items()))
 
     monkeypatch.setattr(metrics_file, "Mirrors", Recorder)
     writer = metrics_file.Writer(str(tmp_path), 0, {"hash": "abc"})
@@ -191,8 +199,18 @@ def test_scalars_and_the_result_reach_the_mirrors_of_the_folder(tmp_path, withou
         (str(tmp_path), {"hash": "abc"}),
         ("write", 3, {"train/loss": 0.5}),
         ("write_result", {"checkpoint": 3, "test": {"accuracy": 0.5, "agreement": None}}, {"test/accuracy": 0.5}),
-        ("close",),
+        ("close", ("failed", False)),
     ]
+
+
+def test_a_run_that_stops_before_its_result_has_failed_in_the_mirrors(tmp_path, without_tensorflow, monkeypatch):
+    closed = []
+    mirrors = types.SimpleNamespace(write=lambda *arguments: None, close=lambda *, failed: closed.append(failed))
+    monkeypatch.setattr(metrics_file, "Mirrors", lambda *arguments: mirrors)
+    writer = metrics_file.Writer(str(tmp_path), 0, {"hash": "abc"})
+    writer.write(3, {"train/loss": 0.5})
+    writer.close()
+    assert closed == [True]
 
 
 def test_an_image_reaches_tensorboard(tmp_path):

@@ -1,6 +1,7 @@
 """The mirror of a run in MLflow, in a store of files."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def mirrored(folder, steps, saved=SAVED):
         own.write(step, {"train/loss/a+b": 1 / step, "epoch": step / 10})
     own.close()
     return json.loads((folder / "mlflow.json").read_text())["id"]
+
+
+def test_a_run_that_stops_before_its_end_has_failed_until_it_goes_on(client, tmp_path):
+    own = mirrors.Mirrors(str(tmp_path), SAVED)
+    own.close(failed=True)
+    run = json.loads((tmp_path / "mlflow.json").read_text())["id"]
+    assert client.get_run(run).info.status == "FAILED"
+    again = mirrors.Mirrors(str(tmp_path), SAVED)
+    assert client.get_run(run).info.status == "RUNNING"
+    again.close()
+    assert client.get_run(run).info.status == "FINISHED"
 
 
 def test_numbers_config_and_result_reach_mlflow(client, tmp_path):
@@ -88,6 +100,17 @@ def test_an_image_reaches_the_run_that_has_finished(client, tmp_path):
     mirrors.add_image(str(tmp_path / "run"), "saliency", str(tmp_path / "saliency.png"), 12)
     assert [file.path for file in client.list_artifacts(run)] == ["saliency.png"]
     assert client.get_run(run).info.status == "FINISHED"
+
+
+def test_a_server_that_is_away_is_one_line_within_seconds(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # to which nobody listens
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    begin = time.monotonic()
+    mirrors.Mirrors(str(tmp_path), SAVED).close()
+    out, err = capfd.readouterr()
+    assert out.startswith("MLflow fails, and the run goes on without it: ")
+    assert (len(out.splitlines()), err) == (1, "")
+    assert time.monotonic() - begin < 30
 
 
 def test_a_store_that_is_broken_is_one_line_and_the_run_goes_on(tmp_path, monkeypatch, capsys):

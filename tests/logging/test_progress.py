@@ -125,6 +125,14 @@ def test_steps_are_not_looked_at_all_the_time(clock, stream):
     assert len(drawn(stream)) == 3
 
 
+def test_a_run_that_stops_shows_the_step_that_it_has_saved(clock, stream):
+    line = train(clock, [1, 1])
+    line.started(7, Result())
+    line.stopped(7)
+    line.close()
+    assert "  step 7/10  " in drawn(stream)[-1]
+
+
 def test_an_evaluation_is_named_while_it_lasts_and_its_accuracy_stays(clock, stream):
     line = train(clock, [1, 1])
     line.evaluating("the validation split")

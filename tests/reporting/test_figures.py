@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax import runs
-from kd_jax.reporting import figures, plots
+from kd_jax.reporting import figures, finished, plots
 from tests import tiny
 from tests.reporting.made_up import groups, row, text, write_run
 
@@ -59,7 +59,7 @@ def test_what_a_killed_process_left_of_the_metrics_does_not_stop_the_report(tmp_
         b'7\n{"step": 1, "epoch": "x"}\n{"step": 1, "epoch": 1, "train/loss": null}\n\x00'
     )
     (page,) = figures.pages(groups(tmp_path))
-    assert figures.curves([page]) == []
+    assert figures.curves([page]) == [figures.SHORT]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x00 no JSON"], ids=["a folder", "empty", "damaged"])
@@ -138,3 +138,30 @@ def test_details_of_other_classes_do_not_fit(tmp_path):
     runs.write_json(str(tmp_path / "one" / "test_details.json"), bins | {"confusion": [[1, 0], [0, 1]]})
     (page,) = figures.pages(groups(tmp_path))
     assert page.details == [None]
+
+
+def test_what_is_not_drawn_of_a_run_is_not_in_its_legend(tmp_path):
+    write_run(tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "validation" not in line))
+    (run,) = finished.read([str(tmp_path)])[0]
+    (drawn,) = figures.curves_of_one(run)
+    assert [label for _, label in drawn.legend] == ["training batches"]
+
+
+def test_a_run_with_one_measurement_is_called_too_short_for_curves(tmp_path):
+    write_run(tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    (run,) = finished.read([str(tmp_path)])[0]
+    assert figures.curves_of_one(run) == [figures.SHORT]
+    assert figures.curves(list(figures.pages(groups(tmp_path)))) == [figures.SHORT]
+
+
+def test_without_a_bin_that_counts_no_empty_calibration_is_drawn(tmp_path):
+    write_run(tmp_path / "one")
+    path = f"{tmp_path}/one"
+    details = runs.read_json(path, "test_details.json")
+    runs.write_json(f"{path}/test_details.json", details | {"bin_count": [9, 9], "bin_correct": [4, 4]})
+    (page,) = figures.pages(groups(tmp_path))
+    assert figures.calibration(page) == [f"{page.data}. Nothing is drawn: no bin of confidences has 10 images."]
