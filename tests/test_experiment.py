@@ -228,7 +228,7 @@ def test_a_mistake_in_a_loss_shows_before_anything_is_trained(monkeypatch):
 
     monkeypatch.setitem(methods.METHODS, "broken", methods.from_loss(broken))
     config = tiny.taught() | {"method": {"broken": {}}}
-    with pytest.raises(TypeError, match="dot_general"):
+    with pytest.raises(InputError, match=r"method.broken: .*test_experiment.py:\d+: TypeError: dot_general"):
         experiment.create(config)
 
 
