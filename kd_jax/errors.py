@@ -11,6 +11,10 @@ TOLD = "another process says so"  # the note of an error that is said already
 class InputError(ValueError):
     """The user's input is wrong. The message is one line: the value, what was expected, the valid choices."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, where the lines that found the mistake say nothing of it."""
+        return [f"error: {self}"]
+
 
 class TrainingError(RuntimeError):
     """A run cannot go on, though its input was valid, for example because the loss is not finite."""

@@ -330,7 +330,8 @@ def _check_optimizer(what: str, section: Mapping[str, Any], chain: Callable[...,
     parameters = dict(list(inspect.signature(of_optax()[name]).parameters.items())[1:])
     for key in {*OF_SECTION} & {*options}:
         raise InputError(f"{what}.options has {key!r}; expected {what}.weight_decay and {what}.decay_norms_and_biases")
-    own = {key: parameter for key, parameter in parameters.items() if key not in OF_SECTION}
+    # By their defaults: what optax says of their types, any array is of.
+    own = {key: p.replace(annotation=p.empty) for key, p in parameters.items() if key not in OF_SECTION}
     keys.check_options(f"{what}.options", f"an option of {name}", own, options)
     if "weight_decay" in parameters and not {*parameters} & {*OF_SECTION[1:]} and not section["decay_norms_and_biases"]:
         raise InputError(f"{what}.decay_norms_and_biases is False, and {name} decays all; expected True")

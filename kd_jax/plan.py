@@ -58,18 +58,18 @@ def on_stderr(arguments: list[str]) -> list[str]:
 
 def advised(found: Mapping[str, Any], tree: Mapping[str, Any]) -> tuple[tuple[str, str] | None, list[Any]]:
     """((the value of --config, why), what of it would better be otherwise), for a plan; None to keep the config."""
-    from kd_jax import planning
+    from kd_jax import advice
     from kd_jax.config import recipes
 
     at, largest = None, found["largest_batch"]
     path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = os.path.basename(path).removesuffix(".py")
-    scale, why = planning.scale(found["data"], accelerator=found["accelerator"])
+    scale, why = advice.scale(found["data"], accelerator=found["accelerator"])
     known = argument in recipes.SCALES and config.shipped().get(name) == path
     if known and scale != argument and found["data"]["source"] != "digits":
         with contextlib.suppress(InputError):  # of an experiment that has no scales
             tree, at, largest = config.experiment(name).get_config(scale).to_dict(), (f"{name}:{scale}", why), 0
-    return at, planning.advise(tree, found["data"], accelerator=found["accelerator"], largest=largest)
+    return at, advice.advise(tree, found["data"], accelerator=found["accelerator"], largest=largest)
 
 
 def described(found: Mapping[str, Any]) -> Iterator[str]:

@@ -111,6 +111,7 @@ def create(section: Mapping[str, Any], *, steps: int, steps_per_epoch: int, what
         given = {key: section[key] for key in OF_SECTION if key in parameters} | options
         build, begin = functools.partial(build, Span(steps, steps_per_epoch, warmup)), 0
     else:
+        parameters = {key: p.replace(annotation=p.empty) for key, p in parameters.items()}  # see `optim`
         needed = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
         given = dict.fromkeys(needed & {*OF_RUN}, steps - warmup) | dict.fromkeys(needed & {*BEGIN}, 1.0) | options
         begin = warmup

@@ -42,6 +42,7 @@ LAYERS = (
         "reporting",
         "teacher_cache",
         "planning",
+        "advice",
     },
     {
         "__main__",

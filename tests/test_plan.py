@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kd_jax import plan
-from kd_jax.planning import Advice
+from kd_jax.advice import Advice
 
 TIME = {"compiling": 2.0, "step": 0.05, "epoch": 5.0, "run": 152.0, "steps": 3000, "epochs": 30.0}
 FOUND = {

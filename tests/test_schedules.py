@@ -121,6 +121,10 @@ def test_a_schedule_of_ones_own_has_its_options(monkeypatch):
     [
         ({"name": "linear"}, "optimizer.schedule is 'linear'; expected one of: constant, constant_schedule, cosine,"),
         ({"name": "linear_schedule"}, "optimizer.schedule_options.end_value is missing"),
+        (
+            {"name": "linear_schedule", "schedule_options": {"end_value": 0, "transition_begin": "x"}},
+            "expected a whole",
+        ),
         ({"name": "cosine", "schedule_options": {"alpha": 0.1}}, "an option of cosine is 'alpha'"),
         (
             {"name": "piecewise_constant_schedule", "schedule_options": {"boundaries_and_scales": {"a": 0.1}}},

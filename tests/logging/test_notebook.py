@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kd_jax.errors import InputError
 from kd_jax.logging import notebook, progress
 
 ROOT = Path(__file__).parent.parent.parent
@@ -95,6 +96,10 @@ def test_without_ipython_there_is_no_notebook(monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert not notebook.is_running()
     assert "IPython" not in sys.modules
+
+
+def test_a_mistake_is_one_line_in_a_notebook():
+    assert InputError("train.epochs is 0")._render_traceback_() == ["error: train.epochs is 0"]
 
 
 CELL = """
