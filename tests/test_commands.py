@@ -170,10 +170,11 @@ def test_a_work_directory_that_cannot_be_made_is_refused(refused, tmp_path):
 
 
 def test_help_answers_with_the_flags_and_status_0():
-    for module in ("kd_jax.main", "kd_jax.evaluate", "kd_jax.predict", "kd_jax.explain"):
-        status, out, err = called(module, "--help")
+    usages = {"main": "kd_jax"} | {name: f"kd_jax {name}" for name in ("evaluate", "predict", "explain")}
+    for module, usage in usages.items():
+        status, out, err = called(f"kd_jax.{module}", "--help")
         assert (status, err) == (0, "")
-        assert f"usage: python -m {module}" in out
+        assert f"usage: {usage} " in out
         assert "--workdir" in out
 
 
@@ -226,7 +227,7 @@ def test_a_run_on_two_devices_can_be_evaluated_on_one(call, tmp_path, no_tensorf
     result = runs.read_json(str(tmp_path / "run"), "result.json")
     assert result["device"] == "2 x cpu"
     status, out, err = call("kd_jax.evaluate", f"--workdir={tmp_path / 'run'}")
-    assert (status, err.startswith("data digits: 10 classes, "), err.count("\n")) == (0, True, 1)
+    assert (status, err.startswith("data digits: 1438 train, "), err.count("\n")) == (0, True, 1)
     assert json.loads(out)["accuracy"] == result["test"]["accuracy"]
 
 

@@ -399,7 +399,7 @@ def test_the_command_writes_into_the_run_and_prints_a_line_per_model(folder):
     assert (summary["variant"], summary["stage"]) == ("gradcam++", -1)
     cosine = summary["students"][0]["agreement"]["all"]["cosine"]
     read, teacher, student, *others, written = done.stdout.splitlines()
-    assert read.startswith("data digits: 10 classes, ")
+    assert read.startswith("data digits: 1438 train, ")
     assert teacher.startswith("teacher ")
     assert [line.partition(":")[0] for line in others] == ["teacher", "teacher"]
     assert student.endswith(f"maps {cosine['mean']:.3f} [{cosine['low']:.3f}, {cosine['high']:.3f}]")
