@@ -47,7 +47,7 @@ class Best(NamedTuple):
     """The checkpoint with the highest rating on the validation split so far, the earliest of equals."""
 
     step: int
-    accuracy: float  # or what else `evaluate.metric` rates by
+    rating: float  # by `evaluate.metric`
 
 
 class Checkpoints:
@@ -75,7 +75,7 @@ class Checkpoints:
         return self._best and self._best.step
 
     def save(
-        self, state: TrainState, step: int, accuracy: float | None = None, extra: Mapping[str, Any] | None = None
+        self, state: TrainState, step: int, rating: float | None = None, extra: Mapping[str, Any] | None = None
     ) -> None:
         """Starts to save a state, unless that step is saved already; what goes wrong is raised by the next call.
 
@@ -84,7 +84,7 @@ class Checkpoints:
         Args:
           state: is copied, as the next step donates its buffers.
           step: of the state.
-          accuracy: or another rating on the validation split, where that was measured.
+          rating: on the validation split, where that was measured.
           extra: what JSON can hold, for `restore`.
         Raises:
           What an earlier save raised: TrainingError when a number in its state was not finite.
@@ -94,8 +94,8 @@ class Checkpoints:
         assert self._ready, "what is there is restored before more is saved"
         self.wait()
         self._before = set(self._saved), self._best
-        if accuracy is not None and (self._best is None or accuracy > self._best.accuracy):
-            self._best = Best(step, accuracy)
+        if rating is not None and (self._best is None or rating > self._best.rating):
+            self._best = Best(step, rating)
         self._saved.add(step)
         superseded = self._saved - {*self.steps()[-self._keep :], self.best()}
         self._saved -= superseded

@@ -47,15 +47,21 @@ for flag in ("workdir", "runs", "import"):
 
 
 def main(arguments: list[str]) -> None:
-    if arguments:
-        raise InputError(f"the argument {arguments[0]!r} is not known; expected flags only, see --help")
-    tree = CONFIG.value.to_dict()
-    for term in TERM.value:
-        add_term(tree["method"], term)
+    tree = given(arguments)
     from kd_jax import distributed, training  # after the flags: JAX and Orbax are slow to import
 
     with distributed.group(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value):
         training.train(tree, cli.WORKDIR.value, runs_folder=cli.RUNS.value, extend=EXTEND.value)
+
+
+def given(arguments: list[str]) -> dict[str, Any]:
+    """The config that the flags describe, of a command that takes flags alone."""
+    if arguments:
+        raise InputError(f"the argument {arguments[0]!r} is not known; expected flags only, see --help")
+    tree: dict[str, Any] = CONFIG.value.to_dict()
+    for term in TERM.value:
+        add_term(tree["method"], term)
+    return tree
 
 
 def with_config(arguments: list[str]) -> list[str]:
@@ -71,10 +77,10 @@ def with_config(arguments: list[str]) -> list[str]:
         arguments = [f"--config={DEFAULT}", *arguments]
     completed: list[str] = []
     options: dict[str, dict[str, Any]] = {}
-    given = iter(arguments)
-    for argument in given:
+    rest = iter(arguments)
+    for argument in rest:
         if re.fullmatch(rf"--?config\.{OPTIONS}\.\w+", argument):
-            argument = f"{argument}={next(given, '')}"
+            argument = f"{argument}={next(rest, '')}"
         if found := re.fullmatch(rf"--?config\.({OPTIONS})\.(\w+)=(.*)", argument):
             section, option, text = found.groups()
             options.setdefault(section, {})[option] = cli.parsed(text)

@@ -18,18 +18,14 @@ from ml_collections import config_flags
 
 from kd_jax import cli, config, terminal
 from kd_jax.errors import InputError
-from kd_jax.main import CONFIG, TERM, add_term, with_config
+from kd_jax.main import given, with_config
 
 for flag in ("config", "term", "json", "runs", "import"):
     flags.declare_key_flag(flag)
 
 
 def main(arguments: list[str]) -> None:
-    if arguments:
-        raise InputError(f"the argument {arguments[0]!r} is not known; expected flags only, see --help")
-    tree = CONFIG.value.to_dict()
-    for term in TERM.value:
-        add_term(tree["method"], term)
+    tree = given(arguments)
     print("plan: nothing is trained or written", file=sys.stderr, flush=True)
     from kd_jax import experiment, planning
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from kd_jax import cli
+from kd_jax import cli, terminal
 from kd_jax.errors import InputError, TrainingError, one_line
 
 TOP = flags.DEFINE_integer("top", 3, "How many classes to print for each image.", lower_bound=1)
@@ -43,8 +43,7 @@ def main(arguments: list[str]) -> None:
 
     def fail(error: InputError) -> None:
         failed.append(error)
-        over = "\r\033[K" if is_shown and sys.stderr.isatty() else ""  # the line of progress
-        print(f"{over}{printable(one_line(error))}", file=sys.stderr, flush=True)
+        terminal.say(printable(one_line(error)), sys.stderr)
 
     batches = _batches(cli.WORKDIR.value, paths, fail)
     if is_shown:

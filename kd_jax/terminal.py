@@ -38,11 +38,11 @@ def leave() -> None:
     _overwritten = None
 
 
-def say(text: str) -> None:
+def say(text: str, stream: Any = None) -> None:
     """Prints a line while others run, in the place of one that is overwritten, not behind it."""
     if _overwritten is not None:
         overwrite("", _overwritten)
-    print(text, flush=True)
+    print(text, file=stream, flush=True)
 
 
 def width(stream: Any) -> int:

@@ -23,7 +23,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -36,6 +36,7 @@ from kd_jax.errors import InputError, TrainingError
 from kd_jax.jobs import Failure, Job, Result, Setting
 from kd_jax.logging import progress
 from kd_jax.main import with_config
+from kd_jax.study import import_optuna, lock, opened, trials
 
 SEARCH = flags.DEFINE_multi_string("search", [], "What is searched: the values of a key; may be given more than once.")
 TRIALS = flags.DEFINE_integer("trials", 20, "How many, those of earlier starts included.", lower_bound=1)
@@ -50,7 +51,6 @@ for flag in ("config", "term", "runs", "import", "jobs", "restart"):
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
 DIGITS = 4  # of a number that was drawn
-STUDY, LOG = "search", "study.jsonl"
 SEED = 0  # of every trial
 STATES = {  # in the order of the table's rows
     "COMPLETE": "done",
@@ -109,16 +109,6 @@ def main(arguments: list[str]) -> None:
         many.write(os.path.basename(folder), table(rows, best, metric), {"trials": rows, "best": best})
     if failed := [row for row in rows if row["state"] == "failed"]:
         raise TrainingError(f"{len(failed)} of {len(rows)} trials failed; the same command tries them again")
-
-
-def import_optuna() -> Any:
-    """Optuna; raises InputError where it is not installed."""
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise InputError(f'{error.name} is not installed; expected pip install "kd_jax[tune]"') from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
 
 
 def searched(texts: Sequence[str]) -> dict[str, Space]:
@@ -205,77 +195,6 @@ def pruner(tree: Mapping[str, Any]) -> Any:
     )
 
 
-@contextlib.contextmanager
-def opened(folder: str, pruner: Any) -> Iterator[Any]:
-    """The study in a folder, of which each process holds a share: what runs while nobody does was killed."""
-    optuna = import_optuna()
-    runs.check_writable(folder, "the folder of the search")
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, LOG)
-    with open(os.path.join(folder, ".lock"), "w") as file:
-        alone = _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if alone:
-            _mend(path)
-        else:
-            _lock(file, fcntl.LOCK_SH)
-        study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path)),
-            study_name=STUDY,
-            direction="maximize",
-            pruner=pruner,
-            load_if_exists=True,
-        )
-        if alone:
-            _try_again(study)
-            _lock(file, fcntl.LOCK_SH)
-        yield study
-
-
-def _lock(file: Any, how: int) -> bool:
-    """Whether a file is locked now; on a file system without locks one process alone can search."""
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _mend(path: str) -> None:
-    """Removes what a process leaves that is killed while it writes: Optuna's lock, and a part of a line.
-
-    Optuna would wait for the first, and read nothing behind the second.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(f"{path}.lock")
-    if os.path.exists(path):
-        with open(path, "rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def trials(study: Any) -> list[Any]:
-    """The trials in the order in which they were drawn, each as it was tried last."""
-    latest = {_first(trial): trial for trial in study.get_trials(deepcopy=False)}
-    return [trial for trial in latest.values() if trial.state.name != "FAIL" or "run" in trial.user_attrs]
-
-
-def _first(trial: Any) -> int:
-    """The number of a trial's first attempt."""
-    return trial.user_attrs.get("again", trial.number)
-
-
-def _try_again(study: Any) -> None:
-    """Queues what was killed or has failed, with the same values; what was killed before it had any is drawn anew."""
-    from optuna.trial import TrialState
-
-    for trial in trials(study):
-        if trial.state is TrialState.RUNNING:
-            study.tell(trial.number, state=TrialState.FAIL)
-        if trial.state in (TrialState.RUNNING, TrialState.FAIL) and "run" in trial.user_attrs:
-            study.enqueue_trial(trial.params, {"again": _first(trial), "run": trial.user_attrs["run"]})
-
-
 def search(study: Any, spaces: Mapping[str, Space], begin: Begin, folder: str, metric: str) -> None:
     """Makes trials until there are as many as --trials says."""
     found = [trial.state.is_finished() for trial in trials(study)]
@@ -316,7 +235,7 @@ def _ask(study: Any, spaces: Mapping[str, Space], begin: Begin, folder: str, met
     import optuna
 
     with open(os.path.join(folder, ".asking"), "w") as file:
-        _lock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         known = trials(study)
         if len(known) >= TRIALS.value and not any(trial.state.name == "WAITING" for trial in known):
             return None

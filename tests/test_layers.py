@@ -60,6 +60,7 @@ LAYERS = (
         "table",
         "sweep",
         "tune",
+        "study",
         "many",
         "engines",
         "jobs",
@@ -81,7 +82,7 @@ HEAVY = {
     "grain": {"data"},
     "submitit": {"engines"},
     "ray": {"engines"},
-    "optuna": {"tune"},
+    "optuna": {"tune", "study"},
     "fsspec": {"remote"},
 }
 PURE = {"flax", "jax", "jaxtyping", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
