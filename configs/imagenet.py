@@ -32,9 +32,9 @@ def get_config(arg=""):
         raise InputError(f"the config's argument is {arg!r}; expected one of {', '.join(PAIRS)}, and a method")
     (student,), (name,) = students, names
     record = choose("the method", name, {key: each for key, each in PUBLISHED.items() if each.imagenet})
-    config = base.alone(_network(student))
+    config = network(student)
     if record.teacher:
-        teacher = _network(PAIRS[student])
+        teacher = network(PAIRS[student])
         config = base.with_teacher(config, teacher)
         config.teacher.kind = "weights"
         config.teacher.path = recipes.PRETRAINED[PAIRS[student]]
@@ -46,8 +46,9 @@ def get_config(arg=""):
     return config
 
 
-def _network(name):
-    config = base.get_config()
+def network(name):
+    """A network of the pairs, trained alone."""
+    config = base.alone(base.get_config())
     config.name = config.model.name = name
     config.model.width, config.model.image_size = 1.0, 224
     config.precision = "bfloat16"

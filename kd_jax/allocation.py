@@ -3,6 +3,11 @@
 import ctypes
 import os
 import platform
+import resource
+import sys
+from collections.abc import Iterable
+
+import jax
 
 GIB = 2**30
 # Of glibc's malloc.h: what is as large is asked of the system and given back; what is free beyond that is given back;
@@ -22,3 +27,10 @@ def keep_memory() -> None:
     if libc.mallopt(MMAP_THRESHOLD, GIB):  # an old glibc refuses, and does better with its own, which then grows
         libc.mallopt(TRIM_THRESHOLD, GIB)
         libc.mallopt(ARENA_MAX, 1)
+
+
+def peak(devices: Iterable[jax.Device]) -> int:
+    """Bytes that were in use at most so far: of the fullest device; of a CPU, by the process with all that it holds."""
+    known = [stats["peak_bytes_in_use"] for device in devices if (stats := device.memory_stats())]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(known, default=unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -269,7 +269,7 @@ KEYS: dict[str, Key] = {
         "none",
         text(),
         '"none", "config" (the run below, trained when missing), "run" (a finished one), "weights" (of that model), '
-        '"exported" (a program: a folder of `kd_jax import-teacher`), '
+        '"untrained" (that model as it begins), "exported" (a program: a folder of `kd_jax import-teacher`), '
         '"ensemble" (of the members below), "mean" (the student\'s own moving average, see train.ema)',
     ),
     "teacher.path": Key("", text(), 'for "run" and "exported": its folder; for "weights": as model.pretrained'),

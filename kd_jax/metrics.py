@@ -75,16 +75,25 @@ def _agreement(p: Predictions) -> Array:
     return ((p.logits.argmax(-1) == p.teacher_logits.argmax(-1)) * p.weight).sum()
 
 
+def _agreement_on_errors(p: Predictions) -> Array:
+    """[2]: the images that the teacher classifies wrongly and the student alike, and all of the first."""
+    assert p.teacher_logits is not None
+    said = p.teacher_logits.argmax(-1)
+    wrong = (said != p.labels) * p.weight
+    return jnp.stack([((p.logits.argmax(-1) == said) * wrong).sum(), wrong.sum()])
+
+
 def _fidelity_kl(p: Predictions) -> Array:
     assert p.teacher_logits is not None
     log_p, log_q = jax.nn.log_softmax(p.logits), jax.nn.log_softmax(p.teacher_logits)
     return ((jnp.exp(log_q) * (log_q - log_p)).sum(-1) * p.weight).sum()
 
 
-# accuracy, top5 (of all classes where there are fewer than five), agreement: fractions. balanced_accuracy, the mean
-# recall of classes that have an image, and macro_f1, the mean F1 of those that have one or are predicted: as in
-# scikit-learn, fractions. nll and fidelity_kl (KL of the student from its teacher, at temperature 1): nats. ece:
-# expected calibration error over 15 equal bins (Guo et al., ICML 2017, equation 3), a fraction.
+# accuracy, top5 (of all classes where there are fewer than five), agreement, and agreement_on_errors, the share of the
+# teacher's errors that the student makes too, 0 where there are none: fractions. balanced_accuracy, the mean recall of
+# classes that have an image, and macro_f1, the mean F1 of those that have one or are predicted: as in scikit-learn,
+# fractions. nll and fidelity_kl (KL of the student from its teacher, at temperature 1): nats. ece: expected calibration
+# error over 15 equal bins (Guo et al., ICML 2017, equation 3), a fraction.
 METRICS: dict[str, Metric] = {
     ACCURACY: Metric(lambda p: p.correct.sum(), "accuracy, %", 2, 100),
     "balanced_accuracy": Metric(None, "balanced, %", 2, 100, value=_balanced_accuracy),
@@ -93,6 +102,14 @@ METRICS: dict[str, Metric] = {
     "nll": Metric(_nll, "NLL", 3),
     "ece": Metric(_calibration, "ECE, %", 2, 100, value=_calibration_error),
     "agreement": Metric(_agreement, "agreement, %", 2, 100, needs_teacher=True),
+    "agreement_on_errors": Metric(
+        _agreement_on_errors,
+        "of its errors, %",
+        2,
+        100,
+        needs_teacher=True,
+        value=lambda total, images: float(total[0]) / max(float(total[1]), 1.0),
+    ),
     "fidelity_kl": Metric(_fidelity_kl, "KL", 3, needs_teacher=True),
 }
 

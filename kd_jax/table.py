@@ -23,13 +23,18 @@ from absl import flags
 
 from kd_jax import cli, config, intervals, jobs, many, runs
 from kd_jax.config import recipes
+from kd_jax.config.pairs import PAIRS
 from kd_jax.errors import InputError, TrainingError, choose, one_line
 from kd_jax.jobs import Failure, Job
 
-TABLES = ("original",)  # experiments that are tables
+BENCHMARKS = tuple(dict.fromkeys(pair.data for pair in PAIRS.values()))  # of configs/benchmark.py
+TABLES = ("original", *BENCHMARKS)
+AGAIN = 1000  # what the seeds of a second training are higher by
 ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
 SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
-PRESET = flags.DEFINE_enum("preset", "corrected", ["corrected", "faithful"], "Of the table.")
+PRESET = flags.DEFINE_string("preset", "", "One of the table's: corrected or faithful, honest or published.")
+PAIR_NAMES = flags.DEFINE_list("pairs", [], "Of a benchmark, only these pairs of networks.")
+METHOD_NAMES = flags.DEFINE_list("methods", [], "Of a benchmark, only these methods, in this order.")
 PRETRAIN_ON = cli.define_path("pretrain_on", None, "A folder of images to pretrain the networks on.")
 for flag in ("rows", "seeds", "runs", *many.FLAGS):
     flags.declare_key_flag(flag)
@@ -48,6 +53,7 @@ class Table(NamedTuple):
     against: str  # what those are
     published: Mapping[str, float]  # {row: its accuracy elsewhere, in per cent}
     source: str  # of the published numbers
+    presets: Sequence[str]  # that get_config takes; the first is not said to it
 
 
 def read(name: str) -> Table:
@@ -56,6 +62,10 @@ def read(name: str) -> Table:
     Raises:
       InputError: there is none, it has no rows, or its labels do not fit its headings.
     """
+    if name in BENCHMARKS:
+        return _benchmark(name)
+    if PAIR_NAMES.value or METHOD_NAMES.value:
+        raise InputError(f"--pairs or --methods is given with --rows={name}; expected one of {', '.join(BENCHMARKS)}")
     is_file = name.endswith(".py")
     module = config.experiment(name if is_file else choose("--rows", name, TABLES))
     rows, headings = getattr(module, "ROWS", ()), getattr(module, "HEADINGS", ("row",))
@@ -78,15 +88,41 @@ def read(name: str) -> Table:
         against=getattr(module, "AGAINST", rows[0]),
         published=getattr(module, "PUBLISHED", {}),
         source=getattr(module, "SOURCE", ""),
+        presets=getattr(module, "PRESETS", ("",)),
+    )
+
+
+def _benchmark(data: str) -> Table:
+    """The benchmark on a data set: the pairs of a method stand beside one another."""
+    module = config.experiment("benchmark")
+    if ONLY.value:
+        raise InputError(f"--only is given with --rows={data}; expected --pairs and --methods")
+    pairs = {name: pair for name, pair in PAIRS.items() if pair.data == data}
+    chosen = [choose("--pairs", name, pairs) for name in PAIR_NAMES.value] or list(pairs)
+    methods = [choose("--methods", name, module.METHODS) for name in METHOD_NAMES.value] or list(module.METHODS)
+    rows = {f"{pair},{method}": (pair, module.METHODS[method]) for method in methods for pair in chosen}
+    return Table(
+        name=data,
+        path="configs/benchmark.py",
+        get_config=module.get_config,
+        rows=list(rows),
+        labels=rows,
+        headings=("pair", "method"),
+        baselines={row: f"{row.partition(',')[0]},kd" for row in rows},
+        against="KD",
+        published={},
+        source="",
+        presets=module.PRESETS,
     )
 
 
 def main(arguments: list[str]) -> None:
     many.check()
     own = read(",".join(cli.ROWS.value or TABLES[:1]))
+    choose("--preset", PRESET.value or own.presets[0], own.presets)
     rows = [choose("--only", row, own.rows) for row in ONLY.value] or list(own.rows)
     # Teachers first, and every row once before any a second time, so that an unfinished table is of use.
-    ordered = sorted(rows, key=lambda row: not row.startswith("teacher"))
+    ordered = sorted(rows, key=lambda row: not _is_teacher(row))
     wanted = [job(own, row, number, arguments) for number in range(cli.SEEDS.value or 3) for row in ordered]
     done, failures = many.run(wanted, name(own), before=_pretrain)
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
@@ -133,7 +169,7 @@ def table(own: Table, results: Mapping[str, Mapping[int, Mapping[str, Any]]], fa
     lines = ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
     for row, numbers in summary(own, results, failures).items():
         network = next(
-            (result["model"] for result in results[row].values()), "teacher" if "teacher" in row else "student"
+            (result["model"] for result in results[row].values()), "teacher" if _is_teacher(row) else "student"
         )
         failed = "".join(f"; seed {number} failed: {reason}" for number, reason in numbers["failed"].items())
         cells = (
@@ -157,24 +193,28 @@ def _pm(form: str, value: float | None, plus_minus: float | None) -> str:
 
 def name(own: Table) -> str:
     """What the table's files are called."""
-    return "-".join(part for part in (own.name, SCALE.value, _preset()) if part)
+    return "-".join(part for part in (own.name, SCALE.value, _preset(own)) if part)
 
 
-def _preset() -> str:
-    return "" if PRESET.value == "corrected" else PRESET.value
+def _preset(own: Table) -> str:
+    return "" if PRESET.value == own.presets[0] else PRESET.value
+
+
+def _is_teacher(row: str) -> bool:
+    return row.rpartition(",")[2].startswith("teacher")
 
 
 def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
     """The run of a row and a seed, with the flags that make it."""
-    arg = ",".join(part for part in (row, _preset(), SCALE.value) if part)
+    arg = ",".join(part for part in (row, _preset(own), SCALE.value) if part)
     try:
         tree = own.get_config(arg)
     except Exception as error:  # of a file of one's own
         said = one_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{own.path}:{arg}: {said}") from error
-    flat: dict[str, Any] = {"seed": number}
+    flat: dict[str, Any] = {"seed": number + AGAIN * row.endswith(",again")}
     if PRETRAIN_ON.value:
-        flat["model.pretrained"] = _pretrained("teacher" if row.startswith("teacher") else "student")
+        flat["model.pretrained"] = _pretrained("teacher" if _is_teacher(row) else "student")
         if tree.teacher.kind == "config":
             flat["teacher.config.model.pretrained"] = _pretrained("teacher")
     for change in changes:
@@ -183,8 +223,10 @@ def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
             raise InputError(f"the argument is {change!r}; expected KEY=VALUE, for example dataset.path=cifar10")
         if key in ("seed", "name"):
             raise InputError(f"the argument is {change!r}; expected another key, as every run of a table has its own")
-        if key == "dataset.labeled" and row.startswith("teacher"):
+        if key == "dataset.labeled" and _is_teacher(row):
             continue  # a teacher sees every label
+        if key.startswith("teacher.") and tree.teacher.kind in ("none", "untrained"):
+            continue  # of those that are taught by one that was trained
         flat[key] = cli.parsed(value)
         if tree.teacher.kind == "config" and key.partition(".")[0] not in ("method", "teacher", "dataset", "precision"):
             flat[f"teacher.config.{key}"] = flat[key]  # data and precision are one for both already
@@ -196,8 +238,8 @@ def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
     command = ("-m", "kd_jax.main", f"--config={own.path}:{arg}", *overrides)
     identity = _identity(tree.to_dict())
     key = runs.digest(identity)
-    teachers_run = row.startswith("teacher") and number == 0  # of the other rows, which look for it there
-    folder = ("teachers", key[:8]) if teachers_run else (name(own), f"{row}-{number}-{key[:8]}")
+    teachers_run = _is_teacher(row) and number == 0  # of the other rows, which look for it there
+    folder = ("teachers", key[:8]) if teachers_run else (name(own), f"{row.replace(',', '-')}-{number}-{key[:8]}")
     return Job(row, number, key, command, os.path.join(cli.RUNS.value, *folder), many.untrained(tree, identity))
 
 

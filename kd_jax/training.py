@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kd_jax import (
+    allocation,
     distributed,
     evaluation,
     extending,
@@ -310,10 +311,13 @@ def _train(
             "checkpoint": step,
             "steps": total,
             "epochs": total / feed.steps_per_epoch,
-            "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
+            "parameters": _size(state.params["student"]),
+            "method_parameters": _size(steps.method_variables(state.params, {}).params),
+            "train_images": len(experiment.dataset.train.labels),
             "seconds": round(writer.elapsed(), 2),
             "images_per_second": progress.images_per_second(),
             "share_in_steps": progress.share_in_steps(),
+            "peak_memory": allocation.peak(experiment.mesh.devices.flat),
             "metrics_lines": writer.lines,
             "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
             "deterministic": config["deterministic"] or sharding.platform(experiment.mesh) == "cpu",
@@ -327,6 +331,10 @@ def _train(
             writer.write_result(result)
     print(f"{role}{result['model']}: {_describe(result)}  {folder}", flush=True)
     return Result(result["test"]["accuracy"], folder, state, result)
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _start(

@@ -48,6 +48,7 @@ def reference(name):
         "nll": -np.log(p[np.arange(60), LABELS]).mean(),
         "ece": expected_calibration_error(p, LABELS),
         "agreement": (p.argmax(-1) == q.argmax(-1)).mean(),
+        "agreement_on_errors": (p.argmax(-1) == q.argmax(-1))[q.argmax(-1) != LABELS].mean(),
         "fidelity_kl": (q * np.log(q / p)).sum(-1).mean(),
         "images": 60,
     }[name]

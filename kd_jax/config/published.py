@@ -83,6 +83,7 @@ PUBLISHED: dict[str, Published] = {
         _alone("dkd", 1.0, alpha=1.0, beta=0.5, temperature=1.0, warmup_epochs=1),
         _of(ZHAO, r8x4=76.32, r20=71.97, w16=76.23, w40=74.81, v8=74.68, r18=71.70),
         pairs=f"{BETAS} On ImageNet it is 2 for ResNet-50 to MobileNet-V1.",
+        of_pairs={"resnet56-resnet20": {"dkd": {"beta": 2.0}}},
         differs="It subtracts 1000 from the label's logit to hide it, and takes logarithms of sums of"
         " probabilities, which can be zero.",
         here="The label is left out, and all is computed from log-probabilities.",
@@ -471,6 +472,7 @@ PUBLISHED: dict[str, Published] = {
         (*_of(WANG, r8x4=75.63, r20=71.89, w40=75.09), *_of(BENCHMARK, r18=71.61)),
         pairs="The weight is 0.6 for ResNet-56 to ResNet-20, 1 for ResNet-110 to ResNet-32, 5 for wide ResNets and"
         " ShuffleNet-V1, 8 for ShuffleNet-V2.",
+        of_pairs={"resnet56-resnet20": {"reviewkd": {"weight": 0.6}}},
     ),
     "vid": Published(
         'Ahn et al., "Variational Information Distillation for Knowledge Transfer"',
@@ -574,6 +576,16 @@ PUBLISHED: dict[str, Published] = {
         {**_alone("rkd_distance", 25.0), "rkd_angle": {"weight": 50.0}},
         numbers=_of(TIAN, r8x4=71.90, r20=69.61, w16=73.35, w40=72.22, v8=71.48),
         pairs="Weights of Tian et al., ICLR 2020; the paper's are 1 and 2.",
+    ),
+    "function_matching": Published(
+        'Beyer et al., "Knowledge Distillation: A Good Teacher is Patient and Consistent"',
+        "CVPR 2022",
+        {"kd": {"weight": 1.0, "temperature": 1.0}},
+        {"kd": {"weight": 1.0, "temperature": 1.0}},
+        (Number("ImageNet, BiT-M ResNet-152x2 to ResNet-50", 82.8, "google-research/big_vision"),),
+        pairs="Published with 1200 epochs, Adam and resized crops; the patience is the point, see"
+        " `--config=function_matching`.",
+        others={"train.mixup": 1.0},
     ),
     "kd_ls": Published(
         WORDS["standardized"],

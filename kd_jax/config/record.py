@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from kd_jax.errors import InputError
+
 Terms = dict[str, dict[str, Any]]  # the section `method` of a config
 
 CIFAR100, IMAGENET = "CIFAR-100, ResNet-32x4 to ResNet-8x4", "ImageNet, ResNet-34 to ResNet-18"
@@ -40,6 +42,20 @@ class Published(NamedTuple):
     smaller: Mapping[str, Terms] = {}  # by scale: options in the place of those that it is too small for
     epochs: int = 240  # of the run on CIFAR-100; a window of epochs keeps its share
     imagenet_epochs: int = 100
+    of_pairs: Mapping[str, Terms] = {}  # {name of `pairs.PAIRS`: options that have other values there, by term}
+
+    def terms(self, pair: str, *, imagenet: bool = False) -> tuple[Terms, int]:
+        """The terms for a pair, and the epochs for which they are given.
+
+        Raises:
+          InputError: where none for ImageNet were found.
+        """
+        if imagenet and self.imagenet is None:
+            raise InputError("no terms of the method for ImageNet were published; expected another method")
+        given = (self.imagenet if imagenet else self.cifar100) or {}
+        own = self.of_pairs.get(pair, {})
+        terms = {term: {**options, **own.get(term, {})} for term, options in given.items()}
+        return terms, self.imagenet_epochs if imagenet else self.epochs
 
 
 def fitted(given: Terms, epochs: int, share: float) -> Terms:

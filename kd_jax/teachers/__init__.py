@@ -37,11 +37,13 @@ class Kind(NamedTuple):
 
 def _identify_weights(section: Mapping[str, Any], _: Any) -> Identity:
     """Two networks may have the same parameters and differ."""
+    return {"weights": weights.fingerprint(section["path"]), "model": _model(section)}
+
+
+def _model(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the network of a teacher without a run."""
     model, later = (section["config"] or {}).get("model", {}), keys.later("model")
-    return {
-        "weights": weights.fingerprint(section["path"]),
-        "model": {k: v for k, v in model.items() if v is not None and not (k in later and v == later[k])},
-    }
+    return {k: v for k, v in model.items() if v is not None and not (k in later and v == later[k])}
 
 
 KINDS: dict[str, Kind] = {
@@ -62,6 +64,9 @@ KINDS: dict[str, Kind] = {
     ),
     "mean": Kind(mean.average, lambda section, identify: {"average": "of the student"}),
     "weights": Kind(file.from_weights, _identify_weights),
+    "untrained": Kind(
+        file.untrained, lambda section, _: {"untrained": _model(section), "seed": section["config"]["seed"]}
+    ),
     "exported": Kind(exported.from_folder, lambda section, _: exported.identify(section)),
 }
 

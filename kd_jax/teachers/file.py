@@ -1,4 +1,4 @@
-"""A teacher whose weights lie in a file, without a run."""
+"""A teacher without a run: one whose weights lie in a file, and one that was never trained."""
 
 import os
 import sys
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from kd_jax import networks, weights
+from kd_jax import networks, steps, weights
 from kd_jax.errors import InputError, one_line
 from kd_jax.teachers.network import network_teacher
-from kd_jax.types import Teacher
+from kd_jax.types import Network, Teacher, Variables
 
 if TYPE_CHECKING:
     from kd_jax.teachers import Setting
@@ -19,28 +20,48 @@ if TYPE_CHECKING:
 
 def from_weights(setting: "Setting") -> Teacher:
     """Weights of the network that `teacher.config.model` names."""
-    section = setting.config["teacher"]
-    if not section["config"]:
-        raise InputError("teacher.config is empty; expected a whole config, whose model the weights are of")
-    source = os.path.expanduser(section["path"])
+    source = os.path.expanduser(setting.config["teacher"]["path"])
     if not source:
         raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
+    teacher, network, _ = _of_model(setting)
+    classes = bool(setting.dataset.class_names)  # without, its final layer is left out
+    variables = weights.load(source, teacher.shapes, network, strict=classes).variables
+    return teacher._replace(load=lambda: (variables, None), name=os.path.basename(source), source=source)
+
+
+def untrained(setting: "Setting") -> Teacher:
+    """The network of `teacher.config.model` as training would begin with it, by the seed of `teacher.config`."""
+    if path := setting.config["teacher"]["path"]:
+        raise InputError(f"teacher.path is {path!r} and teacher.kind 'untrained'; expected no path")
+    teacher, network, image = _of_model(setting)
+    own = setting.config["teacher"]["config"]
+
+    def load() -> tuple[Variables, None]:
+        rng = steps.stream(jax.random.key(np.uint32(own["seed"])), "student")  # as in `steps.init_state`
+        return jax.jit(network.init)(rng, jnp.zeros(image.shape)), None
+
+    return teacher._replace(load=load, name=f"{own['model']['name']}, untrained")
+
+
+def _of_model(setting: "Setting") -> tuple[Teacher, Network, jax.ShapeDtypeStruct]:
+    """The network of `teacher.config.model` as a teacher that has nothing to load, itself, and what it reads."""
+    section = setting.config["teacher"]
+    if not section["config"]:
+        raise InputError("teacher.config is empty; expected a whole config, of whose model the teacher is")
     config = {**section["config"], **{key: setting.config[key] for key in ("precision", "dataset")}}
     network = networks.create(config, len(setting.dataset.class_names))
     size, channels = networks.image_size(config), setting.dataset.train.images.shape[-1]
     image = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-    classes = bool(setting.dataset.class_names)  # without, its final layer is left out
-    variables = weights.load(source, shapes, network, strict=classes).variables
-    return Teacher(
+    teacher = Teacher(
         apply=network_teacher(network, section["mode"]),
-        load=lambda: (variables, None),
-        shapes=shapes,
-        name=os.path.basename(source),
-        source=source,
+        load=lambda: ({}, None),
+        shapes=jax.eval_shape(network.init, jax.random.key(0), image),
+        name="",
+        source="",
         network=network,
         prepare=networks.preprocessor(config, network, setting.dataset.mean, setting.dataset.std),
     )
+    return teacher, network, image
 
 
 def is_there(saved: Mapping[str, Any]) -> bool:

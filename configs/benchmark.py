@@ -1,0 +1,111 @@
+"""The benchmark of distillation, a run per argument: PAIR,METHOD[,published][,laptop].
+
+    kd_jax table --rows=cifar100 [--pairs=resnet32x4-resnet8x4] [--methods=kd,dkd] [--seeds=5] [--preset=published]
+    python -m kd_jax.main --config=configs/benchmark.py:resnet32x4-resnet8x4,kd
+
+PAIR is a name of `kd_jax/config/pairs.py`. METHOD is a name of `kd_jax/config/published.py`, whose terms it has, with
+what was published for that pair where it differs; or one of `CONTROLS`.
+
+The recipe for CIFAR is that of Tian et al., ICLR 2020: 240 epochs of SGD at 0.05, for MobileNets and ShuffleNets 0.01,
+divided by 10 after 150, 180 and 210; batches of 64, weight decay 5e-4 on everything, random crops and flips. What a
+method trains beside the student is trained by the same optimizer. Two presets, whose numbers do not compare:
+
+* honest, where the argument does not say: a tenth is held out for validation. Reported are the last epoch and, of those
+  that are evaluated, the one that is best on the validation split.
+* "published", as papers do: all images are trained on, the last, smaller batch of an epoch too, and the test set is
+  read after every epoch. Reported are the last epoch and the one that is best on the test set, which selects nothing.
+
+For ImageNet it is that of configs/imagenet.py. "laptop" is for CIFAR on two CPU cores: honest, with 10,000 images, 15
+epochs, and a cosine from a learning rate that was chosen on the validation split, for cross entropy alone. There the
+teacher's weights are given, --config.teacher.path=FILE; its own run, PAIR,teacher,laptop, has all images and 30 epochs.
+"""
+
+import functools
+
+from kd_jax.config import base, recipes
+from kd_jax.config.pairs import PAIRS
+from kd_jax.config.published import PUBLISHED
+from kd_jax.config.record import fitted
+from kd_jax.config.tree import ConfigDict
+from kd_jax.configs import imagenet
+from kd_jax.errors import InputError, choose
+
+PRESETS = ("honest", "published")  # the first is not named
+# Rows that are no method: the teacher alone, and what a difference is to be seen beside.
+CONTROLS = {
+    "teacher": "teacher alone",
+    "again": "cross entropy, other seeds",  # which `kd_jax table` chooses
+    "random_teacher": "KD, an untrained teacher",
+    "kd_twice": "KD, twice the epochs",
+}
+ROWS_OF = {"again": "cross_entropy", "random_teacher": "kd", "kd_twice": "kd"}  # whose terms they have
+METHODS = {name: name for name in PUBLISHED} | CONTROLS  # and what a table calls them
+EPOCHS, LAPTOP_EPOCHS = 240, 15
+SLOW = ("mobilenetv2_half", "shufflenetv1", "shufflenetv2")
+LAPTOP_RATES = {"resnet8": 0.1, "resnet20": 0.1}
+
+
+def get_config(arg="resnet56-resnet20,kd"):
+    name, _, rest = arg.partition(",")
+    method, *others = rest.split(",")
+    pair = choose("the pair", name, PAIRS)
+    choose("the method", method, METHODS)
+    for other in others:
+        choose("a part of the config's argument", other, ("published", "laptop"))
+    scale = "imagenet" if pair.data == "imagenet" else "laptop" if "laptop" in others else ""
+    if scale and len(others) > (scale == "laptop"):
+        raise InputError(f"the config's argument is {arg!r}; expected {name},{method} alone, or 'laptop' for CIFAR")
+    make = functools.partial(_network, data=pair.data, scale=scale, published="published" in others)
+    config = make(pair.teacher if method == "teacher" else pair.student)
+    config.name = f"{name}-{method}"
+    if method == "teacher":
+        if scale == "laptop":
+            config.train.epochs, config.dataset.train_images = 2 * LAPTOP_EPOCHS, 0
+        return config
+    record, epochs = PUBLISHED[ROWS_OF.get(method, method)], config.train.epochs
+    terms, whole = record.terms(pair.like, imagenet=scale == "imagenet")
+    config.method = ConfigDict(fitted(terms, epochs, epochs / whole))
+    for key, value in record.others.items():
+        if not key.startswith("optimizer.") or key == "optimizer.gradients":  # the recipe is one for all
+            section, _, own = key.rpartition(".")
+            config[section][own] = value
+    if method == "kd_twice":
+        config.train.epochs = 2 * epochs
+        config.optimizer.milestones = tuple(2 * epoch for epoch in config.optimizer.milestones)
+    if record.teacher:
+        base.with_teacher(config, make(pair.teacher))
+        config.teacher.config.name = f"{name}-teacher"
+        config.teacher.cache = "auto"
+        if scale:
+            config.teacher.kind, config.teacher.path = "weights", recipes.PRETRAINED.get(pair.teacher, "")
+        if method == "random_teacher":  # whose averages are those of nothing
+            config.teacher.kind, config.teacher.path, config.teacher.mode = "untrained", "", "train"
+    return config
+
+
+def _network(name, data, scale, published):
+    """A network of a pair, trained alone."""
+    if scale == "imagenet":
+        return imagenet.network(name)
+    config = base.alone(base.get_config())
+    config.model.name, config.model.width = name, 1.0
+    if name == "resnet50":
+        config.model.stem = "cifar"
+    config.dataset.source, config.dataset.name, config.dataset.image_size = "tfds", data, 32
+    config.dataset.augment = "crop_flip"
+    config.dataset.holdout = 0.0 if published else 0.1
+    config.optimizer.learning_rate, config.optimizer.warmup_epochs = 0.01 if name in SLOW else 0.05, 0.0
+    config.optimizer.schedule, config.optimizer.milestones = "step", (150, 180, 210)
+    config.train.epochs, config.train.batch_size = EPOCHS, 64
+    if published:
+        config.train.last_batch, config.evaluate.test_every_epoch = "keep", True
+    elif scale == "laptop":
+        config.dataset.train_images = 10_000
+        config.optimizer.learning_rate, config.optimizer.schedule = LAPTOP_RATES.get(name, 0.1), "cosine"
+        config.train.epochs, config.train.clip = LAPTOP_EPOCHS, 5.0
+        config.evaluate.every_epochs = 5
+        if data == "cifar10":  # as the published teachers read it
+            config.dataset.normalize = "imagenet"
+    else:
+        config.evaluate.select = "both"
+    return config

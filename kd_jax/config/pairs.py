@@ -1,0 +1,31 @@
+"""The pairs of networks that benchmarks of distillation are made of."""
+
+from typing import NamedTuple
+
+
+class Pair(NamedTuple):
+    """A teacher and its student, and the data that both see."""
+
+    data: str
+    teacher: str
+    student: str
+    like: str  # the pair whose published settings it has
+
+
+def _pairs(data: str, *names: str, prefix: str = "", like: str = "") -> dict[str, Pair]:
+    return {prefix + name: Pair(data, *name.split("-"), like or name) for name in names}
+
+
+# By name, {TEACHER-STUDENT}: the 13 of Tian et al., "Contrastive Representation Distillation", ICLR 2020; those that
+# later papers add; those of ImageNet; and, for small machines, of CIFAR-10.
+PAIRS: dict[str, Pair] = {
+    **_pairs(
+        "cifar100",
+        *("wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1", "resnet56-resnet20", "resnet110-resnet20", "resnet110-resnet32"),
+        *("resnet32x4-resnet8x4", "vgg13-vgg8", "vgg13-mobilenetv2_half", "resnet50-mobilenetv2_half"),
+        *("resnet50-vgg8", "resnet32x4-shufflenetv1", "resnet32x4-shufflenetv2", "wrn_40_2-shufflenetv1"),
+        *("resnet32x4-wrn_16_2", "resnet32x4-wrn_40_2", "wrn_40_2-resnet8x4"),
+    ),
+    **_pairs("imagenet", "resnet34-resnet18", "resnet50-mobilenetv1"),
+    **_pairs("cifar10", "resnet56-resnet8", "resnet56-resnet20", prefix="cifar10-", like="resnet56-resnet20"),
+}
