@@ -22,12 +22,11 @@ teacher's weights are given, --config.teacher.path=FILE; its own run, PAIR,teach
 
 import functools
 
-from kd_jax.config import base, recipes
+from kd_jax.config import base, experiment, recipes
 from kd_jax.config.pairs import PAIRS
 from kd_jax.config.published import PUBLISHED
 from kd_jax.config.record import fitted
 from kd_jax.config.tree import ConfigDict
-from kd_jax.configs import imagenet
 from kd_jax.errors import InputError, choose
 
 PRESETS = ("honest", "published")  # the first is not named
@@ -86,7 +85,7 @@ def get_config(arg="resnet56-resnet20,kd"):
 def _network(name, data, scale, published):
     """A network of a pair, trained alone."""
     if scale == "imagenet":
-        return imagenet.network(name)
+        return experiment("imagenet").network(name)
     config = base.alone(base.get_config())
     config.model.name, config.model.width = name, 1.0
     if name == "resnet50":

@@ -13,7 +13,8 @@ class Pair(NamedTuple):
 
 
 def _pairs(data: str, *names: str, prefix: str = "", like: str = "") -> dict[str, Pair]:
-    return {prefix + name: Pair(data, *name.split("-"), like or name) for name in names}
+    networks = {name: name.split("-") for name in names}
+    return {prefix + name: Pair(data, teacher, student, like or name) for name, (teacher, student) in networks.items()}
 
 
 # By name, {TEACHER-STUDENT}: the 13 of Tian et al., "Contrastive Representation Distillation", ICLR 2020; those that
