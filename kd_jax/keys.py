@@ -362,6 +362,13 @@ KEYS: dict[str, Key] = {
     "train.epochs": Key(30, whole(1, 10**6), "of the training images; counts where `steps` is 0"),
     "train.steps": Key(0, whole(0), "train for so many steps, and `epochs` counts for nothing; 0: `epochs` decides"),
     "train.batch_size": Key(64, whole(1), "of all devices together"),
+    "train.last_batch": Key(
+        "drop",
+        text(),
+        'of an epoch, where the images are no multiple of the batch: "drop" (other images in every epoch), "keep" (one'
+        " step more, with a smaller batch, whose losses are means over its own images)",
+        later=True,
+    ),
     "train.steps_per_call": Key(
         0, whole(0), "steps compiled into one call; 0 chooses (1 on a CPU, where more are slower)"
     ),

@@ -236,7 +236,8 @@ def _train(
             else metrics_file.Nowhere()
         )
     )
-    progress = Progress(total, config["train"]["batch_size"], per_epoch, folder, step)
+    progress = Progress(total, experiment.epoch, folder, step)
+    compiled: set[tuple[int, ...]] = set()  # the shapes of calls that have been
     unlogged: list[tuple[int, Window]] = []  # the window that ended last, and at which step
 
     def log() -> None:
@@ -268,6 +269,9 @@ def _train(
             if step // every > begin // every or evaluates or saves or step == total:
                 unlogged.append((step, window))
                 window = Window()
+            if (shape := jax.tree.leaves(rows)[0].shape[:2]) not in compiled:
+                compiled.add(shape)
+                progress.compiled()
             if evaluates or saves or step == total:
                 log()  # before these: it stops a run whose loss is not finite
             rating = None

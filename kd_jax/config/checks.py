@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_jax import keys
+from kd_jax.batches import LAST_BATCH
 from kd_jax.config import base
 from kd_jax.errors import InputError, choose, shown
 from kd_jax.keys import KEYS
@@ -82,6 +83,7 @@ def check(config: Mapping[str, Any]) -> None:
                 choose_keys(name, config[name], default)
     keys.check_section("", config)
     choose("evaluate.select", config["evaluate"]["select"], SELECTIONS)
+    choose("train.last_batch", config["train"]["last_batch"], LAST_BATCH)
     choose("evaluate.metric", config["evaluate"]["metric"], RATINGS)
     weights = config["train"]["class_weights"]
     if config["dataset"]["sampling"] == "balanced" and weights in ("balanced", "effective"):

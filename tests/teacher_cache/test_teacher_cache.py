@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 
 from kd_jax import augment, evaluation, experiment, teacher_cache, teachers
+from kd_jax.batches import Epoch
 from kd_jax.errors import InputError
 from kd_jax.teacher_cache import recording, store, table
 from kd_jax.teachers import ensemble, kept
@@ -299,7 +300,7 @@ def test_the_error_of_the_largest_logits_is_said(tmp_path, capsys):
 
 def a_recording(folder, steps, batch_size=4):
     one = store.Store(str(folder), {"of": "a test"})
-    return recording.Recording(one, ("logits", "embedding"), batch_size=batch_size, steps_per_epoch=7, steps=steps)
+    return recording.Recording(one, ("logits", "embedding"), epoch=Epoch(batch_size, 7), steps=steps)
 
 
 def said(begin, end, views=2):
@@ -424,7 +425,7 @@ def test_a_folder_may_have_any_name(tmp_path):
 
 def test_a_shorter_run_that_reads_more_leaves_what_a_longer_one_recorded(tmp_path):
     of_logits = store.Store(str(tmp_path), {"of": "a test"})
-    setting = {"batch_size": 4, "steps_per_epoch": 7}
+    setting = {"epoch": Epoch(4, 7)}
     longer = recording.Recording(of_logits, ("logits",), **setting, steps=14)
     longer.keep([{"logits": view["logits"]} for view in said(0, 7)], 0, 7)
     longer.close()
