@@ -304,6 +304,8 @@ def _check_label_free(config: Mapping[str, Any], method: Method) -> None:
         raise InputError(f"dataset.sampling is {sampling!r}, and the images have no labels; expected 'shuffle'")
     if (select := config["evaluate"]["select"]) != "last":
         raise InputError(f"evaluate.select is {select!r}, and without labels there is no accuracy; expected 'last'")
+    if config["evaluate"]["test_every_epoch"]:
+        raise InputError("evaluate.test_every_epoch is true, and without labels there is no accuracy; expected false")
 
 
 def _check_views(config: Mapping[str, Any], method: Method) -> None:
