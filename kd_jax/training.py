@@ -60,6 +60,9 @@ class Result(NamedTuple):
         rows = {"test": _describe(result)}
         if self.accuracy is not None:
             rows = {"test accuracy": f"{100 * self.accuracy:.2f}% of {test['images']:,} images"}
+        if best := result.get("best"):
+            of_best = f"{100 * best['test']['accuracy']:.2f}% at epoch {best['epoch']:g}"
+            rows[f"the best on the {best['on']} split"] = of_best
         if result["teacher"]:
             rows["teacher"] = result["teacher"]["name"]
             if (accuracy := result["teacher"]["accuracy"]) is not None:
@@ -270,7 +273,7 @@ def _train(
                 rows = cache.rows(rows, begin, end)
             state, scalars = train_steps(state, asked, feed.constants, rows, hyper, feed.labels)
             if (shape := jax.tree.leaves(rows)[0].shape[:2]) not in compiled:
-                compiled.add(shape)
+                compiled.add(shape)  # a smaller batch, and the last call of an epoch, have programs of their own
                 progress.compiled()
             progress.started(step, scalars["loss"])
             log()  # of the window before this call, while its steps run
@@ -315,7 +318,6 @@ def _train(
         if select == "best-validation" and (rated := checkpoints.best()):
             step, state = rated, checkpoints.load(rated, experiment.state_shapes())
         progress.evaluating("the test set")
-
         total_of_test, found = _measured(experiment, evaluate, state, step)
         if select == "both" and (rated := checkpoints.best()):
             of_best = found

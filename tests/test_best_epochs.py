@@ -150,12 +150,14 @@ def test_the_test_set_is_read_where_nothing_is_held_out_and_as_rarely_as_asked(t
 
 def test_the_lines_on_the_terminal_say_both_accuracies_and_that_the_test_set_is_read(tmp_path, capsys):
     for on in KINDS:
-        own = tiny.train(config(on), tmp_path, on)[1]
+        made = training.train(config(on), tmp_path / on)
+        own = made.result
         said = capsys.readouterr().out
         last, best = (f"{100 * x['test']['accuracy']:.2f}%" for x in (own, own["best"]))
         assert f"linear: test accuracy {last} ({best} at epoch 3, the best on the {on} split) of 359 images" in said
         warned = "evaluate.test_every_epoch: the test set is read in training, and selects nothing\n" in said
         assert warned == (on == "test")
+        assert f"<th>the best on the {on} split</th><td>{best} at epoch 3</td>" in made._repr_html_()
 
 
 @pytest.mark.parametrize(
