@@ -332,7 +332,7 @@ def say(one, total, per_call, epoch=WHOLE):
     return asked
 
 
-@pytest.mark.parametrize("images", [4, 12, 2**14])
+@pytest.mark.parametrize("images", [4, 16, 2**14])
 @pytest.mark.parametrize("lengths", [(9, 23), (23, 9), (3, 5, 16, 21)])
 @pytest.mark.parametrize("calls", [(1, 5), (3, 2), (7, 1)])
 @pytest.mark.parametrize("epoch", [WHOLE, KEEPS], ids=["drop", "keep"])
