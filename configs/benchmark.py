@@ -77,6 +77,8 @@ def get_config(arg="resnet56-resnet20,kd"):
         config.teacher.cache = "auto"
         if scale:
             config.teacher.kind, config.teacher.path = "weights", recipes.PRETRAINED.get(pair.teacher, "")
+        if pair.data == "cifar10":  # whose published weights are of networks with this shortcut
+            config.teacher.config.model.shortcut = "pad"
         if method == "random_teacher":  # whose averages are those of nothing
             config.teacher.kind, config.teacher.path, config.teacher.mode = "untrained", "", "train"
     return config
