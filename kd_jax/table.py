@@ -97,10 +97,10 @@ def _benchmark(data: str) -> Table:
     module = config.experiment("benchmark")
     if ONLY.value:
         raise InputError(f"--only is given with --rows={data}; expected --pairs and --methods")
-    pairs = {name: pair for name, pair in PAIRS.items() if pair.data == data}
-    chosen = [choose("--pairs", name, pairs) for name in PAIR_NAMES.value] or list(pairs)
-    methods = [choose("--methods", name, module.METHODS) for name in METHOD_NAMES.value] or list(module.METHODS)
-    rows = {f"{pair},{method}": (pair, module.METHODS[method]) for method in methods for pair in chosen}
+    known = tuple(name for name, pair in PAIRS.items() if pair.data == data)
+    pairs = [choose("--pairs", name, known) for name in PAIR_NAMES.value] or known
+    methods = [choose("--methods", name, (*module.METHODS,)) for name in METHOD_NAMES.value] or list(module.METHODS)
+    rows = {f"{pair},{method}": (pair, module.METHODS[method]) for method in methods for pair in pairs}
     return Table(
         name=data,
         path="configs/benchmark.py",
