@@ -28,6 +28,7 @@ COSTS = PAGES / "costs.jsonl"
 RECORDER, ORIGINALS = (ROOT / "tests" / "methods" / path for path in ("record_originals.py", "originals"))
 SHARED = ("on", "teacher_on", "standardize", "views", "teacher_views")  # options of every loss, described in methods.md
 NOT_ITS_OWN = (
+    "benchmark",
     "imagenet",
     "method",
     "scheme",
