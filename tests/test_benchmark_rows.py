@@ -1,5 +1,7 @@
 """The benchmark's rows: the recipe of every pair, the presets, the controls; and how its table is made of them."""
 
+import json
+
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -9,7 +11,7 @@ from kd_jax.config import checks
 from kd_jax.config.pairs import PAIRS
 from kd_jax.config.published import PUBLISHED
 from kd_jax.configs import benchmark
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, TrainingError
 from tests.engines import programs
 from tests.test_table import result
 
@@ -121,6 +123,26 @@ def test_rows_run_in_the_order_of_the_methods_and_every_row_once_before_any_twic
     first = [(f"{pair},kd", 0), (f"{pair},cross_entropy", 0), (f"{pair},again", 0)]
     assert ran == [*first, *((row, 1) for row, _ in first)]
     assert len((settings / "results.jsonl").read_text().splitlines()) == 6
+
+
+def test_the_table_is_written_in_every_form_and_names_what_failed(settings, monkeypatch, capsys):
+    accuracies = {"kd": 0.80, "cross_entropy": 0.78}
+    _, fails = programs.stand_in(monkeypatch, lambda row, seed: result(accuracies[row.partition(",")[2]] + seed / 100))
+    pair = "cifar10-resnet56-resnet8"
+    fails.add((f"{pair},kd", 1))
+    (settings / "teacher.safetensors").write_bytes(b"x")
+    with flagsaver.flagsaver(note="An eighth of it."), pytest.raises(TrainingError, match="1 of 4 runs failed"):
+        table.main([*DIGITS, f"teacher.path={settings / 'teacher.safetensors'}"])
+    folder = settings / "runs" / "cifar10-laptop"
+    assert f"{folder} holds table.md, table.csv, table.tex, table.html and table.json" in capsys.readouterr().out
+    texts = {path.suffix: path.read_text() for path in folder.glob("table.*")}
+    assert texts.keys() == {".md", ".csv", ".tex", ".html", ".json"}
+    assert "| kd | 80.00 |  | +2.00 | 1; seed 1 failed |" in texts[".md"]
+    assert "| kd | 1 | it broke |" in texts[".md"]
+    assert "An eighth of it." in texts[".html"]
+    assert f"{pair},cross_entropy,2,78.5," in texts[".csv"]
+    assert "\\label{cifar10-cifar10-resnet56-resnet8}" in texts[".tex"]
+    assert json.loads(texts[".json"])["pairs"][pair]["kd"]["failed"] == {"1": "it broke"}
 
 
 def test_the_second_training_has_seeds_of_its_own(settings):
