@@ -262,7 +262,7 @@ def _row(name: str) -> str:
     own = ", ".join(f"`{config}`" for config in (f"method:{name}", *_experiments(name)))
     if name.startswith(OURS):
         return f"| [`{name}`](methods/{name}.md) | as cnn-distillation ran it | | `original:ROW,faithful` |"
-    record = PUBLISHED.get(name, Published("", "", {}))
+    record = PUBLISHED.get(name, Published("", "", "", {}))
     return f"| [`{name}`](methods/{name}.md) | {_cited(record)} | {_settings(record, name)} | {own} |"
 
 

@@ -54,6 +54,12 @@ def test_a_record_says_whence_its_numbers_are(name):
         assert not text or text.endswith(".")
 
 
+def test_no_two_methods_have_one_title():
+    titles = [record.title for record in PUBLISHED.values()]
+    assert all(titles)
+    assert len(set(titles)) == len(titles)
+
+
 @pytest.mark.parametrize(("warmup", "epochs", "expected"), [(20, 60, 20), (20, 59, 5), (20, 6, 1), (20, 4, 1)])
 def test_a_warmup_of_more_than_a_third_of_the_run_keeps_its_share(warmup, epochs, expected):
     terms = fitted({"dkd": {"warmup_epochs": warmup}}, epochs, epochs / 240)

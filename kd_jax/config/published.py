@@ -60,6 +60,7 @@ WORDS = {  # of records that share them
 PUBLISHED: dict[str, Published] = {
     # Of logits.
     "cross_entropy": Published(
+        "cross entropy",
         "",
         "",
         {"cross_entropy": {"weight": 1.0}},
@@ -68,6 +69,7 @@ PUBLISHED: dict[str, Published] = {
         teacher=False,
     ),
     "kd": Published(
+        "KD",
         'Hinton et al., "Distilling the Knowledge in a Neural Network"',
         "2015",
         _alone("kd", 0.9, 0.1, temperature=4.0),
@@ -75,8 +77,9 @@ PUBLISHED: dict[str, Published] = {
         (*_of(TIAN, r8x4=73.33, r20=70.66, w16=74.92, w40=73.54, v8=72.98), *_of(ZHAO, r18=71.03)),
         pairs="The settings are those of Tian et al., ICLR 2020.",
     ),
-    "mse": Published("", "", _alone("mse", 1.0), pairs="The weight is chosen here."),
+    "mse": Published("MSE of logits", "", "", _alone("mse", 1.0), pairs="The weight is chosen here."),
     "dkd": Published(
+        "DKD",
         'Zhao et al., "Decoupled Knowledge Distillation"',
         "CVPR 2022",
         _alone("dkd", 1.0, alpha=1.0, beta=8.0, temperature=4.0, warmup_epochs=20),
@@ -89,6 +92,7 @@ PUBLISHED: dict[str, Published] = {
         here="The label is left out, and all is computed from log-probabilities.",
     ),
     "mlkd": Published(
+        "MLKD",
         'Jin et al., "Multi-Level Logit Distillation"',
         "CVPR 2023",
         _two_views(_alone("mlkd", 0.9, 0.1)),
@@ -101,6 +105,7 @@ PUBLISHED: dict[str, Published] = {
         others=RANDAUGMENT,
     ),
     "nkd": Published(
+        "NKD",
         'Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized'
         ' Loss and Customized Soft Labels"',
         "ICCV 2023",
@@ -112,6 +117,7 @@ PUBLISHED: dict[str, Published] = {
         here="The same, so that the loss is not zero where both agree.",
     ),
     "wsld": Published(
+        "WSLD",
         'Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective"',
         "ICLR 2021",
         _alone("wsld", 2.25, temperature=4.0),
@@ -119,6 +125,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="The weights are those of yzd-v/cls_KD, whose authors are others, for ResNet-34 to ResNet-18.",
     ),
     "rld": Published(
+        "RLD",
         'Sun et al., "Knowledge Distillation with Refined Logits"',
         "2024",
         _alone("rld", 1.0, alpha=1.0, beta=8.0, temperature=4.0, warmup_epochs=20),
@@ -131,6 +138,7 @@ PUBLISHED: dict[str, Published] = {
         " given.",
     ),
     "swap": Published(
+        "SWAP",
         'Wen et al., "Preparing Lessons: Improve Knowledge Distillation with Better Supervision"',
         "2019",
         _alone("swap", 0.9, 0.1, temperature=4.0),
@@ -138,6 +146,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="The settings are those of zju-SWJ/RLD, where it is a baseline.",
     ),
     "wkd_logits": Published(
+        "WKD-L",
         WORDS["wkd"],
         "NeurIPS 2024",
         _transport(gamma=600.0, temperature=8.0, decay_epochs=[150, 240]),
@@ -149,6 +158,7 @@ PUBLISHED: dict[str, Published] = {
         here="The costs are of the teacher's head, and one matrix serves all images.",
     ),
     "teacher_free": Published(
+        "Tf-KD",
         'Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization"',
         "CVPR 2020",
         _alone("teacher_free", 0.1, 0.9),
@@ -159,6 +169,7 @@ PUBLISHED: dict[str, Published] = {
         teacher=False,
     ),
     "crld": Published(
+        "CRLD",
         'Zhang et al., "Cross-View Consistency Regularisation for Knowledge Distillation"',
         "ACM MM 2024",
         {"cross_entropy": {"weight": 1.0, "views": [0, 1]}, "crld": {"weight": 1.0}},
@@ -167,6 +178,7 @@ PUBLISHED: dict[str, Published] = {
         others=RANDAUGMENT,
     ),
     "ttm": Published(
+        "TTM",
         WORDS["ttm"],
         "ICLR 2024",
         _alone("ttm", 45.0, gamma=0.1),
@@ -175,6 +187,7 @@ PUBLISHED: dict[str, Published] = {
         here="The power of the probabilities is a temperature of the logits, which no small probability hurts.",
     ),
     "wttm": Published(
+        "WTTM",
         WORDS["ttm"],
         "ICLR 2024",
         _alone("wttm", 4.0, gamma=0.2),
@@ -183,6 +196,7 @@ PUBLISHED: dict[str, Published] = {
         here="As `ttm`; no gradient goes through the weights, which are the teacher's.",
     ),
     "normkd": Published(
+        "NormKD",
         'Chi et al., "NormKD: Normalized Logits for Knowledge Distillation"',
         "2023",
         _alone("normkd", 0.9, 0.1, temperature=2.0),
@@ -191,6 +205,7 @@ PUBLISHED: dict[str, Published] = {
         here="It has the uniform distribution.",
     ),
     "luminet": Published(
+        "LumiNet",
         'Hossain et al., "LumiNet: Perception-Driven Knowledge Distillation via Statistical Logit Calibration"',
         "TMLR 2025",
         _alone("luminet", 1089.0, 2.0, temperature=4.0, warmup_epochs=20),
@@ -200,6 +215,7 @@ PUBLISHED: dict[str, Published] = {
         here="The same, with the square as the weight.",
     ),
     "abkd": Published(
+        "ABKD",
         'Wang et al., "ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation via'
         ' alpha-beta-Divergence"',
         "ICML 2025",
@@ -210,12 +226,14 @@ PUBLISHED: dict[str, Published] = {
         here="The formula, whose limits are smooth.",
     ),
     "js": Published(
+        "Jensen-Shannon",
         'Lin, "Divergence Measures Based on the Shannon Entropy"',
         "IEEE Transactions on Information Theory 1991",
         _alone("js", 0.9, 0.1),
         pairs="No published setting: weights and temperature are those of KD.",
     ),
     "bce": Published(
+        "BKD",
         'Hao et al., "Revisit the Power of Vanilla Knowledge Distillation: from Small Scale to Large Scale"',
         "NeurIPS 2023",
         _alone("bce", 1.0),
@@ -224,6 +242,7 @@ PUBLISHED: dict[str, Published] = {
         here="The mean, too.",
     ),
     "binary_kd": Published(
+        "binary KD",
         'Yang et al., "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head"',
         "2024",
         _alone("binary_kd", 1.0, temperature=2.0),
@@ -233,6 +252,7 @@ PUBLISHED: dict[str, Published] = {
         here="All is computed from logarithms.",
     ),
     "dhkd": Published(
+        "DHKD",
         'Yang et al., "Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head"',
         "2024",
         _alone("dhkd", 1.0),
@@ -243,6 +263,7 @@ PUBLISHED: dict[str, Published] = {
         others={"optimizer.gradients": "project"},
     ),
     "ctkd": Published(
+        "CTKD",
         'Li et al., "Curriculum Temperature for Knowledge Distillation"',
         "AAAI 2023",
         _alone("ctkd", 0.9, 0.1),
@@ -254,6 +275,7 @@ PUBLISHED: dict[str, Published] = {
         here="The same.",
     ),
     "sdd": Published(
+        "SD-KD",
         'Wei et al., "Scale Decoupled Distillation"',
         "CVPR 2024",
         _alone("sdd", 0.9, 0.1, scales=[1, 2]),
@@ -263,6 +285,7 @@ PUBLISHED: dict[str, Published] = {
         here="Each scale is averaged from the map, and everything is finite.",
     ),
     "deit": Published(
+        "DeiT",
         'Touvron et al., "Training Data-Efficient Image Transformers and Distillation through Attention"',
         "ICML 2021",
         _alone("deit", 0.5, 0.5),
@@ -274,6 +297,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     # Of embeddings.
     "rkd_distance": Published(
+        "RKD-D",
         WORDS["rkd"],
         "CVPR 2019",
         _alone("rkd_distance", 25.0),
@@ -281,12 +305,14 @@ PUBLISHED: dict[str, Published] = {
         here="The mean is over all pairs, the diagonal included, as in the official code.",
     ),
     "rkd_angle": Published(
+        "RKD-A",
         WORDS["rkd"],
         "CVPR 2019",
         _alone("rkd_angle", 50.0),
         pairs="Weight of Tian et al., ICLR 2020, where it stands beside `rkd_distance`: see `rkd` below.",
     ),
     "crd": Published(
+        "CRD",
         'Tian et al., "Contrastive Representation Distillation"',
         "ICLR 2020",
         _alone("crd", 0.8, negatives=16384),
@@ -303,12 +329,14 @@ PUBLISHED: dict[str, Published] = {
         },
     ),
     "sp": Published(
+        "SP",
         'Tung and Mori, "Similarity-Preserving Knowledge Distillation"',
         "ICCV 2019",
         _alone("sp", 3000.0),
         numbers=_of(TIAN, r8x4=72.94, r20=69.67, w16=73.83, w40=72.43, v8=72.68),
     ),
     "pkt": Published(
+        "PKT",
         'Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer"',
         "ECCV 2018",
         _alone("pkt", 30000.0),
@@ -318,6 +346,7 @@ PUBLISHED: dict[str, Published] = {
         here="The same, but for the 1e-7 of the norms.",
     ),
     "dist": Published(
+        "DIST",
         'Huang et al., "Knowledge Distillation from A Stronger Teacher"',
         "NeurIPS 2022",
         _alone("dist", 2.0, temperature=4.0),
@@ -328,6 +357,7 @@ PUBLISHED: dict[str, Published] = {
         here="The factor of T^2.",
     ),
     "skd": Published(
+        "SKD",
         'Jeong et al., "Streamlined Knowledge Distillation"',
         "CVPR 2026",
         _alone("skd", 1.0),
@@ -335,6 +365,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="The weights are those of torchdistill's sample config, which is for ImageNet.",
     ),
     "cc": Published(
+        "CC",
         'Peng et al., "Correlation Congruence for Knowledge Distillation"',
         "ICCV 2019",
         _alone("cc", 0.02),
@@ -344,6 +375,7 @@ PUBLISHED: dict[str, Published] = {
         here="That code's form.",
     ),
     "srd": Published(
+        "SRD",
         'Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation"',
         "AAAI 2024",
         {"cross_entropy": {"weight": 1.0}, "kd": {"weight": 1.0, "temperature": 1.0}, "srd": {"weight": 1.0}},
@@ -353,6 +385,7 @@ PUBLISHED: dict[str, Published] = {
         here="The factor 2 of the first and the 1e-5 of the second.",
     ),
     "vkd": Published(
+        "VkD",
         'Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal Projections"',
         "CVPR 2024",
         _alone("vkd", 1.0),
@@ -361,13 +394,15 @@ PUBLISHED: dict[str, Published] = {
         here="The orthogonal factor of a matrix that trains freely.",
     ),
     "pefd": Published(
+        "PEFD",
         'Chen et al., "Improved Feature Distillation via Projector Ensemble"',
         "NeurIPS 2022",
         _alone("pefd", 25.0, projectors=3),
         _alone("pefd", 25.0, projectors=3),
     ),
-    "embedding": Published("", "", _alone("embedding", 1.0), pairs="The weight is chosen here."),
+    "embedding": Published("embedding", "", "", _alone("embedding", 1.0), pairs="The weight is chosen here."),
     "nd": Published(
+        "ND",
         WORDS["nd"],
         "ECCV 2024",
         _alone("nd", 2.0),
@@ -376,6 +411,7 @@ PUBLISHED: dict[str, Published] = {
         here="They are those of all images seen so far.",
     ),
     "rrd": Published(
+        "RRD",
         'Giakoumoglou and Stathaki, "Relational Representation Distillation"',
         "2024",
         _alone("rrd", 1.0),
@@ -385,6 +421,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     # Of maps.
     "fitnet": Published(
+        "FitNet",
         'Romero et al., "FitNets: Hints for Thin Deep Nets"',
         "ICLR 2015",
         _alone("fitnet", 100.0, stage=2),
@@ -395,6 +432,7 @@ PUBLISHED: dict[str, Published] = {
         here='As that code; `"epochs"` on the terms makes two phases.',
     ),
     "simkd": Published(
+        "SimKD",
         'Chen et al., "Knowledge Distillation with the Reused Teacher Classifier"',
         "CVPR 2022",
         {"simkd": {"weight": 1.0}},
@@ -404,6 +442,7 @@ PUBLISHED: dict[str, Published] = {
         here="The projector is part of what predicts, in every command; `export` alone writes the student without it.",
     ),
     "at": Published(
+        "AT",
         'Zagoruyko and Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional'
         ' Neural Networks via Attention Transfer"',
         "ICLR 2017",
@@ -414,6 +453,7 @@ PUBLISHED: dict[str, Published] = {
         here="The mean of squares.",
     ),
     "nst": Published(
+        "NST",
         'Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer"',
         "2017",
         _alone("nst", 50.0),
@@ -421,6 +461,7 @@ PUBLISHED: dict[str, Published] = {
         here="The same numbers from one product of channels, without all pairs of maps in memory.",
     ),
     "fsp": Published(
+        "FSP",
         'Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer'
         ' Learning"',
         "CVPR 2017",
@@ -432,6 +473,7 @@ PUBLISHED: dict[str, Published] = {
         epochs=270,
     ),
     "ickd": Published(
+        "ICKD",
         'Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation"',
         "ICCV 2021",
         _alone("ickd", 2.5),
@@ -444,6 +486,7 @@ PUBLISHED: dict[str, Published] = {
         here="Divided by the channels.",
     ),
     "wkd_features": Published(
+        "WKD-F",
         WORDS["wkd"],
         "NeurIPS 2024",
         _alone("wkd_features", 0.08, ratio=4.0, decay_epochs=[150, 240]),
@@ -454,6 +497,7 @@ PUBLISHED: dict[str, Published] = {
         here="One projector for all. The variance of a single pixel is zero, where the code has no number.",
     ),
     "mgd": Published(
+        "MGD",
         'Yang et al., "Masked Generative Distillation"',
         "ECCV 2022",
         _alone("mgd", 0.0012),
@@ -463,8 +507,9 @@ PUBLISHED: dict[str, Published] = {
         differs="The paper leaves out pixels, the code for classification whole channels.",
         here="Whole channels; maps of another size are resized.",
     ),
-    "feature_mse": Published("", "", _alone("feature_mse", 1.0), pairs="The weight is chosen here."),
+    "feature_mse": Published("MSE of maps", "", "", _alone("feature_mse", 1.0), pairs="The weight is chosen here."),
     "reviewkd": Published(
+        "ReviewKD",
         'Chen et al., "Distilling Knowledge via Knowledge Review"',
         "CVPR 2021",
         _alone("reviewkd", 5.0, warmup_epochs=20),
@@ -475,6 +520,7 @@ PUBLISHED: dict[str, Published] = {
         of_pairs={"resnet56-resnet20": {"reviewkd": {"weight": 0.6}}},
     ),
     "vid": Published(
+        "VID",
         'Ahn et al., "Variational Information Distillation for Knowledge Transfer"',
         "CVPR 2019",
         _alone("vid", 1.0),
@@ -483,6 +529,7 @@ PUBLISHED: dict[str, Published] = {
         here="The mean, and variances that train.",
     ),
     "ofd": Published(
+        "OFD",
         'Heo et al., "A Comprehensive Overhaul of Feature Distillation"',
         "ICCV 2019",
         _alone("ofd", 0.001),
@@ -492,6 +539,7 @@ PUBLISHED: dict[str, Published] = {
         here="By its averages, unless `teacher.mode` is `train`.",
     ),
     "ab": Published(
+        "AB",
         'Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons"',
         "AAAI 2019",
         _first("ab", 30, weight=0.003),
@@ -502,6 +550,7 @@ PUBLISHED: dict[str, Published] = {
         epochs=270,
     ),
     "ft": Published(
+        "FT",
         'Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer"',
         "NeurIPS 2018",
         {"cross_entropy": {"weight": 1.0, "epochs": [30, None]}, "ft": {"weight": 200.0, "paraphraser_epochs": 30}},
@@ -516,6 +565,7 @@ PUBLISHED: dict[str, Published] = {
         epochs=270,
     ),
     "srrl": Published(
+        "SRRL",
         'Yang et al., "Knowledge Distillation via Softmax Regression Representation Learning"',
         "ICLR 2021",
         _alone("srrl", 1.0),
@@ -524,6 +574,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="yzd-v/cls_KD has a beta of 5 for ResNet-34 to ResNet-18 on CIFAR-100.",
     ),
     "catkd": Published(
+        "CAT-KD",
         'Guo et al., "Class Attention Transfer Based Knowledge Distillation"',
         "CVPR 2023",
         _alone("catkd", 15.0, size=2),
@@ -533,6 +584,7 @@ PUBLISHED: dict[str, Published] = {
         here="The maps come from the linear classifier that the networks have, without its bias; their logits keep it.",
     ),
     "gradcam_alignment": Published(
+        "KD + Grad-CAM",
         'Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation"',
         "ECCV 2024",
         {**_alone("kd", 0.9, 0.1, temperature=4.0), "gradcam_alignment": {"weight": 1.0}},
@@ -541,6 +593,7 @@ PUBLISHED: dict[str, Published] = {
         here="Beside KD as Tian et al. have it, on Grad-CAM maps in inference mode, at the larger of their own sizes.",
     ),
     "adversarial": Published(
+        "logits discriminator",
         'Xu et al., "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with Conditional'
         ' Adversarial Networks"',
         "2018",
@@ -549,6 +602,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     # Without a teacher.
     "mutual": Published(
+        "DML",
         'Zhang et al., "Deep Mutual Learning"',
         "CVPR 2018",
         {"cross_entropy": {"weight": 1.0}, "mutual": {"weight": 1.0}},
@@ -558,6 +612,7 @@ PUBLISHED: dict[str, Published] = {
         others={"model.pretrained": ""},
     ),
     "byot": Published(
+        "BYOT",
         'Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self'
         ' Distillation"',
         "ICCV 2019",
@@ -571,6 +626,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     # Recipes: several methods, or one with other options.
     "rkd": Published(
+        "RKD",
         WORDS["rkd"],
         "CVPR 2019",
         {**_alone("rkd_distance", 25.0), "rkd_angle": {"weight": 50.0}},
@@ -578,6 +634,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="Weights of Tian et al., ICLR 2020; the paper's are 1 and 2.",
     ),
     "function_matching": Published(
+        "function matching",
         'Beyer et al., "Knowledge Distillation: A Good Teacher is Patient and Consistent"',
         "CVPR 2022",
         {"kd": {"weight": 1.0, "temperature": 1.0}},
@@ -588,6 +645,7 @@ PUBLISHED: dict[str, Published] = {
         others={"train.mixup": 1.0},
     ),
     "kd_ls": Published(
+        "KD+LS",
         WORDS["standardized"],
         "CVPR 2024",
         _alone("kd", 9.0, 0.1, temperature=2.0, standardize=True),
@@ -596,6 +654,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="T is 3 for VGG-13 to VGG-8; ResNet-110 to ResNet-20: weight 12, T 4.",
     ),
     "dkd_ls": Published(
+        "DKD+LS",
         WORDS["standardized"],
         "CVPR 2024",
         _alone("dkd", 1.0, alpha=9.0, beta=72.0, temperature=2.0, standardize=True, warmup_epochs=20),
@@ -603,6 +662,7 @@ PUBLISHED: dict[str, Published] = {
         pairs="ResNet-56 to ResNet-20: alpha 18, beta 36, T 3. VGG-13 to VGG-8: 15 and 30; wide ResNets: 12 and 24.",
     ),
     "mlkd_ls": Published(
+        "MLKD+LS",
         WORDS["standardized"],
         "CVPR 2024",
         _two_views(_alone("mlkd", 9.0, 0.1, temperatures=[2.0, 2.0, 3.0, 5.0, 6.0], standardize_instances=True)),
@@ -611,6 +671,7 @@ PUBLISHED: dict[str, Published] = {
         others=RANDAUGMENT,
     ),
     "wkd": Published(
+        "WKD",
         WORDS["wkd"],
         "NeurIPS 2024",
         {
@@ -620,6 +681,7 @@ PUBLISHED: dict[str, Published] = {
         numbers=_of("JiamingLv/WKD", r8x4=77.28, r18=72.76),
     ),
     "kd++": Published(
+        "KD++",
         WORDS["nd"],
         "ECCV 2024",
         {

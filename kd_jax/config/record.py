@@ -29,6 +29,7 @@ class Number(NamedTuple):
 class Published(NamedTuple):
     """What a method was published with."""
 
+    title: str  # as tables call it
     paper: str  # authors and title
     venue: str  # and year
     cifar100: Terms  # for ResNet-32x4 to ResNet-8x4, unless `pairs` says otherwise
