@@ -31,3 +31,29 @@ PAIRS: dict[str, Pair] = {
     **_pairs("imagenet", "resnet34-resnet18", "resnet50-mobilenetv1"),
     **_pairs("cifar10", "resnet56-resnet8", "resnet56-resnet20", prefix="cifar10-", like="resnet56-resnet20"),
 }
+
+WORDS = {  # of data and networks
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet",
+    "wrn_40_2": "WRN-40-2",
+    "wrn_40_1": "WRN-40-1",
+    "wrn_16_2": "WRN-16-2",
+    "vgg8": "VGG-8",
+    "vgg13": "VGG-13",
+    "mobilenetv1": "MobileNet-V1",
+    "mobilenetv2_half": "MobileNet-V2",
+    "shufflenetv1": "ShuffleNet-V1",
+    "shufflenetv2": "ShuffleNet-V2",
+    **{f"resnet{depth}": f"ResNet-{depth}" for depth in (8, 18, 20, 32, 34, 50, 56, 110, "8x4", "32x4")},
+}
+
+
+def in_words(name: str) -> str:
+    """A pair's data, teacher and student.
+
+    >>> in_words("wrn_40_2-mobilenetv2_half")
+    'CIFAR-100, WRN-40-2 to MobileNet-V2'
+    """
+    pair = PAIRS[name]
+    return f"{WORDS[pair.data]}, {WORDS[pair.teacher]} to {WORDS[pair.student]}"
