@@ -38,7 +38,7 @@ CONTROLS = {
     "kd_twice": "KD, twice the epochs",
 }
 ROWS_OF = {"again": "cross_entropy", "random_teacher": "kd", "kd_twice": "kd"}  # whose terms they have
-METHODS = {name: name for name in PUBLISHED} | CONTROLS  # and what a table calls them
+METHODS = {name: record.title for name, record in PUBLISHED.items()} | CONTROLS  # and what a table calls them
 EPOCHS, LAPTOP_EPOCHS = 240, 15
 SLOW = ("mobilenetv2_half", "shufflenetv1", "shufflenetv2")
 LAPTOP_RATE = 0.2  # of 0.05, 0.1, 0.2 and 0.4 for ResNet-8, CIFAR-10, two seeds
