@@ -63,7 +63,8 @@ def get_config(arg="resnet56-resnet20,kd"):
         return config
     record, epochs = PUBLISHED[ROWS_OF.get(method, method)], config.train.epochs
     terms, whole = record.terms(pair.like, imagenet=scale == "imagenet")
-    config.method = ConfigDict(fitted(terms, epochs, epochs / whole))
+    terms, smaller = fitted(terms, epochs, epochs / whole), record.smaller.get(scale, {})
+    config.method = ConfigDict({term: {**options, **smaller.get(term, {})} for term, options in terms.items()})
     for key, value in record.others.items():
         if not key.startswith("optimizer.") or key == "optimizer.gradients":  # the recipe is one for all
             section, _, own = key.rpartition(".")

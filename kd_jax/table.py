@@ -16,8 +16,6 @@ gives them to other machines, see docs/guide.md. --rows=cifar100, cifar10 and im
 configs/benchmark.py, whose table is a page, CSV and LaTeX too.
 """
 
-import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -141,28 +139,23 @@ def benchmark(
     own: Table, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The table of a benchmark as Markdown, as numbers, and as {name of a file: text}."""
+    from kd_jax.config import numbers
     from kd_jax.reporting import benchmark_page  # after the flags: JAX is slow to import
     from kd_jax.reporting.benchmark import Given
 
+    module = config.experiment("benchmark")
     given = Given(
         own.name,
         results,
         range(cli.SEEDS.value or 3),
-        controls=config.experiment("benchmark").CONTROLS,
+        titles=module.METHODS,
+        controls=module.CONTROLS,
         preset=PRESET.value or own.presets[0],
         failed={row: {one.seed: one.reason for one in failures if one.row == row} for row in results},
-        published=_published,
+        published=numbers.of,
         note=NOTE.value,
     )
     return benchmark_page.files(given)
-
-
-def _published(pair: str, method: str) -> list[tuple[float, str, float | None, str]]:
-    """What was published for a row of a benchmark."""
-    if not importlib.util.find_spec("kd_jax.config.numbers"):
-        return []
-    numbers = importlib.import_module("kd_jax.config.numbers")
-    return [(one.accuracy, one.source, one.deviation, one.chosen) for one in numbers.of(pair, method)]
 
 
 def summary(

@@ -5,16 +5,16 @@ Accuracies and differences are in per cent and in points. Old results lack what 
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kd_jax import ranks
+from kd_jax.config.numbers import Number
 from kd_jax.config.published import PUBLISHED
 from kd_jax.intervals import independent_difference, paired_difference
 from kd_jax.reporting.finished import is_number
 
 Result = Mapping[str, Any]
-Number = tuple[float, str, float | None, str]  # accuracy, source, deviation, and of which epoch: "last" or "best"
 SPLITS = ("validation", "test")  # on which an epoch may be found to be the best
 VIEWS = frozenset(name for name, record in PUBLISHED.items() if record.others.get("dataset.extra_views"))
 TWICE = "kd_twice"  # what those that read several views of every image are compared with too
@@ -26,7 +26,8 @@ class Given(NamedTuple):
     data: str
     results: Mapping[str, Mapping[int, Result]]  # {"PAIR,METHOD": {seed: result.json}}
     seeds: Sequence[int]  # of a row that is complete
-    controls: Mapping[str, str]  # {rows that are no methods: what they are called}
+    titles: Mapping[str, str]  # {method, or control: what it is called}
+    controls: Collection[str]  # rows that are no methods
     preset: str  # "honest" or "published"
     failed: Mapping[str, Mapping[int, str]] = {}  # {row: {seed: why it has no result}}
     published: Callable[[str, str], Sequence[Number]] = lambda pair, method: ()  # the method's authors' first
@@ -166,7 +167,7 @@ def _row(given: Given, pair: str, method: str, own: Mapping[str, Mapping[int, Re
             differences[other] = difference
     return Row(
         method=method,
-        title=given.controls.get(method, method),
+        title=given.titles.get(method, method),
         last=_last(results),
         best=best,
         differences=differences,

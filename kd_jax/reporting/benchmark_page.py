@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from kd_jax.config.numbers import Number
 from kd_jax.intervals import mean_and_deviation
 from kd_jax.reporting import benchmark, latex, plots
-from kd_jax.reporting.benchmark import SPLITS, TWICE, Difference, Given, Number, Pair, Ranking, Row
+from kd_jax.reporting.benchmark import SPLITS, TWICE, Difference, Given, Pair, Ranking, Row
 from kd_jax.reporting.page import Block, Figures, Folded, Section, Table, count, html, markdown
 from kd_jax.reporting.seeds import spread
 
@@ -101,7 +102,7 @@ def numbers(pairs: Sequence[Pair], ranking: Ranking | None) -> dict[str, Any]:
 
 
 def _of_row(row: Row) -> dict[str, Any]:
-    published = [dict(zip(("accuracy", "source", "deviation", "chosen"), one, strict=True)) for one in row.published]
+    published = [number._asdict() for number in row.published]
     differences = {other: _numbers(difference) for other, difference in row.differences.items()}
     return row._asdict() | {"published": published, "differences": differences}
 
@@ -136,9 +137,14 @@ def _pair(pair: Pair) -> list[Block]:
     if failed:
         blocks.append(Table(("failed", "seed", "why"), failed, numbers=False))
     said = [
-        (row.title, f"{accuracy:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else ""), chosen, source)
+        (
+            row.title,
+            f"{one.accuracy:.2f}" + ("" if one.deviation is None else f" ± {one.deviation:.2f}"),
+            one.chosen,
+            one.source,
+        )
         for row in pair.rows
-        for accuracy, source, deviation, chosen in row.published
+        for one in row.published
     ]
     if said:
         blocks.append(Folded("Published numbers", [Table(("method", "accuracy, %", "epoch", "source"), said, False)]))
@@ -193,13 +199,13 @@ def _points(difference: Difference | None) -> str:
 
 def _number(row: Row, chosen: str) -> Number | None:
     """The first published number of the last epoch, or of the best one."""
-    return next((number for number in row.published if number[3] == chosen), None)
+    return next((number for number in row.published if number.chosen == chosen), None)
 
 
 def _published(chosen: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         number = _number(row, chosen)
-        return f"{number[0]:.2f}" if number else ""
+        return f"{number.accuracy:.2f}" if number else ""
 
     return cell
 
@@ -225,11 +231,11 @@ def _ranks(given: Given, pairs: Sequence[Pair], ranking: Ranking | None) -> list
         blocks.append(f"No ranks: they take three methods that have every seed on two pairs or more; here are {said}.")
         order = [row.method for row in (pairs[0].methods if pairs else ())]
     else:
-        blocks += _diagram(ranking)
+        blocks += _diagram(given, ranking)
         others = [method for method in means[0] if method not in ranking.methods]
         order = [*ranking.methods, *others]
         if others:
-            blocks.append(f"Without a rank, as runs of them are missing: {', '.join(others)}.")
+            blocks.append(f"Without a rank, as runs of them are missing: {', '.join(_titles(given, others))}.")
     if len(pairs) < 2:
         return blocks
     place = dict(zip(ranking.methods, ranking.ranks, strict=True)) if ranking else {}
@@ -239,25 +245,30 @@ def _ranks(given: Given, pairs: Sequence[Pair], ranking: Ranking | None) -> list
         verdicts = [row.differences["kd"].verdict for row in own if "kd" in row.differences]
         wins = [str(verdicts.count(verdict)) if any(verdicts) else "" for verdict in ("wins", "loses")]
         cells = [spread(rows_of[method].last, 2) if method in rows_of else "" for rows_of in means]
-        rows.append((method, f"{place[method]:.2f}" if method in place else "", *wins, *cells))
+        rows.append((own[0].title, f"{place[method]:.2f}" if method in place else "", *wins, *cells))
     head = ("method", "average rank", "wins against KD", "loses", *(f"{pair.name}, %" for pair in pairs))
     return [*blocks, Table(head, rows)]
 
 
-def _diagram(ranking: Ranking) -> list[Block]:
+def _diagram(given: Given, ranking: Ranking) -> list[Block]:
     k, n = len(ranking.methods), len(ranking.pairs)
     f, p = ranking.friedman
     verdict = "differ by more than chance" if p < 0.05 else "may differ by chance alone, and the bars say nothing more"
-    best = next((ranking.methods[1 : last + 1] for first, last in ranking.groups if first == 0), [])
+    names = _titles(given, ranking.methods)
+    best = next((names[1 : last + 1] for first, last in ranking.groups if first == 0), [])
     alike = f"not told apart from it: {', '.join(best)}" if best else "every other one is told apart from it"
     chance = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
     left = "" if math.isinf(f) else f"F({k - 1}, {(k - 1) * (n - 1)}) = {f:.2f}, "
     return [
         f"{count(k, 'method')} on {count(n, 'pair')}: {left}{chance}, so that the ranks {verdict}. The critical"
-        f" difference is {ranking.critical:.2f}. The best is {ranking.methods[0]}; {alike}.",
+        f" difference is {ranking.critical:.2f}. The best is {names[0]}; {alike}.",
         RANKED,
-        Figures([plots.ranks("average ranks", ranking.methods, ranking.ranks, ranking.critical, ranking.groups)]),
+        Figures([plots.ranks("average ranks", names, ranking.ranks, ranking.critical, ranking.groups)]),
     ]
+
+
+def _titles(given: Given, methods: Sequence[str]) -> list[str]:
+    return [given.titles.get(method, method) for method in methods]
 
 
 def _line(pair: Pair, row: Row) -> dict[str, Any]:
@@ -272,9 +283,9 @@ def _line(pair: Pair, row: Row) -> dict[str, Any]:
         names = {"difference": "points", "interval": "interval", "verdict": "verdict"}
         line |= {f"{name}_to_{other}": own.get(key) for name, key in names.items()}
     for chosen in ("last", "best"):
-        number = _number(row, chosen) or (None, None, None)
-        for name, value in zip(("", "_source", "_deviation"), number, strict=False):
-            line[f"published_{chosen}{name}"] = value
+        number = _number(row, chosen)
+        for name, field in (("", "accuracy"), ("_source", "source"), ("_deviation", "deviation")):
+            line[f"published_{chosen}{name}"] = number and getattr(number, field)
     hardware, seconds = next(iter(row.seconds.items()), (None, None))
     return line | {
         "seconds_per_epoch": seconds,

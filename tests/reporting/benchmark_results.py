@@ -57,4 +57,4 @@ def random(methods=METHODS, pairs=PAIRS, seeds=3, on="validation", controls=CONT
 
 
 def given(results, seeds=3, preset="honest", **others):
-    return Given("cifar100", results, range(seeds), CONTROLS, preset, **others)
+    return Given("cifar100", results, range(seeds), CONTROLS, CONTROLS, preset, **others)

@@ -9,11 +9,19 @@ import pytest
 from scipy import stats
 
 from kd_jax import runs
+from kd_jax.config.numbers import Number
 from kd_jax.reporting import benchmark_page
 from tests.reporting.benchmark_results import METHODS, PAIRS, given, random, result
 
 WHY = 'no "memory", or | <b>so\nit says'
-NUMBERS = [(71.97, "a/b", 0.1, "best"), (70.66, "c", None, "best"), (70.0, "d", None, "last")]
+NUMBERS = [
+    Number("vgg13-vgg8", "kd", accuracy, source, deviation, chosen)
+    for accuracy, source, deviation, chosen in (
+        (71.97, "a/b", 0.1, "best"),
+        (70.66, "c", None, "best"),
+        (70.0, "d", None, "last"),
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +158,16 @@ def test_a_line_of_the_csv_is_a_row(made):
     best = [row[f"published_best{end}"] for end in ("", "_source", "_deviation")]
     assert best == ["71.97", "a/b", "0.1"]
     assert (row["difference_to_kd"], row["time_to_kd"], row["peak_memory_bytes"]) == ("", "1.0", str(512 * 2**20))
+
+
+def test_methods_are_called_by_their_titles_in_tables_and_by_their_names_in_data():
+    own = given(random(), failed={})._replace(titles={"dkd": "The Best", "kd": "Plain"})
+    text, numbers, files = benchmark_page.files(own)
+    assert "The best is The Best" in text
+    assert text.count("| The Best |") == 3  # in the table of each pair, and in that of the ranks
+    assert "    The Best & " in files["table.tex"]
+    assert ",dkd," in files["table.csv"]
+    assert "dkd" in numbers["pairs"]["vgg13-vgg8"]
 
 
 def test_latex_has_a_table_for_each_pair(made):
