@@ -63,12 +63,13 @@ def run(
     return done, failures
 
 
-def write(name: str, text: str, numbers: Mapping[str, Any]) -> None:
-    """Prints a table, and writes it into its folder."""
+def write(name: str, text: str, numbers: Mapping[str, Any], more: Mapping[str, str] | None = None) -> None:
+    """Prints a table, and writes it into its folder; `more` are other forms of it, {name of the file: text}."""
     folder = os.path.join(cli.RUNS.value, name)
-    files = {"table.md": (text + "\n").encode(), "table.json": runs.json_text(numbers).encode()}
-    runs.write_files(folder, files)
-    print(f"\n{text}\n\n{folder} holds table.md and table.json")
+    files = {"table.md": text + "\n", **(more or {}), "table.json": runs.json_text(numbers)}
+    runs.write_files(folder, {file: content.encode(errors="replace") for file, content in files.items()})
+    *others, last = files
+    print(f"\n{text}\n\n{folder} holds {', '.join(others)} and {last}")
 
 
 def fail(failures: Sequence[Failure], wanted: Sequence[Job]) -> None:

@@ -12,7 +12,8 @@ others go on; the same command tries it again.
 
 Every result is added to a file of JSON lines (--results), from which the table is made: runs whose results stand there
 are not run again, on whatever machine they were made. --jobs=N runs N at a time, each on its share of the cores; --on
-gives them to other machines, see docs/guide.md.
+gives them to other machines, see docs/guide.md. --rows=cifar100, cifar10 and imagenet are the benchmark of
+configs/benchmark.py, whose table is a page, CSV and LaTeX too.
 """
 
 import os
@@ -35,6 +36,7 @@ SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/r
 PRESET = flags.DEFINE_string("preset", "", "One of the table's: corrected or faithful, honest or published.")
 PAIR_NAMES = flags.DEFINE_list("pairs", [], "Of a benchmark, only these pairs of networks.")
 METHOD_NAMES = flags.DEFINE_list("methods", [], "Of a benchmark, only these methods, in this order.")
+NOTE = flags.DEFINE_string("note", "", "Of a benchmark, what its table says of all numbers.")
 PRETRAIN_ON = cli.define_path("pretrain_on", None, "A folder of images to pretrain the networks on.")
 for flag in ("rows", "seeds", "runs", *many.FLAGS):
     flags.declare_key_flag(flag)
@@ -97,10 +99,10 @@ def _benchmark(data: str) -> Table:
     module = config.experiment("benchmark")
     if ONLY.value:
         raise InputError(f"--only is given with --rows={data}; expected --pairs and --methods")
-    pairs = {name: pair for name, pair in PAIRS.items() if pair.data == data}
-    chosen = [choose("--pairs", name, pairs) for name in PAIR_NAMES.value] or list(pairs)
-    methods = [choose("--methods", name, module.METHODS) for name in METHOD_NAMES.value] or list(module.METHODS)
-    rows = {f"{pair},{method}": (pair, module.METHODS[method]) for method in methods for pair in chosen}
+    known = tuple(name for name, pair in PAIRS.items() if pair.data == data)
+    pairs = [choose("--pairs", name, known) for name in PAIR_NAMES.value] or known
+    methods = [choose("--methods", name, (*module.METHODS,)) for name in METHOD_NAMES.value] or list(module.METHODS)
+    rows = {f"{pair},{method}": (pair, module.METHODS[method]) for method in methods for pair in pairs}
     return Table(
         name=data,
         path="configs/benchmark.py",
@@ -126,8 +128,34 @@ def main(arguments: list[str]) -> None:
     wanted = [job(own, row, number, arguments) for number in range(cli.SEEDS.value or 3) for row in ordered]
     done, failures = many.run(wanted, name(own), before=_pretrain)
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
-    many.write(name(own), table(own, results, failures), summary(own, results, failures))
+    if ",".join(cli.ROWS.value or ()) in BENCHMARKS:
+        many.write(name(own), *benchmark(own, results, failures))
+    else:
+        many.write(name(own), table(own, results, failures), summary(own, results, failures))
     many.fail(failures, wanted)
+
+
+def benchmark(
+    own: Table, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The table of a benchmark as Markdown, as numbers, and as {name of a file: text}."""
+    from kd_jax.config import numbers
+    from kd_jax.reporting import benchmark_page  # after the flags: JAX is slow to import
+    from kd_jax.reporting.benchmark import Given
+
+    module = config.experiment("benchmark")
+    given = Given(
+        own.name,
+        results,
+        range(cli.SEEDS.value or 3),
+        titles=module.METHODS,
+        controls=module.CONTROLS,
+        preset=PRESET.value or own.presets[0],
+        failed={row: {one.seed: one.reason for one in failures if one.row == row} for row in results},
+        published=numbers.of,
+        note=NOTE.value,
+    )
+    return benchmark_page.files(given)
 
 
 def summary(

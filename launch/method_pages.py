@@ -3,8 +3,9 @@
 usage: python launch/method_pages.py
 
 All that a page says stands elsewhere: the formula in the docstrings of the method and of its losses, options in its
-signature, what was published in kd_jax/config/published.py, costs in docs/methods/costs.jsonl (launch/method_costs.py),
-what was recorded of the authors' code in tests/methods/originals/. A test compares the pages with what this makes.
+signature, what was published in kd_jax/config/published.py and numbers.py, costs in docs/methods/costs.jsonl
+(launch/method_costs.py), what was recorded of the authors' code in tests/methods/originals/. A test compares the pages
+with what this makes.
 """
 
 import functools
@@ -19,6 +20,8 @@ import numpy as np
 
 from kd_jax import keys, losses, methods
 from kd_jax.config import experiment, shipped
+from kd_jax.config.numbers import Number, of
+from kd_jax.config.pairs import PAIRS, in_words
 from kd_jax.config.published import PUBLISHED
 from kd_jax.config.record import Published, Terms
 
@@ -28,6 +31,7 @@ COSTS = PAGES / "costs.jsonl"
 RECORDER, ORIGINALS = (ROOT / "tests" / "methods" / path for path in ("record_originals.py", "originals"))
 SHARED = ("on", "teacher_on", "standardize", "views", "teacher_views")  # options of every loss, described in methods.md
 NOT_ITS_OWN = (
+    "benchmark",
     "imagenet",
     "method",
     "scheme",
@@ -220,14 +224,35 @@ def _published(name: str, record: Published) -> Iterator[str]:
             yield _code("json", *_json(terms))
     if record.others:
         yield f"With {', '.join(f'`{key}={json.dumps(value)}`' for key, value in record.others.items())}."
+    yield from _other_pairs(record)
     yield record.pairs
-    if record.numbers:
-        rows = [f"| {pair} | {accuracy:.2f} | {source} |" for pair, accuracy, source in record.numbers]
-        yield "\n".join(["| data, teacher and student | top-1, % | source |", "| --- | --- | --- |", *rows])
+    yield from _numbers(name)
     differs = record.differs or ("No difference from the paper is noted." if record.paper else "")
     for title, text in (("### The official code", differs), ("### Here", record.here)):
         if text:
             yield f"{title}\n\n{text}"
+
+
+def _other_pairs(record: Published) -> Iterator[str]:
+    """The options that have other values for some pairs: a row for each set of values."""
+    rows: dict[str, list[str]] = {}
+    for pair, terms in record.of_pairs.items():
+        values = "; ".join(f"`{term}` {_listed(options)}" for term, options in terms.items())
+        rows.setdefault(values, []).append(in_words(pair).partition(", ")[2])
+    if rows:
+        lines = (f"| {'; '.join(pairs)} | {values} |" for values, pairs in rows.items())
+        yield "\n".join(["| other pairs | what is other there |", "| --- | --- |", *lines])
+
+
+def _numbers(name: str) -> Iterator[str]:
+    rows = [f"| {in_words(pair)} | {_number(number)} |" for pair in PAIRS for number in of(pair, name)]
+    if rows:
+        yield "\n".join(["| data, teacher and student | top-1, % | epoch | source |", "|" + " --- |" * 4, *rows])
+
+
+def _number(number: Number) -> str:
+    deviation = "" if number.deviation is None else f" ± {number.deviation:.2f}"
+    return f"{number.accuracy:.2f}{deviation} | {number.chosen} | {number.source}"
 
 
 def _json(terms: Terms) -> list[str]:
@@ -261,7 +286,7 @@ def _row(name: str) -> str:
     own = ", ".join(f"`{config}`" for config in (f"method:{name}", *_experiments(name)))
     if name.startswith(OURS):
         return f"| [`{name}`](methods/{name}.md) | as cnn-distillation ran it | | `original:ROW,faithful` |"
-    record = PUBLISHED.get(name, Published("", "", {}))
+    record = PUBLISHED.get(name, Published("", "", "", {}))
     return f"| [`{name}`](methods/{name}.md) | {_cited(record)} | {_settings(record, name)} | {own} |"
 
 
@@ -282,7 +307,11 @@ def _settings(record: Published, name: str) -> str:
     labels = record.cifar100.get("cross_entropy", {"weight": 0}).get("weight", 1)
     words = [f"{options.pop('weight', 1):g}"]
     words += [f"labels {labels:g}" if labels else "no labels"] if labels != 1 and name != "cross_entropy" else []
-    return ", ".join([*words, *(f"{key} {_plain(value)}" for key, value in options.items())])
+    return ", ".join([*words, *([_listed(options)] if options else [])])
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_plain(value)}" for key, value in options.items())
 
 
 def _plain(value: Any) -> str:

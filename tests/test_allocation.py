@@ -4,9 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
 
+from kd_jax import allocation
 from tests import tiny
 
 SECOND_TIME = """
@@ -53,3 +55,14 @@ def test_an_experiment_keeps_memory_before_anything_runs(monkeypatch):
     with pytest.raises(pytest.skip.Exception):
         tiny.create(tiny.METHODS["kd"])
     assert kept == [True, "late"]
+
+
+def device(peak):
+    return types.SimpleNamespace(memory_stats=lambda: peak and {"peak_bytes_in_use": peak})
+
+
+def test_the_peak_is_that_of_the_fullest_device_and_of_a_cpu_the_processs():
+    assert allocation.peak([device(5), device(7), device(6)]) == 7
+    with open("/proc/self/status") as file:
+        (line,) = (text for text in file if text.startswith("VmHWM:"))
+    assert allocation.peak([device(None)]) == pytest.approx(1024 * int(line.split()[1]), rel=0.05)

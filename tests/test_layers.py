@@ -10,7 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
     {"types", "errors", "keys", "registry", "checksums", "stopping", "terminal", "batches"},
-    {"losses", "models", "methods", "augment", "balance", "randaugment", "mixing", "gradcam", "metrics", "intervals"},
+    {
+        "losses",
+        "models",
+        "methods",
+        "augment",
+        "balance",
+        "randaugment",
+        "mixing",
+        "gradcam",
+        "metrics",
+        "intervals",
+        "ranks",
+    },
     {"steps", "optim", "schedules", "sharding", "distributed", "compilation", "allocation"},
     {
         "config",

@@ -4,9 +4,10 @@ import pytest
 
 from kd_jax import methods
 from kd_jax.config import checks, experiment, recipes
+from kd_jax.config.pairs import PAIRS
 from kd_jax.config.published import PUBLISHED
 from kd_jax.config.record import fitted
-from kd_jax.configs import method
+from kd_jax.configs import imagenet, method
 from kd_jax.errors import InputError
 
 SETTINGS = [*PUBLISHED, *(f"{name},imagenet" for name, record in PUBLISHED.items() if record.imagenet)]
@@ -44,14 +45,70 @@ def test_some_term_counts_in_every_epoch_at_every_scale(setting):
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_a_record_says_whence_its_numbers_are(name):
+def test_a_record_says_whence_it_is(name):
     record = PUBLISHED[name]
     assert bool(record.paper) == bool(record.venue)
-    for number in record.numbers:
-        assert 60 < number.accuracy < 90
-        assert number.source
     for text in (record.pairs, record.differs, record.here):
         assert not text or text.endswith(".")
+
+
+def test_no_two_methods_have_one_title():
+    titles = [record.title for record in PUBLISHED.values()]
+    assert all(titles)
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_the_terms_of_every_pair_make_a_method(name):
+    record = PUBLISHED[name]
+    for pair in PAIRS.values():
+        large = pair.data == "imagenet"
+        if not large or record.imagenet:
+            terms, epochs = record.terms(pair.like, imagenet=large)
+            assert methods.create(fitted(terms, epochs, 1.0)).needs_teacher == record.teacher
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_what_is_other_for_a_pair_is_of_a_term_that_the_method_has_there(name):
+    record = PUBLISHED[name]
+    for pair, terms in record.of_pairs.items():
+        usual = record.imagenet if PAIRS[pair].data == "imagenet" else record.cifar100
+        assert terms.keys() <= usual.keys()
+        assert PAIRS[pair].like == pair
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "expected"),
+    [
+        ("dkd", "wrn_40_2-shufflenetv1", {"dkd.beta": 8.0, "cross_entropy.weight": 1.0}),
+        ("dkd", "vgg13-mobilenetv2_half", {"dkd.beta": 6.0, "dkd.temperature": 4.0}),
+        ("dkd", "resnet50-mobilenetv1", {"dkd.beta": 2.0, "dkd.temperature": 1.0}),
+        ("rld", "vgg13-vgg8", {"rld.beta": 8.0}),
+        ("reviewkd", "resnet32x4-shufflenetv2", {"reviewkd.weight": 8.0, "reviewkd.preactivation": None}),
+        ("reviewkd", "resnet50-mobilenetv1", {"reviewkd.weight": 8.0, "reviewkd.preactivation": True}),
+        ("catkd", "wrn_40_2-shufflenetv1", {"catkd.weight": 80.0, "catkd.size": 4, "catkd.normalize": True}),
+        ("catkd", "wrn_40_2-wrn_16_2", {"catkd.weight": 12.0, "catkd.size": 2, "catkd.normalize": None}),
+        ("kd_ls", "resnet110-resnet20", {"kd.weight": 12.0, "kd.temperature": 4.0, "cross_entropy.weight": 0.1}),
+        ("kd_ls", "resnet50-mobilenetv1", {"kd.weight": 9.0, "cross_entropy.weight": 0.5}),
+        ("kd++", "resnet50-mobilenetv2_half", {"kd.weight": 3.0, "nd.weight": 0.5, "kd.temperature": 4.0}),
+        ("nd", "resnet50-mobilenetv2_half", {"nd.weight": 0.5}),
+        (
+            "wkd_features",
+            "resnet50-mobilenetv1",
+            {"wkd_features.weight": 0.005, "wkd_features.decay_epochs": [30, 100]},
+        ),
+        ("sdd", "resnet50-vgg8", {"sdd.scales": [1, 2, 4]}),
+    ],
+)
+def test_a_pair_has_the_values_of_its_authors(name, pair, expected):
+    terms, _ = PUBLISHED[name].terms(pair, imagenet=PAIRS[pair].data == "imagenet")
+    found = {key: terms[key.partition(".")[0]].get(key.partition(".")[2]) for key in expected}
+    assert found == expected
+
+
+def test_the_experiment_for_imagenet_has_the_terms_of_its_pair():
+    betas = [imagenet.get_config(arg).method.dkd.beta for arg in ("dkd", "mobilenetv1,dkd")]
+    assert betas == [0.5, 2.0]
 
 
 @pytest.mark.parametrize(("warmup", "epochs", "expected"), [(20, 60, 20), (20, 59, 5), (20, 6, 1), (20, 4, 1)])

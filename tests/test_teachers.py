@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kd_jax import experiment, identity, models, runs, teachers
+from kd_jax.data import resident
 from kd_jax.errors import InputError
 from kd_jax.models import torch_names
 from kd_jax.teachers import ensemble
@@ -72,7 +73,7 @@ def taught_by(tmp_path_factory):
     student = made.components.student
     variables = jax.jit(student.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     save_file(torch_names.to_state_dict(variables, student), folder / "model.safetensors")
-    paths = {"config": "", "run": str(folder), "weights": str(folder / "model.safetensors")}
+    paths = {"config": "", "run": str(folder), "weights": str(folder / "model.safetensors"), "untrained": ""}
 
     def config(kind, **overrides):
         whole = tiny.config(**overrides) | {"method": tiny.METHODS["kd"]}
@@ -82,7 +83,7 @@ def taught_by(tmp_path_factory):
     return config
 
 
-kinds = pytest.mark.parametrize("kind", ["config", "run", "weights"])
+kinds = pytest.mark.parametrize("kind", ["config", "run", "weights", "untrained"])
 
 
 @kinds
@@ -117,6 +118,23 @@ def test_a_teacher_of_any_kind_is_in_the_mode_of_the_config(taught_by, kind, mod
 def test_a_teacher_has_the_network_of_its_own_config(taught_by, kind):
     shapes = experiment.create(taught_by(kind)).teacher.shapes
     assert shapes["params"]["fc"]["kernel"].shape == (8, 10)
+
+
+def test_an_untrained_teacher_is_what_training_would_begin_with(taught_by):
+    config = taught_by("untrained")
+    config["teacher"]["config"] = {**config["teacher"]["config"], "seed": 3}
+    alone = experiment.create(config["teacher"]["config"])
+    begun = alone.init_state(np.uint32(3), {}, resident.example(alone.dataset.train), None).params["student"]
+    loaded, result = experiment.create(config).teacher.load()
+    assert result is None
+    jax.tree.map(np.testing.assert_array_equal, loaded["params"], begun)
+
+
+def test_an_untrained_teacher_of_another_seed_is_another_run(taught_by):
+    configs = [taught_by("untrained") for _ in range(3)]
+    configs[1]["teacher"]["config"] = {**configs[1]["teacher"]["config"], "seed": 3}
+    digests = [experiment.create(config).digest for config in configs]
+    assert digests[0] == digests[2] != digests[1]
 
 
 @pytest.mark.parametrize(
@@ -277,6 +295,14 @@ def test_a_mean_teacher_needs_a_moving_average():
     ("changes", "said"),
     [
         ({"teacher.epoch": 3}, "teacher.epoch is 3, and teacher.kind 'random'; expected 0, or a run"),
+        (
+            {"teacher.kind": "untrained"},
+            "teacher.config is empty; expected a whole config, of whose model the teacher is",
+        ),
+        (
+            {"teacher.kind": "untrained", "teacher.path": "x"},
+            "teacher.path is 'x' and teacher.kind 'untrained'; expected no path",
+        ),
         ({"teacher.members": {"a": {}}}, "teacher.members is given, and teacher.kind is 'random'"),
         (
             {"teacher.kind": "ensemble", "teacher.mode": "train", "teacher.members": {"a": {"kind": "random"}}},

@@ -7,34 +7,16 @@ from kd_jax.errors import InputError
 
 Terms = dict[str, dict[str, Any]]  # the section `method` of a config
 
-CIFAR100, IMAGENET = "CIFAR-100, ResNet-32x4 to ResNet-8x4", "ImageNet, ResNet-34 to ResNet-18"
-PAIRS = {
-    "r8x4": CIFAR100,
-    "r20": "CIFAR-100, ResNet-56 to ResNet-20",
-    "w16": "CIFAR-100, WRN-40-2 to WRN-16-2",
-    "w40": "CIFAR-100, WRN-40-2 to WRN-40-1",
-    "v8": "CIFAR-100, VGG-13 to VGG-8",
-    "r18": IMAGENET,
-}
-
-
-class Number(NamedTuple):
-    """A published accuracy."""
-
-    pair: str  # data set, teacher and student
-    accuracy: float  # top-1, in per cent
-    source: str  # a repository on GitHub, or a paper
-
 
 class Published(NamedTuple):
     """What a method was published with."""
 
+    title: str  # as tables call it
     paper: str  # authors and title
     venue: str  # and year
     cifar100: Terms  # for ResNet-32x4 to ResNet-8x4, unless `pairs` says otherwise
     imagenet: Terms | None = None  # for ResNet-34 to ResNet-18; None where none was found
-    numbers: tuple[Number, ...] = ()
-    pairs: str = ""  # what other pairs of networks were published with, and what else a number depends on
+    pairs: str = ""  # of other pairs of networks what `of_pairs` does not say, and what else a number depends on
     differs: str = ""  # where the authors' code, or the one that published the numbers, differs from the paper
     here: str = ""  # what kd_jax does about it
     teacher: bool = True  # whether there is one

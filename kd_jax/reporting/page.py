@@ -6,6 +6,7 @@ Its one script sorts tables and says where one scrolls; the page reads without i
 import base64
 import hashlib
 import html as escapes
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -225,7 +226,7 @@ def _markdown(block: Block) -> str:
         return "\n".join("| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows)
     if isinstance(block, Folded):
         return "\n\n".join([f"{_plain(block.title)}:", *map(_markdown, block.blocks)])
-    return "(In index.html: a picture.)" if isinstance(block, Image) else "(In index.html: figures.)"
+    return "(On the page: a picture.)" if isinstance(block, Image) else "(On the page: figures.)"
 
 
 def _escape(text: str) -> str:
@@ -235,6 +236,7 @@ def _escape(text: str) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     text = " ".join(text.split())
-    for character in "\\`*_[]|~":
-        text = text.replace(character, "\\" + character)
+    text = re.sub(
+        r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text
+    )  # an underscore inside a word means nothing
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -96,6 +96,39 @@ def matrix(title: str, names: Sequence[str], shares: np.ndarray) -> str:
     return _svg(figure, title)
 
 
+def ranks(
+    title: str, names: Sequence[str], means: Sequence[float], critical: float, groups: Sequence[tuple[int, int]]
+) -> str:
+    """Mean ranks and their critical difference, a row for each name; a bar at the right joins those of a group.
+
+    Args:
+      means: the ranks of `names`, ascending.
+      critical: the difference that tells two apart, drawn above.
+      groups: (first, last) of the names that are not told apart.
+    """
+    figure, axes = _figure(title, "average rank", "", height=1.1 + 0.17 * len(names))
+    color, marker = STYLES[2]
+    rows, start, middle = range(len(names)), means[0], means[0] + critical / 2
+    end = max(means[-1], start + critical)
+    axes.hlines(rows, start, means, color=GRID, linewidth=0.8)
+    axes.plot(means, rows, color=color, marker=marker, markersize=6, linestyle="none")
+    axes.errorbar(middle, -1.2, xerr=critical / 2, color=TEXT, capsize=3, linewidth=1.2)
+    axes.text(middle, -1.5, f"critical difference {critical:.2f}", ha="center", va="bottom", color=TEXT)
+    lanes: list[int] = []  # the last row of each that has bars
+    for first, last in groups:
+        lane = next((i for i, row in enumerate(lanes) if row < first), len(lanes))
+        lanes[lane : lane + 1] = [last]
+        place = end + (end - start) * (0.06 + 0.04 * lane)
+        axes.plot([place] * 2, [first - 0.25, last + 0.25], color=TEXT, linewidth=2.2)
+    ticks = [tick for tick in axes.get_xticks() if start - 0.5 <= tick <= end]
+    axes.set(ylim=(len(names) - 0.5, -2.7), xticks=ticks)
+    axes.spines["bottom"].set_bounds(start, end)
+    axes.set_yticks(rows, [_cut(name, 24) for name in names], parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    return _svg(figure, title)
+
+
 def _number(value: float) -> str:
     """A number of an axis, as 20k or 1.5M."""
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -65,7 +65,8 @@ KINDS: dict[str, Kind] = {
     "mean": Kind(mean.average, lambda section, identify: {"average": "of the student"}),
     "weights": Kind(file.from_weights, _identify_weights),
     "untrained": Kind(
-        file.untrained, lambda section, _: {"untrained": _model(section), "seed": section["config"]["seed"]}
+        file.untrained,
+        lambda section, _: {"untrained": _model(section), "seed": (section["config"] or {}).get("seed")},
     ),
     "exported": Kind(exported.from_folder, lambda section, _: exported.identify(section)),
 }

@@ -38,5 +38,12 @@ def test_text_is_text_in_markdown():
     assert table == f"# title\n\n## section\n\n| {cell} |\n| --- |\n| {cell} |\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("wrn_40_2", "wrn_40_2"), ("_a_", "\\_a\\_"), ("a __b__", "a \\_\\_b\\_\\_")]
+)
+def test_an_underscore_is_escaped_but_inside_a_word(text, said):
+    assert page.markdown(text, []) == f"# {said}\n"
+
+
 def test_a_line_break_does_not_break_a_table():
     assert "| a b |" in page.markdown("title", [page.Section("section", [page.Table(("a\nb",), [])])])

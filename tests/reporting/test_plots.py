@@ -12,10 +12,12 @@ SERIES = [plots.Series(style, [0, 1, 2], [0.1, 0.2, style], [0, 0, 0], [1, 1, 1]
 TITLE = "a < b & $\\frac \u732b"
 
 
-@pytest.fixture(scope="module", params=["lines", "points", "matrix"])
+@pytest.fixture(scope="module", params=["lines", "points", "matrix", "ranks"])
 def svg(request):
     if request.param == "matrix":
         return plots.matrix(TITLE, ["<b>", "$\\frac$", "\ud800"], np.eye(3))
+    if request.param == "ranks":
+        return plots.ranks(TITLE, ["<b>", "$\\frac$", "\ud800"], [1.0, 2.0, 3.0], 1.5, [(0, 1), (1, 2)])
     return getattr(plots, request.param)(TITLE, "epoch", "loss", SERIES)
 
 
@@ -49,3 +51,13 @@ def test_a_long_title_is_whole():
 
 def test_each_style_has_a_color_and_a_marker_of_its_own():
     assert [len(set(column)) for column in zip(*plots.STYLES, strict=True)] == [len(plots.STYLES)] * 2
+
+
+def test_bars_of_ranks_that_share_a_row_stand_side_by_side(monkeypatch):
+    kept = []
+    monkeypatch.setattr(plots, "_svg", lambda figure, title: kept.append(figure))
+    plots.ranks("ranks", list("abcde"), [1.0, 2.0, 3.0, 4.0, 5.0], 1.0, [(0, 1), (1, 2), (3, 4)])
+    bars = [line for line in kept[0].axes[0].lines if line.get_linewidth() == 2.2]
+    places = [bar.get_xdata()[0] for bar in bars]
+    assert [tuple(np.round(bar.get_ydata())) for bar in bars] == [(0, 1), (1, 2), (3, 4)]
+    assert places[0] == places[2] < places[1]
