@@ -12,6 +12,7 @@ import numpy as np
 
 from kd_jax import components, data, distributed, methods, networks, runs, sharding, steps, teachers, tracing
 from kd_jax.allocation import keep_memory
+from kd_jax.batches import Epoch, of_images
 from kd_jax.compilation import keep_programs
 from kd_jax.config import checks
 from kd_jax.config.checks import check, plain
@@ -39,6 +40,7 @@ class Experiment(NamedTuple):
     hyper: Hyper
     mesh: jax.sharding.Mesh
     steps: int
+    epoch: Epoch
     steps_per_call: int
     pretrained: Variables | None  # what the student starts from; without a head where that is a new one
     init_state: Callable[..., TrainState]  # `steps.init_state`, compiled
@@ -80,8 +82,9 @@ class Experiment(NamedTuple):
         What a run calls is then traced already.
         """
         state = self.state_shapes()
-        rows = min(self.steps_per_call, self.steps), self.config["train"]["batch_size"]
-        tracing.trace(self.train_steps, state, self.teacher, self.dataset.train, rows, self.hyper, self.mesh)
+        rest = [(1, self.epoch.rest)] if self.epoch.rest and self.steps >= self.epoch.steps else []
+        for rows in [(min(self.steps_per_call, self.steps), self.epoch.batch_size), *rest]:
+            tracing.trace(self.train_steps, state, self.teacher, self.dataset.train, rows, self.hyper, self.mesh)
         tracing.check_optimizers(self.config["method"], state.params)
 
     def lower(self, steps: int = 1, batch: int | None = None) -> jax.stages.Lowered:
@@ -107,7 +110,7 @@ class Experiment(NamedTuple):
         shared: Any = {
             "seed": self.config["seed"],
             "sampling": self.config["dataset"]["sampling"],
-            "batch_size": self.config["train"]["batch_size"],
+            "divided": self.epoch,
             "steps_per_call": self.steps_per_call,
             "total_steps": self.steps,
             "mesh": self.mesh,
@@ -155,32 +158,33 @@ def create(
     if training and not dataset.class_names:
         _check_label_free(config, method)
     mesh = sharding.mesh(devices)
-    total, per_epoch = length(config["train"], len(dataset.train.labels), mesh.size) if training else (1, 1)
+    train, images = config["train"], len(dataset.train.labels)
+    total, epoch = length(train, images, mesh.size) if training else (1, Epoch(train["batch_size"], 1))
     nested = functools.partial(create, source=source, runs_folder=runs_folder, devices=devices, traced=False)
     teacher = teachers.create(teachers.Setting(config, dataset, runs_folder, nested, training))
-    method = methods.create(config["method"], steps_per_epoch=per_epoch)
+    method = methods.create(config["method"], steps_per_epoch=epoch.steps)
     if training and method.needs_teacher and teacher is None:
         raise InputError(
             f"teacher.kind is 'none' and the method's terms ({', '.join(config['method'])}) need a teacher; expected"
             f" one of: {', '.join(sorted(set(teachers.KINDS) - {'none'}))}"
         )
     identity = identify(config, fingerprint=dataset.fingerprint)
-    functions = components.create(config, dataset, method, teacher, steps=total, steps_per_epoch=per_epoch)
+    functions = components.create(config, dataset, method, teacher, steps=total, steps_per_epoch=epoch.steps)
     # On a CPU, convolutions inside a loop are many times slower than the same ones outside.
     on_cpu = sharding.platform(mesh) == "cpu"
     options = StepOptions(
-        num_examples=len(dataset.train.labels),
-        steps_per_epoch=per_epoch,
-        ema=config["train"]["ema"],
-        micro_batches=config["train"]["accumulate"],
+        num_examples=images,
+        steps_per_epoch=epoch.steps,
+        ema=train["ema"],
+        micro_batches=train["accumulate"],
         unroll=on_cpu,
         batch_sharding=sharding.split(mesh),
         image_shape=dataset.train.images.shape[1:],
     )
     hyper = components.create_hyper(functions)
-    per_call = config["train"]["steps_per_call"] or (1 if on_cpu else 50)
+    per_call = train["steps_per_call"] or (1 if on_cpu else 50)
     if stream.is_streamed(dataset.train):
-        per_call = stream.steps_per_call(per_call, dataset.train, config["train"]["batch_size"])
+        per_call = stream.steps_per_call(per_call, dataset.train, train["batch_size"])
     train_steps = functools.partial(steps.train_steps, fetch=_fetch(dataset, options))
     of_step = (functions, options, config, mesh)
     made = Experiment(
@@ -193,7 +197,8 @@ def create(
         hyper=hyper,
         mesh=mesh,
         steps=total,
-        steps_per_call=min(per_call, per_epoch),
+        epoch=epoch,
+        steps_per_call=min(per_call, epoch.whole),
         pretrained=components.load_pretrained(config["model"], functions, dataset),
         init_state=_jit(steps.init_state, *of_step, fast_compile=True),
         train_steps=_jit(train_steps, *of_step, donate_argnums=0),
@@ -260,21 +265,24 @@ def _set_source(config: Any, source: str) -> None:
             _set_source(section.get("config"), source)
 
 
-def length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, int]:
-    """(steps of the run, steps of an epoch), by the section `train` of a config; raises InputError."""
+def length(train: Mapping[str, Any], images: int, devices: int) -> tuple[int, Epoch]:
+    """(steps of the run, its epoch), by the section `train` of a config; raises InputError."""
     batch_size, accumulate = train["batch_size"], train["accumulate"]
     if batch_size > images:
         raise InputError(f"train.batch_size is {batch_size}; expected at most the {images} training images")
-    if batch_size % (devices * accumulate):
+    unit, of_what = devices * accumulate, f"{devices} devices times train.accumulate {accumulate}"
+    if batch_size % unit:
+        raise InputError(f"train.batch_size is {batch_size}; expected a multiple of {unit} ({of_what})")
+    epoch = of_images(train, images)
+    if epoch.rest % unit:
         raise InputError(
-            f"train.batch_size is {batch_size}; expected a multiple of {devices * accumulate}"
-            f" ({devices} devices times train.accumulate {accumulate})"
+            f"train.last_batch is 'keep', and an epoch's last batch has {epoch.rest} of the {images} training images,"
+            f" no multiple of {unit} ({of_what}); expected 'drop', or {images - images % unit} training images"
         )
-    steps_per_epoch = images // batch_size
-    steps = train["steps"] or train["epochs"] * steps_per_epoch
+    steps = train["steps"] or train["epochs"] * epoch.steps
     if steps > LARGEST:
         raise InputError(f"train.epochs is {train['epochs']}, which makes {steps} steps; expected at most {LARGEST}")
-    return steps, steps_per_epoch
+    return steps, epoch
 
 
 def _check_label_free(config: Mapping[str, Any], method: Method) -> None:
@@ -296,6 +304,8 @@ def _check_label_free(config: Mapping[str, Any], method: Method) -> None:
         raise InputError(f"dataset.sampling is {sampling!r}, and the images have no labels; expected 'shuffle'")
     if (select := config["evaluate"]["select"]) != "last":
         raise InputError(f"evaluate.select is {select!r}, and without labels there is no accuracy; expected 'last'")
+    if config["evaluate"]["test_every_epoch"]:
+        raise InputError("evaluate.test_every_epoch is true, and without labels there is no accuracy; expected false")
 
 
 def _check_views(config: Mapping[str, Any], method: Method) -> None:

@@ -32,7 +32,7 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
             " its length and schedule alone"
         )
     images, devices = len(experiment.dataset.train.labels), experiment.mesh.size
-    steps, per_epoch = length(saved["config"]["train"], images, devices)
+    steps, epoch = length(saved["config"]["train"], images, devices)
     if steps >= experiment.steps:
         raise InputError(
             f"--extend is {source!r}, a run of {steps} steps; expected one of fewer than the {experiment.steps} of this"
@@ -41,9 +41,10 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
     if not _checkpoints(source):
         raise InputError(f"--extend is {source!r}, which has no checkpoints; expected the folder of a whole run")
     checkpoint.check_whole(os.path.join(source, CHECKPOINTS))  # before anything is copied
-    rated_every = per_epoch * experiment.config["evaluate"]["every_epochs"]
+    rated_every = epoch.steps * experiment.config["evaluate"]["every_epochs"]
+    best = result.get("best") or {}  # beside what it tested
     by_validation = experiment.config["evaluate"]["select"] == "best-validation"
-    if by_validation and result["checkpoint"] == steps and steps % rated_every:
+    if steps in ((by_validation and result["checkpoint"]), best.get("step")) and steps % rated_every:
         raise InputError(
             f"--extend is {source!r}, whose best checkpoint is its last, of step {steps}; a longer run is rated every"
             f" {rated_every} steps, and would not have seen it. Expected a run of a multiple of these"
@@ -53,7 +54,7 @@ def check(experiment: Experiment, source: str, folder: str) -> None:
         experiment.components.student,
         experiment.components.method,
         steps=steps,
-        steps_per_epoch=per_epoch,
+        steps_per_epoch=epoch.steps,
     )
     after, every = experiment.components.optimizer, jnp.arange(steps)
     for group, factor in before.factors.items():

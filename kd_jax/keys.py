@@ -362,6 +362,13 @@ KEYS: dict[str, Key] = {
     "train.epochs": Key(30, whole(1, 10**6), "of the training images; counts where `steps` is 0"),
     "train.steps": Key(0, whole(0), "train for so many steps, and `epochs` counts for nothing; 0: `epochs` decides"),
     "train.batch_size": Key(64, whole(1), "of all devices together"),
+    "train.last_batch": Key(
+        "drop",
+        text(),
+        'of an epoch, where the images are no multiple of the batch: "drop" (other images in every epoch), "keep" (one'
+        " step more, with a smaller batch, whose losses are means over its own images)",
+        later=True,
+    ),
     "train.steps_per_call": Key(
         0, whole(0), "steps compiled into one call; 0 chooses (1 on a CPU, where more are slower)"
     ),
@@ -402,11 +409,23 @@ KEYS: dict[str, Key] = {
     ),
     "evaluate.every_epochs": Key(1, whole(1), "the end counts too"),
     "evaluate.batch_size": Key(500, whole(1, 10**6), "of all devices together"),
-    "evaluate.select": Key("last", text(), 'which checkpoint the test set sees: "last" or "best-validation"'),
+    "evaluate.select": Key(
+        "last",
+        text(),
+        'which checkpoint the test set sees: "last", "best-validation" (the earliest of equals), or "both": the last is'
+        " the run's result, and result.json says beside it what the best is on the test set",
+    ),
     "evaluate.metric": Key(
         "accuracy",
         text(),
-        'by which "best-validation" is the best: "accuracy", "balanced_accuracy" or "macro_f1"',
+        'by which one is the best on the validation split: "accuracy", "balanced_accuracy" or "macro_f1"',
+        later=True,
+    ),
+    "evaluate.test_every_epoch": Key(
+        False,
+        FLAG,
+        "the test set is read at every evaluation, as papers do that report their best epoch. It selects nothing, and"
+        " the run is marked: result.json says the best of these accuracies beside the run's own",
         later=True,
     ),
     "checkpoint.every_epochs": Key(1, whole(1), "the end counts too"),

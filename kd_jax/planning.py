@@ -289,15 +289,19 @@ def _whole_calls(feed: Feed, length: int) -> Iterator[Any]:
 
 
 def of_run(made: Experiment, step: float, compiling: float) -> dict[str, Any]:
-    """What a run takes whose steps take so many seconds; evaluations and checkpoints are not counted."""
-    per_epoch = made.options.steps_per_epoch
+    """What a run takes whose steps take so many seconds; evaluations and checkpoints are not counted.
+
+    A smaller last batch of an epoch counts by its images, and its program as the other.
+    """
+    epoch = made.epoch
+    image, compiling = step / epoch.batch_size, compiling * len(epoch.sizes)
     return {
         "compiling": compiling,
         "step": step,
-        "epoch": step * per_epoch,
-        "run": step * made.steps + compiling,
+        "epoch": image * epoch.images,
+        "run": image * epoch.images_before(made.steps) + compiling,
         "steps": made.steps,
-        "epochs": made.steps / per_epoch,
+        "epochs": made.steps / epoch.steps,
     }
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from kd_jax import (
     allocation,
     distributed,
-    evaluation,
     extending,
     metrics,
     registry,
@@ -28,13 +27,14 @@ from kd_jax import (
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import memory
 from kd_jax.errors import Preempted, TrainingError
-from kd_jax.evaluation import Evaluator
+from kd_jax.evaluation import Evaluator, evaluated
 from kd_jax.experiment import Experiment, create
 from kd_jax.identity import config_json, versions
 from kd_jax.logging import curves, metrics_file, mirrors
 from kd_jax.logging.progress import Progress
 from kd_jax.types import (
     Feed,
+    Split,
     TrainState,
     Variables,
 )
@@ -60,6 +60,9 @@ class Result(NamedTuple):
         rows = {"test": _describe(result)}
         if self.accuracy is not None:
             rows = {"test accuracy": f"{100 * self.accuracy:.2f}% of {test['images']:,} images"}
+        if best := result.get("best"):
+            of_best = f"{100 * best['test']['accuracy']:.2f}% at epoch {best['epoch']:g}"
+            rows[f"the best on the {best['on']} split"] = of_best
         if result["teacher"]:
             rows["teacher"] = result["teacher"]["name"]
             if (accuracy := result["teacher"]["accuracy"]) is not None:
@@ -208,6 +211,7 @@ def _train(
 ) -> Result:
     """Trains in a locked folder; what has to be closed in the end goes onto `stack`."""
     config, total, validation = experiment.config, experiment.steps, experiment.dataset.validation
+    select = config["evaluate"]["select"]
     feed, hyper = experiment.feed(), experiment.place(experiment.hyper)
     cache = teacher_cache.create(experiment, feed, teacher_variables)
     train_steps = cache.train_steps if cache else experiment.steps_of(feed)
@@ -217,12 +221,14 @@ def _train(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
     )
     state, step, before = _start(experiment, feed, checkpoints, teacher_variables)
-    window = Window(before.get("window"))
+    window, best = Window(before.get("window")), before.get("best_on_test")
     request.goes_on = f" from step {step}"
 
     per_epoch = feed.steps_per_epoch
     for warning in _warnings(config, total, per_epoch):
         print(warning, flush=True)
+    if reads_test := config["evaluate"]["test_every_epoch"]:
+        print("evaluate.test_every_epoch: the test set is read in training, and selects nothing", flush=True)
     begins = "going on with" if step else "training"
     print(f"{begins} {role}{config['model']['name']} from step {step} to {total}: {folder}", flush=True)
     stack.enter_context(request.deferred())  # also while what stands below is closed
@@ -236,7 +242,8 @@ def _train(
             else metrics_file.Nowhere()
         )
     )
-    progress = Progress(total, config["train"]["batch_size"], per_epoch, folder, step)
+    progress = Progress(total, experiment.epoch, folder, step)
+    compiled: set[tuple[int, ...]] = set()  # the shapes of calls that have been
     unlogged: list[tuple[int, Window]] = []  # the window that ended last, and at which step
 
     def log() -> None:
@@ -247,12 +254,27 @@ def _train(
             writer.write(step, {"epoch": step / per_epoch} | _prefixed("train", means))
             progress.show(step, means)
 
+    def measure(split: Split, name: str, short: str, what: str) -> dict[str, Any]:
+        """Evaluates the state at this step, and writes the line."""
+        progress.evaluating(what)
+        measured = _checked(evaluate(*evaluated(state), split), f"at step {step}")
+        writer.write(step, {"epoch": step / per_epoch} | _prefixed(name, measured))
+        progress.measured(measured["accuracy"], short)
+        return measured
+
+    def extra(**others: Any) -> dict[str, Any]:
+        """What is saved beside a state."""
+        return {"lines": writer.lines, **others} | ({"best_on_test": best} if best else {})
+
     with contextlib.closing(progress):
         for rows, end in feed.calls(step):
             begin, step = step, end
             if cache:
                 rows = cache.rows(rows, begin, end)
             state, scalars = train_steps(state, asked, feed.constants, rows, hyper, feed.labels)
+            if (shape := jax.tree.leaves(rows)[0].shape[:2]) not in compiled:
+                compiled.add(shape)  # a smaller batch, and the last call of an epoch, have programs of their own
+                progress.compiled()
             progress.started(step, scalars["loss"])
             log()  # of the window before this call, while its steps run
             window.add(step - begin, scalars)
@@ -262,7 +284,7 @@ def _train(
             def due(every: int, ended: int = ended, step: int = step) -> bool:
                 return bool(ended) and (ended % every == 0 or step == total)
 
-            evaluates = bool(validation) and due(config["evaluate"]["every_epochs"])
+            evaluates = bool(validation or reads_test) and due(config["evaluate"]["every_epochs"])
             saves = due(config["checkpoint"]["every_epochs"])
             every = config["log"]["every_steps"]
             if step // every > begin // every or evaluates or saves or step == total:
@@ -270,34 +292,39 @@ def _train(
                 window = Window()
             if evaluates or saves or step == total:
                 log()  # before these: it stops a run whose loss is not finite
-            rating = None
+            rating, on_validation = None, None
             if validation and evaluates:
-                progress.evaluating("the validation split")
-                measured = _checked(evaluate(*evaluation.evaluated(state), validation), f"at step {step}")
-                rating = measured[config["evaluate"]["metric"]]
-                writer.write(step, {"epoch": step / per_epoch} | _prefixed("validation", measured))
-                progress.measured(measured["accuracy"])
-            rated = rating is not None and config["evaluate"]["select"] == "best-validation"
-            if rated or saves:
-                checkpoints.save(state, step, rating, extra={"lines": writer.lines})
+                on_validation = measure(validation, "validation", "val", "the validation split")
+                rating = on_validation[config["evaluate"]["metric"]] if select != "last" else None
+            if reads_test and evaluates:
+                on_test = measure(experiment.dataset.test, "test", "test", "the test set")
+                if best is None or on_test["accuracy"] > best["test"]["accuracy"]:
+                    best = _best("test", step, per_epoch, {"test": on_test, "validation": on_validation})
+            if rating is not None or saves:
+                checkpoints.save(state, step, rating, extra=extra())
             if evaluates or saves:
                 progress.pause(step)
             stop = agreed(request.signal or 0)
             if stop and step < total:
                 request.signal = stop
                 log()
-                checkpoints.save(state, step, extra={"lines": writer.lines, "window": window.sums(step)})
+                checkpoints.save(state, step, extra=extra(window=window.sums(step)))
                 checkpoints.wait()
                 progress.stopped(step)
                 request.stop(f"stopped at step {step} of {total}; the same command goes on from there")
 
         checkpoints.wait()
         request.goes_on = f" from step {total}"
-        if config["evaluate"]["select"] == "best-validation" and (best := checkpoints.best()):
-            step, state = best, checkpoints.load(best, experiment.state_shapes())
+        if select == "best-validation" and (rated := checkpoints.best()):
+            step, state = rated, checkpoints.load(rated, experiment.state_shapes())
         progress.evaluating("the test set")
-        total_of_test = evaluate.total(*evaluation.evaluated(state), experiment.dataset.test)
-        where = f"for the checkpoint of step {step}"
+        total_of_test, found = _measured(experiment, evaluate, state, step)
+        if select == "both" and (rated := checkpoints.best()):
+            of_best = found
+            if rated != step:
+                other = checkpoints.load(rated, experiment.state_shapes())
+                of_best = _measured(experiment, evaluate, other, rated)[1]
+            best = _best("validation", rated, per_epoch, of_best)
         result = {
             "name": config["name"],
             "model": config["model"]["name"],
@@ -305,9 +332,10 @@ def _train(
             "config_hash": experiment.digest,
             "teacher": teacher_result
             and {"name": teacher_result["name"], "accuracy": teacher_result["test"]["accuracy"]},
-            "test": _checked(metrics.summarize(total_of_test), where),
-            "validation": _checked(evaluate(*evaluation.evaluated(state), validation), where) if validation else None,
-            "selected": config["evaluate"]["select"],
+            **found,
+            "selected": select,
+            "best": best,
+            "test_every_epoch": reads_test,
             "checkpoint": step,
             "steps": total,
             "epochs": total / feed.steps_per_epoch,
@@ -331,6 +359,23 @@ def _train(
             writer.write_result(result)
     print(f"{role}{result['model']}: {_describe(result)}  {folder}", flush=True)
     return Result(result["test"]["accuracy"], folder, state, result)
+
+
+def _measured(
+    experiment: Experiment, evaluate: Evaluator, state: TrainState, step: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(sums over the test set, {"test": metrics, "validation": metrics or None}) of a checkpoint."""
+    where, own, validation = f"for the checkpoint of step {step}", evaluated(state), experiment.dataset.validation
+    total = evaluate.total(*own, experiment.dataset.test)
+    return total, {
+        "test": _checked(metrics.summarize(total), where),
+        "validation": _checked(evaluate(*own, validation), where) if validation else None,
+    }
+
+
+def _best(on: str, step: int, per_epoch: int, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """`best` of result.json: the step that is the best on a split, and what it measures."""
+    return {"on": on, "step": step, "epoch": step / per_epoch, **measured}
 
 
 def _size(tree: Any) -> int:
@@ -411,4 +456,7 @@ def _describe(result: Mapping[str, Any]) -> str:
             said.append(f"{name.removesuffix('/accuracy')} {100 * value:.2f}%")
         elif "/" in name:
             said.append(f"{name} {value:.4f}")
+    if best := result.get("best"):
+        accuracy, epoch = 100 * best["test"]["accuracy"], best["epoch"]
+        said[0] += f" ({accuracy:.2f}% at epoch {epoch:g}, the best on the {best['on']} split)"
     return f"{', '.join(said) or 'nothing measured'} of {test['images']} images"

@@ -16,6 +16,7 @@ import time
 import numpy as np
 from PIL import Image
 
+from kd_jax.batches import Epoch
 from kd_jax.data import lazy, resident, stream
 from kd_jax.types import Split
 
@@ -58,8 +59,8 @@ def main() -> None:
     print(f"decoding alone: {rate:,.0f} images/s", flush=True)
 
     orders = resident.orders(labels, seed=0, sampling="shuffle")
-    ids = functools.partial(stream.ids_of_step, orders=orders, batch_size=given.batch, images=given.images)
-    source = stream.Batches(Split(images, labels), steps, ids, slice(0, given.batch))
+    ids = functools.partial(stream.ids_of_step, orders=orders, divided=Epoch(given.batch, steps))
+    source = stream.Batches(Split(images, labels), steps, ids, {given.batch: slice(0, given.batch)})
     seen, start = 0, time.monotonic()
     for step, batch in enumerate(stream.read(source, 0, given.workers), start=1):
         seen += len(batch.ids)

@@ -65,7 +65,7 @@ def test_every_option_can_be_trained_with(overrides):
         ({"precision": "float64"}, "precision is 'float64', which needs JAX_ENABLE_X64=1"),
         ({"dataset.image_size": 100_000}, "dataset.image_size is 100000; expected a whole number from 1 to 4096"),
         ({"train.mixup": -0.1}, "train.mixup is -0.1; expected a number of at least 0"),
-        ({"evaluate.select": "best"}, "evaluate.select is 'best'; expected one of: best-validation, last"),
+        ({"evaluate.select": "best"}, "evaluate.select is 'best'; expected one of: best-validation, both, last"),
         ({"evaluate.select": "best-validation", "dataset.holdout": 0.0}, "there is no validation split"),
         (
             {"teacher.kind": "hub"},

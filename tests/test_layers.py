@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kd_jax"
 LAYERS = (
-    {"types", "errors", "keys", "registry", "checksums", "stopping", "terminal"},
+    {"types", "errors", "keys", "registry", "checksums", "stopping", "terminal", "batches"},
     {
         "losses",
         "models",

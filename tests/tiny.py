@@ -17,7 +17,7 @@ from kd_jax.data import memory
 from kd_jax.keys import WIDTH
 from kd_jax.models import cifar_resnet, layers, resnet
 from kd_jax.teachers.network import network_teacher
-from kd_jax.types import Network, Teacher
+from kd_jax.types import Network, Outputs, Teacher
 
 CLASSES = 4
 IMAGES = 48
@@ -72,6 +72,24 @@ def _resnet6(
 
 
 models.register("resnet6", _resnet6)
+
+
+def _linear(num_classes: int, **_) -> Network:
+    """Softmax regression on the pixels, which begins at zero."""
+
+    def init(rng, images):
+        params = {"kernel": jnp.zeros((images[0].size, num_classes)), "bias": jnp.zeros(num_classes)}
+        return {"params": {"linear": params}, "batch_stats": {}}
+
+    def apply(variables, images, *, train, rng=None, perturbations=None):
+        linear = variables["params"]["linear"]
+        logits = images.reshape(len(images), -1) @ linear["kernel"] + linear["bias"]
+        return Outputs(logits=logits, embedding=logits), {}
+
+    return Network(init, apply, head=("linear",), num_classes=num_classes)
+
+
+models.register("linear", _linear)
 
 
 def config(**overrides) -> dict:

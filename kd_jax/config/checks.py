@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_jax import keys
+from kd_jax.batches import LAST_BATCH
 from kd_jax.config import base
 from kd_jax.errors import InputError, choose, shown
 from kd_jax.keys import KEYS
 
-SELECTIONS = ("last", "best-validation")
+SELECTIONS = ("last", "best-validation", "both")
 RATINGS = ("accuracy", "balanced_accuracy", "macro_f1")  # of `metrics.METRICS`
 DEEPEST = 40  # sections in one another
 
@@ -82,6 +83,7 @@ def check(config: Mapping[str, Any]) -> None:
                 choose_keys(name, config[name], default)
     keys.check_section("", config)
     choose("evaluate.select", config["evaluate"]["select"], SELECTIONS)
+    choose("train.last_batch", config["train"]["last_batch"], LAST_BATCH)
     choose("evaluate.metric", config["evaluate"]["metric"], RATINGS)
     weights = config["train"]["class_weights"]
     if config["dataset"]["sampling"] == "balanced" and weights in ("balanced", "effective"):
@@ -89,8 +91,13 @@ def check(config: Mapping[str, Any]) -> None:
             f"train.class_weights is {weights!r} and dataset.sampling 'balanced', which would make up for small classes"
             " twice; expected one of them"
         )
-    if config["evaluate"]["select"] == "best-validation" and not config["dataset"]["holdout"]:
+    if config["evaluate"]["select"] != "last" and not config["dataset"]["holdout"]:
         raise InputError("dataset.holdout is 0, so there is no validation split; expected evaluate.select 'last'")
+    if config["evaluate"]["select"] == "both" and config["evaluate"]["test_every_epoch"]:
+        raise InputError(
+            "evaluate.select is 'both' and evaluate.test_every_epoch true, of which each has a best epoch of its own;"
+            " expected one of them"
+        )
     for section in teacher_sections(config["teacher"]):
         if section.get("kind") in ("config", "weights") and section.get("config"):
             try:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import balance, sharding
+from kd_jax.batches import Epoch
 from kd_jax.steps import StepOptions
 from kd_jax.types import Array, Feed, RawBatch, Split
 
@@ -45,7 +46,7 @@ def feed(
     train: Split,
     *,
     seed: int,
-    batch_size: int,
+    divided: Epoch,
     steps_per_call: int,
     total_steps: int,
     mesh: jax.sharding.Mesh,
@@ -57,30 +58,28 @@ def feed(
     Args:
       train: the images.
       seed: of their order.
-      batch_size: of all devices together.
-      steps_per_call: how many steps one call runs at most. Calls end at its multiples and at an epoch's end, so they
-        are the same wherever a run restarted.
+      divided: an epoch into batches.
+      steps_per_call: how many steps one call runs at most, see `Epoch.end_of_call`.
       total_steps: of the run.
       mesh: the devices.
       options: of the step.
       sampling: one of `balance.SAMPLING`, see `orders`.
     """
-    length = len(train.labels) // batch_size
     order_of = orders(train.labels, seed=seed, sampling=sampling)
     on_devices = put(train, mesh)
     order_sharding = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
 
     def calls(step: int) -> Iterator[tuple[Array, int]]:
-        for epoch in range(step // length, math.ceil(total_steps / length)):
-            order = order_of(epoch)[: length * batch_size].reshape(length, batch_size)
-            start, last = max(step - epoch * length, 0), min(length, total_steps - epoch * length)
-            while start < last:
-                end = min(start - start % steps_per_call + steps_per_call, last)
-                yield sharding.put(order[start:end], order_sharding), epoch * length + end
-                start = end
+        for epoch in range(step // divided.steps, math.ceil(total_steps / divided.steps)):
+            order, first = order_of(epoch), epoch * divided.steps
+            while step < min(first + divided.steps, total_steps):
+                end = divided.end_of_call(step, steps_per_call, total_steps)
+                ids = order[(step - first) * divided.batch_size : (end - first) * divided.batch_size]
+                yield sharding.put(ids.reshape(end - step, -1), order_sharding), end
+                step = end
 
     return Feed(
-        steps_per_epoch=length,
+        steps_per_epoch=divided.steps,
         constants=on_devices,
         calls=calls,
         fetch=fetch(options),

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kd_jax import sharding
+from kd_jax.batches import Epoch
 from kd_jax.data import resident
 from kd_jax.data.lazy import Images
 from kd_jax.errors import InputError
@@ -35,28 +36,31 @@ def is_streamed(split: Split) -> bool:
 class Batches:
     """Batches of a split by number, as far as one process needs them: a source of Grain."""
 
-    def __init__(self, split: Split, count: int, ids: Callable[[int], np.ndarray], part: slice):
-        """`ids`: of each of the `count` batches the positions of its images; `part`: the rows of it that are read."""
-        self._split, self._count, self._ids, self._part = split, count, ids, part
+    def __init__(self, split: Split, count: int, ids: Callable[[int], np.ndarray], parts: Mapping[int, slice]):
+        """`ids`: of each of the `count` batches the positions of its images; `parts`: by how many these are, the rows
+        that are read."""
+        self._split, self._count, self._ids, self._parts = split, count, ids, parts
 
     @property
     def size(self) -> int:
-        """Bytes of a batch."""
-        return (self._part.stop - self._part.start) * math.prod(self._split.images.shape[1:])
+        """Bytes of a batch, at most."""
+        rows = max(part.stop - part.start for part in self._parts.values())
+        return rows * math.prod(self._split.images.shape[1:])
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, number: int) -> Any:
-        ids: Any = self._ids(number)[self._part]
+        whole = self._ids(number)
+        ids: Any = whole[self._parts[len(whole)]]
         images: Any = np.asarray(self._split.images[ids])
         return RawBatch(images, self._split.labels[ids], ids)
 
 
-def ids_of_step(step: int, *, orders: Callable[[int], np.ndarray], batch_size: int, images: int) -> np.ndarray:
+def ids_of_step(step: int, *, orders: Callable[[int], np.ndarray], divided: Epoch) -> np.ndarray:
     """The positions [B] int32 of the images of a step, as `resident.feed` has them; `orders` as of `resident`."""
-    epoch, within = divmod(step, images // batch_size)
-    return _order(orders, epoch)[within * batch_size :][:batch_size]
+    epoch, within = divmod(step, divided.steps)
+    return _order(orders, epoch)[within * divided.batch_size :][: divided.batch_size]
 
 
 @functools.lru_cache(maxsize=2)  # of a million images it takes longer than a step
@@ -66,7 +70,7 @@ def _order(orders: Callable[[int], np.ndarray], epoch: int) -> np.ndarray:
 
 def evaluated(split: Split, ids: np.ndarray, mesh: Mesh) -> Iterator[RawBatch]:
     """The batches of the images at `ids` [n, B], one after another, on the devices."""
-    batches = Batches(split, len(ids), functools.partial(_row, ids), own_part(mesh, ids.shape[1]))
+    batches = Batches(split, len(ids), functools.partial(_row, ids), {ids.shape[1]: own_part(mesh, ids.shape[1])})
     for batch in read(batches, 0, workers=0):
         yield _put(batch, sharding.split(mesh))
 
@@ -84,7 +88,7 @@ def feed(
     train: Split,
     *,
     seed: int,
-    batch_size: int,
+    divided: Epoch,
     steps_per_call: int,
     total_steps: int,
     mesh: Mesh,
@@ -96,24 +100,23 @@ def feed(
     Args:
       workers: processes that read; 0: threads of this one.
     """
-    length = len(train.labels) // batch_size
     on_devices = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
     orders = resident.orders(train.labels, seed=seed, sampling=sampling)
-    ids = functools.partial(ids_of_step, orders=orders, batch_size=batch_size, images=len(train.labels))
-    source = Batches(train, total_steps, ids, own_part(mesh, batch_size))
+    ids = functools.partial(ids_of_step, orders=orders, divided=divided)
+    parts = {size: own_part(mesh, size) for size in divided.sizes}
+    source = Batches(train, total_steps, ids, parts)
 
     def calls(step: int) -> Iterator[tuple[RawBatch, int]]:
         batches = read(source, step, workers)
         with contextlib.closing(batches):
             while step < total_steps:
-                until_epoch = length - step % length
-                count = min(steps_per_call - step % length % steps_per_call, until_epoch, total_steps - step)
-                each = [next(batches) for _ in range(count)]
-                step += count
+                end = divided.end_of_call(step, steps_per_call, total_steps)
+                each = [next(batches) for _ in range(end - step)]
+                step = end
                 yield _put(jax.tree.map(lambda *parts: np.stack(parts), *each), on_devices), step
 
     return Feed(
-        steps_per_epoch=length,
+        steps_per_epoch=divided.steps,
         constants=None,
         calls=calls,
         fetch=fetch,

@@ -3,6 +3,7 @@
 The only importer of clu.metric_writers, and so of TensorFlow. Where these are missing the rest still works.
 """
 
+import collections
 import glob
 import io
 import json
@@ -107,8 +108,8 @@ def read(folder: str, most: int | None = None, written: int = 0) -> list[dict]:
 
     Args:
       folder: of the run.
-      most: of a longer file only about so many lines of training and so many of validation, evenly spaced, and the last
-        of each.
+      most: of a longer file only about so many lines of training and so many of each split that was evaluated, evenly
+        spaced, and the last of each.
       written: how many lines there were; a line says where some are missing.
     """
     path, texts = os.path.join(folder, "metrics.jsonl"), []
@@ -151,9 +152,9 @@ def write_image(folder: str, step: int, name: str, image: np.ndarray) -> None:
 
 
 def _thinned(lines: list[tuple[int, str]], most: int) -> list[tuple[int, str]]:
-    kinds: dict[bool, list[int]] = {True: [], False: []}
+    kinds: dict[tuple[bool, ...], list[int]] = collections.defaultdict(list)
     for index, (_, line) in enumerate(lines):
-        kinds['"validation/' in line].append(index)
+        kinds[tuple(f'"{split}/' in line for split in ("validation", "test"))].append(index)
     kept = {index for kind in kinds.values() for index in kind[:: math.ceil(len(kind) / most) or 1] + kind[-1:]}
     return [lines[index] for index in sorted(kept)]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from kd_jax import terminal
+from kd_jax.batches import Epoch
 from kd_jax.logging import notebook
 
 Part = tuple[str, str]  # a text, and its style in `terminal.STYLES` or ""
@@ -129,26 +130,27 @@ class Progress:
 
     INTERVAL = 0.2  # seconds between looks at which step has ended
 
-    def __init__(self, total: int, batch_size: int, per_epoch: int, folder: str = "", step: int = 0):
+    def __init__(self, total: int, epoch: Epoch, folder: str = "", step: int = 0):
         """Shows that the step is compiled, which goes on until `started`.
 
         Args:
-          total: steps of the run. per_epoch: of an epoch. step: from which on.
-          batch_size: images of a step.
+          total: steps of the run. step: from which on.
+          epoch: how it is divided into them.
           folder: of the run, whose curves a notebook shows.
         """
-        self._total, self._batch_size, self._per_epoch = total, batch_size, per_epoch
+        self._total, self._epoch = total, epoch
         self._display = _display(folder)
         self._begin = self._looked = time.monotonic()
         self._mark: tuple[int, float] | None = None  # none before the first line: that time is compilation
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._images, self._seconds = 0, 0, 0.0
         self._outside, self._pause = 0.0, 0.0  # seconds not spent in steps: of the run, and since the last line
+        self._compiled = False  # whether steps waited for another program since the last line
         self._started: tuple[int, Any] | None = None  # a step, and an array that is ready when it has ended
         self._first: tuple[int, float] | None = None  # a step that had ended, and when; of those before the first line
         self._step = step  # the last that is known to have ended
-        # The loss and the speed; the accuracy; what is less important.
+        # The loss and the speed; accuracies; what is less important.
         self._numbers: list[Part] = []
-        self._accuracy: list[Part] = []
+        self._accuracies: dict[str, Part] = {}  # by split
         self._rest: list[Part] = []
         self._doing = "compiling the training step ..."
         self._live(note=self._doing)
@@ -167,6 +169,10 @@ class Progress:
             self._started = (step, result)
             self._live()
 
+    def compiled(self) -> None:
+        """Steps waited for a program of their own: the time up to the next line is not measured."""
+        self._compiled = True
+
     def pause(self, step: int) -> None:
         """Work other than training ends here, which began with the last line."""
         now = time.monotonic()
@@ -177,7 +183,7 @@ class Progress:
 
     def images_per_second(self) -> float | None:
         """Of training alone, without compilation and evaluation; None before two lines."""
-        return round(self._steps * self._batch_size / self._seconds, 1) if self._steps else None
+        return round(self._images / self._seconds, 1) if self._steps else None
 
     def share_in_steps(self) -> float | None:
         """The part of the time since the first line that was spent in steps, in [0, 1]; None before two lines."""
@@ -187,13 +193,16 @@ class Progress:
         """Shows the time left, step, epoch, loss, images per second, the share of time in steps, terms of the loss."""
         now, speed = time.monotonic(), ""
         self._rest = []
-        if self._mark and step > self._mark[0]:
-            steps, seconds = step - self._mark[0], now - self._mark[1]
-            self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        if self._mark and step > self._mark[0] and not self._compiled:
+            seconds = now - self._mark[1]
+            images = self._epoch.images_before(step) - self._epoch.images_before(self._mark[0])
+            self._steps += step - self._mark[0]
+            self._images += images
+            self._seconds += seconds
             share, self._pause = seconds / max(seconds + self._pause, 1e-9), 0.0
-            speed = f"{steps * self._batch_size / max(seconds, 1e-9):,.0f} images/s"
+            speed = f"{images / max(seconds, 1e-9):,.0f} images/s"
             self._rest = [(f"{share:.0%} in steps", "dim")]
-        self._mark, self._step, self._started, self._doing = (step, now), step, None, ""
+        self._mark, self._step, self._started, self._doing, self._compiled = (step, now), step, None, "", False
         terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
         if list(terms.values()) != [scalars["loss"]]:  # else it is the loss, once more
             self._rest += [(f"{name.removeprefix('loss/')} {value:.4g}", "dim") for name, value in terms.items()]
@@ -209,10 +218,10 @@ class Progress:
         self._doing = f"evaluating {what} ..."
         self._live()
 
-    def measured(self, accuracy: float | None) -> None:
-        """The evaluation has ended, with the accuracy on the validation split."""
+    def measured(self, accuracy: float | None, split: str = "val") -> None:
+        """The evaluation of a split has ended, with this accuracy."""
         self._doing = ""
-        self._accuracy = [] if accuracy is None else [(f"val {100 * accuracy:.2f}%", "")]
+        self._accuracies |= {} if accuracy is None else {split: (f"{split} {100 * accuracy:.2f}%", "")}
         self._live()
 
     def close(self) -> None:
@@ -224,9 +233,9 @@ class Progress:
         self._display.live(self._parts(time.monotonic()), self._step / self._total, note)
 
     def _parts(self, now: float) -> list[Part]:
-        epochs = -(-self._total // self._per_epoch)
-        where = [(f"step {self._step}/{self._total}", ""), (f"epoch {-(-self._step // self._per_epoch)}/{epochs}", "")]
-        return [*self._head(now), *where, *self._numbers, *self._accuracy, *self._rest]
+        epoch, epochs = (-(-step // self._epoch.steps) for step in (self._step, self._total))
+        where = [(f"step {self._step}/{self._total}", ""), (f"epoch {epoch}/{epochs}", "")]
+        return [*self._head(now), *where, *self._numbers, *self._accuracies.values(), *self._rest]
 
     def _head(self, now: float) -> list[Part]:
         """What is done now where that is no step, or the time left, as far as it is known."""

@@ -22,7 +22,8 @@ PAIRS = 10  # of classes, that a page on one run lists
 UNREAD = "Without a line of metrics.jsonl that can be read, and so not drawn"
 SHORT = "Too short for curves: a curve takes two measurements, see log.every_steps and evaluate.every_epochs."
 PAIR = "A pair's number: of the images of its two classes, the share that is taken for the other one."
-ONE_RUN = {"train": (2, "training batches"), "validation": (1, "validation split")}  # style and label of its lines
+# Style and label of its lines.
+ONE_RUN = {"train": (2, "training batches"), "validation": (1, "validation split"), "test": (0, "test set")}
 
 
 class Drawn(NamedTuple):
@@ -55,14 +56,14 @@ def curves(pages: Sequence[Drawn]) -> list[Block]:
 
 
 def curves_of_one(run: Run) -> list[Block]:
-    """What `curves` draws, of one run over epochs: training and validation in the same plots."""
+    """What `curves` draws, of one run over epochs: training and what was evaluated in the same plots."""
     values: dict[str, dict[float, float]] = {}  # by scalar and epoch
     lines = _lines(run)
     for line in lines:
         for name, value in line.items():
             if is_number(value):
                 values.setdefault(name, {})[line["epoch"]] = value
-    plotted = {"accuracy": ("accuracy", ["train/accuracy", "validation/accuracy"])}
+    plotted = {"accuracy": ("accuracy", [f"{part}/accuracy" for part in ONE_RUN])}
     plotted |= {title: (y, [name]) for name, (title, y) in _losses(values).items()}
     plotted["agreement with the teacher on the validation split"] = ("agreement", ["validation/agreement"])
     svgs, used = [], set()

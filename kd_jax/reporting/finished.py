@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from kd_jax import remote, runs
+from kd_jax.batches import of_images
 from kd_jax.errors import InputError
 from kd_jax.logging import metrics_file
 
@@ -158,7 +159,7 @@ def _unfinished(folder: str, saved: Mapping[str, Any]) -> str:
         lines = metrics_file.read(folder, most=1)
         step = max((line["step"] for line in lines), default=0)
         train = saved["config"]["train"]
-        total = train["steps"] or train["epochs"] * (saved["data"]["train_images"] // train["batch_size"])
+        total = train["steps"] or train["epochs"] * of_images(train, saved["data"]["train_images"]).steps
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(path)))
         return f"has not finished: step {step} of {total}, last written {written}"
     except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -12,7 +12,10 @@ from kd_jax.reporting.finished import Run, is_number
 from kd_jax.reporting.seeds import means
 
 # Where a student alone may differ from a distilled one and still be what it is compared with.
-NOT_RECIPE = ("teacher", "method.", "dataset.unlabeled", "dataset.extra_views", "evaluate.every", "evaluate.batch")
+NOT_RECIPE = (
+    *("teacher", "method.", "dataset.unlabeled", "dataset.extra_views"),
+    *("evaluate.every", "evaluate.batch", "evaluate.test_every_epoch"),
+)
 
 
 class Group(NamedTuple):

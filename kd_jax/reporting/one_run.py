@@ -18,7 +18,7 @@ def sections(group: Group) -> list[Section]:
     settings += [(f"version of {name}", str(version)) for name, version in run.result["versions"].items()]
     found = [
         Section("Recipe", list(words(run)), half=True),
-        Section("Results", [_results(run.result), tables.MEASURES], half=True),
+        Section("Results", [_results(run.result), *_best(run.result), tables.MEASURES], half=True),
         Section("Learning curves", figures.curves_of_one(run)),
         Section("Calibration", figures.calibration(page), half=True),
         Section("Confusions", figures.confusions_of_one(page), half=True),
@@ -96,6 +96,18 @@ def _results(result: Mapping[str, Any]) -> Table:
     if isinstance(teacher, dict) and is_number(teacher.get("accuracy")):
         rows.append(("the teacher's accuracy, %", f"{100 * teacher['accuracy']:.2f}", *[""] * (len(splits) - 1)))
     return Table(("measure", *splits), rows)
+
+
+def _best(result: Mapping[str, Any]) -> Iterator[str]:
+    """Of a run that names its best epoch beside its result, which that is; and whether the test set chose it."""
+    if result.get("test_every_epoch") is True:
+        yield "The test set was read in training, which selected nothing above."
+    best = result.get("best")
+    if isinstance(best, dict) and isinstance(best.get("test"), dict) and is_number(best["test"].get("accuracy")):
+        yield (
+            f"The best on the {shown(best.get('on'))} split is epoch {shown(best.get('epoch'))}, with a test accuracy"
+            f" of {100 * best['test']['accuracy']:.2f}%."
+        )
 
 
 def _number(value: Any, factor: float, digits: int) -> str:

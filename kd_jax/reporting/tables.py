@@ -24,13 +24,19 @@ def results(groups: Sequence[Group]) -> list[Block]:
     blocks: list[Block] = []
     for data, members in by_data(groups).items():
         rows = [_result(group, baseline(group, members), measured) for group in members]
-        blocks += [f"Test set: {data}.", Table(header, rows)]
+        blocks += [f"Test set: {data}.", Table(header, rows), *read_in_training(members)]
     if groups:
         blocks.append(
             "Mean and standard deviation over seeds. Differences are paired by seed, with a 95% interval by"
             f" Student's t, to the same student and recipe without a teacher. {MEASURES}"
         )
     return blocks
+
+
+def read_in_training(groups: Sequence[Group]) -> list[Block]:
+    """A sentence on the runs that read their test set in training, if there are any."""
+    marked = [group.label for group in groups if any(run.result.get("test_every_epoch") is True for run in group.runs)]
+    return [f"The test set was read in training, which selected nothing: {', '.join(marked)}."] if marked else []
 
 
 def other_metrics() -> dict[str, Metric]:

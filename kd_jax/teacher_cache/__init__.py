@@ -149,7 +149,9 @@ def needs(experiment: Experiment, sizes: Mapping[str, int]) -> Needs:
     config, size = experiment.config, sum(sizes.values())
     images, crops = len(experiment.dataset.train.labels), _crops(experiment)
     a_view = size // config["train"]["batch_size"] // experiment.components.method.views
-    return Needs(size * experiment.steps, images * len(crops or ()) * a_view, len(crops or ()))
+    seen = experiment.epoch.images_before(experiment.steps)
+    recording = size // experiment.epoch.batch_size * seen
+    return Needs(recording, images * len(crops or ()) * a_view, len(crops or ()))
 
 
 def _crops(experiment: Experiment) -> tuple[int, ...] | None:
@@ -188,8 +190,7 @@ def create(experiment: Experiment, feed: Feed, teacher_variables: Variables) -> 
     recording = Recording(
         Store(os.path.join(folder, "recordings"), about | _of_recording(experiment)),
         cache.sizes,
-        batch_size=config["train"]["batch_size"],
-        steps_per_epoch=feed.steps_per_epoch,
+        epoch=experiment.epoch,
         steps=experiment.steps,
     )
     there, chosen = distributed.first(recording.count) if kind != "views" else 0, kind
@@ -297,10 +298,12 @@ def _of_table(experiment: Experiment, crops: Sequence[int] | None) -> dict[str, 
 def _of_recording(experiment: Experiment) -> dict[str, Any]:
     """What a recording depends on beside the teacher."""
     config = experiment.config
+    rest = ("last_batch",) if experiment.epoch.rest else ()  # without one, the batches are the same
+    keys = ("batch_size", "mixup", "cutmix", "accumulate", *rest)
     return {
         "dataset": experiment.identity["dataset"],
         "seed": config["seed"],
-        "train": {key: config["train"][key] for key in ("batch_size", "mixup", "cutmix", "accumulate")},
+        "train": {key: config["train"][key] for key in keys},
         "random": [str(getattr(jax.config, name)) for name in RANDOM],
     }
 

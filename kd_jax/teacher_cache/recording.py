@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from kd_jax import distributed, terminal
+from kd_jax.batches import Epoch
 from kd_jax.errors import one_line
 from kd_jax.teacher_cache.store import Store
 
@@ -15,12 +16,15 @@ FILE = 2**14  # images of a file, about
 
 
 class Recording:
-    """Steps of a run, some to a file; the files of an epoch begin with it. It is written while training goes on."""
+    """Steps of a run, some to a file; it is written while training goes on.
 
-    def __init__(self, store: Store, names: Iterable[str], *, batch_size: int, steps_per_epoch: int, steps: int):
+    The files of an epoch begin with it, and a smaller batch has a file of its own.
+    """
+
+    def __init__(self, store: Store, names: Iterable[str], *, epoch: Epoch, steps: int):
         """`steps`: of the run."""
-        self._store, self._names, self._per_epoch, self._total = store, tuple(names), steps_per_epoch, steps
-        self._length = min(steps_per_epoch, max(1, FILE // batch_size))
+        self._store, self._names, self._epoch, self._total = store, tuple(names), epoch, steps
+        self._length = min(epoch.whole, max(1, FILE // epoch.batch_size))
         self._pieces: list[dict[str, np.ndarray]] = []  # of the file that is not full yet, from its first step on
         self._first = self._next = 0  # the file's first step, and the step after these
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "recording")
@@ -58,11 +62,13 @@ class Recording:
 
     def _files(self, begin: int, end: int) -> list[tuple[int, int]]:
         """(first step, steps) of the files that hold the steps from `begin` to before `end`."""
-        files, step = [], begin
+        files, step, whole = [], begin, self._epoch.whole
         while step < end:
-            within = step % self._per_epoch
-            first = step - within % self._length
-            length = min(self._length, self._per_epoch - (within - within % self._length), self._total - first)
+            within = step % self._epoch.steps
+            start = within - within % self._length if within < whole else within
+            length = min(self._length, whole - start) if within < whole else 1
+            first = step - within + start
+            length = min(length, self._total - first)
             files.append((first, length))
             step = first + length
         return files

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kd_jax import evaluation, experiment, sharding
+from kd_jax.batches import Epoch
 from kd_jax.data import folder, lazy, resident, stream
 from kd_jax.errors import InputError, Preempted
 from kd_jax.types import Split
@@ -69,21 +70,25 @@ def numbered():
     return Split(read, np.sqrt(np.arange(20)).astype(np.int32) // 2)  # classes of 4, 12 and 4
 
 
-def calls(numbered, first, *, batch_size=6, total=10, per_call=2, **options):
+WHOLE = Epoch(6, 3)
+
+
+def calls(numbered, first, *, divided=WHOLE, total=10, per_call=2, **options):
     mesh = sharding.mesh(jax.devices()[:1])
-    shared = {"seed": 3, "batch_size": batch_size, "steps_per_call": per_call, "total_steps": total, "mesh": mesh}
+    shared = {"seed": 3, "divided": divided, "steps_per_call": per_call, "total_steps": total, "mesh": mesh}
     shared |= options
     return stream.feed(numbered, workers=0, **shared).calls(first)
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "balanced"])
+@pytest.mark.parametrize("divided", [WHOLE, Epoch(6, 3, 2)], ids=["drop", "keep"])
 @pytest.mark.parametrize("first", [0, 1, 4, 7])
-def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first, sampling):
+def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first, divided, sampling):
     whole = Split(np.asarray(numbered.images), numbered.labels)
     kept = resident.feed(
         whole,
         seed=3,
-        batch_size=6,
+        divided=divided,
         steps_per_call=2,
         total_steps=10,
         mesh=sharding.mesh(jax.devices()[:1]),
@@ -91,7 +96,7 @@ def test_the_order_is_that_of_images_in_memory_from_any_step_on(numbered, first,
         sampling=sampling,
     )
     expected = [(np.asarray(ids), end) for ids, end in kept.calls(first)]
-    found = list(calls(numbered, first, sampling=sampling))
+    found = list(calls(numbered, first, divided=divided, sampling=sampling))
     assert [end for _, end in found] == [end for _, end in expected]
     for (rows, _), (ids, _) in zip(found, expected, strict=True):
         np.testing.assert_array_equal(rows.ids, ids)
@@ -143,17 +148,20 @@ laws = settings(derandomize=True, deadline=None, max_examples=50, database=None)
 
 
 @laws
-@given(meshes(), st.integers(0, 200), st.integers(0, 3), st.integers(0, 2))
-def test_processes_read_every_image_of_an_epoch_once(seen, more, seed, epoch):
-    """In the order of one process; the images that are no whole batch, none of them reads."""
+@given(meshes(), st.integers(0, 200), st.integers(0, 3), st.integers(0, 2), st.booleans())
+def test_processes_read_every_image_of_an_epoch_once(seen, more, seed, epoch, keep):
+    """In the order of one process; the images that are no whole batch, none of them reads but where it is kept."""
     meshes, size = seen
-    images, steps = size + more, (size + more) // size
+    images = size + (more - more % meshes[0].size if keep else more)
+    divided = Epoch(size, images // size, images % size if keep else 0)
+    steps = divided.steps
     split, read = reading(images)
     orders = resident.orders(split.labels, seed=seed, sampling="shuffle")
-    ids = functools.partial(stream.ids_of_step, orders=orders, batch_size=size, images=images)
-    sources = [stream.Batches(split, steps * (epoch + 1), ids, stream.own_part(mesh, size)) for mesh in meshes]
+    ids = functools.partial(stream.ids_of_step, orders=orders, divided=divided)
+    parts = [{size: stream.own_part(mesh, size) for size in divided.sizes} for mesh in meshes]
+    sources = [stream.Batches(split, steps * (epoch + 1), ids, own) for own in parts]
     each = [source[step] for step in range(steps * epoch, len(sources[0])) for source in sources]
-    expected = resident.epoch_order(seed, epoch, images)[: steps * size]
+    expected = resident.epoch_order(seed, epoch, images)[: divided.images]
     np.testing.assert_array_equal(np.concatenate([batch.ids for batch in each]), expected)
     np.testing.assert_array_equal(np.concatenate([pixels_say(batch) for batch in each]), expected)
     np.testing.assert_array_equal(np.concatenate([batch.labels for batch in each]), expected % 7)

@@ -105,6 +105,14 @@ def test_a_long_file_is_thinned_by_kind_and_keeps_the_last_of_each(tmp_path):
     assert (15 <= len(steps) <= 21, steps[-1], steps == sorted(steps)) == (True, 999, True)
 
 
+def test_lines_of_the_test_set_take_no_place_of_others_where_a_file_is_thinned(tmp_path):
+    names = ("train/loss", "validation/nll", "test/nll")
+    lines = [{"step": step, name: 1.0} for step in range(1, 101) for name in names]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = metrics_file.read(str(tmp_path), most=10)
+    assert [[line["step"] for line in read if name in line] for name in names] == [[*range(1, 101, 10), 100]] * 3
+
+
 def test_scalars_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kd_jax.batches import Epoch
 from kd_jax.errors import InputError
 from kd_jax.logging import notebook, progress
 
@@ -51,7 +52,7 @@ def clock(monkeypatch):
 
 def run(clock, seconds, folder=""):
     """A run of ten steps that shows numbers after every second one, so many seconds apart."""
-    line = progress.Progress(10, 4, 5, folder)
+    line = progress.Progress(10, Epoch(4, 5), folder)
     for step in range(2, 11, 2):
         clock.now += seconds
         line.show(step, {"loss": 0.5, "loss/<a>": 0.25, "loss/b": 0.25})

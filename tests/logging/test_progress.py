@@ -6,6 +6,7 @@ import types
 import pytest
 
 from kd_jax import terminal
+from kd_jax.batches import Epoch
 from kd_jax.logging import progress
 
 
@@ -43,7 +44,7 @@ def drawn(stream):
 
 def train(clock, seconds, steps=2, terms=("kd",), total=10):
     """A run of steps of four images, in epochs of five, that shows numbers after each of these times."""
-    line = progress.Progress(total, 4, 5)
+    line = progress.Progress(total, Epoch(4, 5))
     for count, passed in enumerate(seconds, start=1):
         clock.now += passed
         line.show(count * steps, {"loss": 0.5, **{f"loss/{name}": 0.25 for name in terms}, "accuracy": 1.0})
@@ -78,7 +79,7 @@ def test_a_terminal_that_is_made_smaller_is_followed(clock, stream, monkeypatch)
 
 
 def test_a_term_that_is_the_whole_loss_is_not_said_twice(clock, stream):
-    progress.Progress(10, 4, 5).show(2, {"loss": 0.5, "loss/cross_entropy": 0.5})
+    progress.Progress(10, Epoch(4, 5)).show(2, {"loss": 0.5, "loss/cross_entropy": 0.5})
     assert drawn(stream)[-1] == "step 2/10  epoch 1/2  loss 0.5"
 
 
@@ -98,13 +99,13 @@ class Result:
 
 
 def test_the_notice_of_compilation_goes_when_steps_run(clock, stream):
-    line = progress.Progress(10, 4, 5)
+    line = progress.Progress(10, Epoch(4, 5))
     line.started(2, Result())
     assert drawn(stream) == ["compiling the training step ...  step 0/10  epoch 0/2", "step 0/10  epoch 0/2"]
 
 
 def test_before_the_first_numbers_the_steps_that_have_ended_are_shown_with_the_time_left(clock, stream):
-    line, results = progress.Progress(10, 4, 5), [Result() for _ in range(4)]
+    line, results = progress.Progress(10, Epoch(4, 5)), [Result() for _ in range(4)]
     for step, result in enumerate(results, start=1):
         clock.now += 3
         line.started(step, result)
@@ -117,7 +118,7 @@ def test_before_the_first_numbers_the_steps_that_have_ended_are_shown_with_the_t
 
 
 def test_steps_are_not_looked_at_all_the_time(clock, stream):
-    line, result = progress.Progress(10, 4, 5), Result()
+    line, result = progress.Progress(10, Epoch(4, 5)), Result()
     result.done = True
     for step in range(1, 6):
         clock.now += 0.06
@@ -141,6 +142,14 @@ def test_an_evaluation_is_named_while_it_lasts_and_its_accuracy_stays(clock, str
     assert begins == ["evaluating the validation split ...", "3s left"]
     assert "  8 images/s" in drawn(stream)[-1]
     assert "  val 97.21%  " in drawn(stream)[-1]
+
+
+def test_the_accuracy_on_a_test_set_that_is_read_stands_beside_the_other(clock, stream):
+    line = train(clock, [1, 1])
+    line.measured(0.5)
+    line.measured(0.25, "test")
+    line.measured(0.75)
+    assert "  val 75.00%  test 25.00%  " in drawn(stream)[-1]
 
 
 def test_images_without_labels_have_no_accuracy(clock, stream):
@@ -181,7 +190,7 @@ def test_a_dumb_terminal_is_a_file(clock, stream, monkeypatch):
 @pytest.fixture
 def paused(clock, stream):
     """A run of ten steps of four images after six steps with two pauses."""
-    line = progress.Progress(10, 4, 5)
+    line = progress.Progress(10, Epoch(4, 5))
     for step in (2, 4, 6, 8):
         clock.now += 2
         line.show(step, {"loss": 0.5})
@@ -195,6 +204,27 @@ def test_speed_leaves_out_the_time_before_the_first_line_and_pauses(paused):
     assert paused.images_per_second() == 4.0
 
 
+def test_a_smaller_batch_counts_by_its_images(clock, stream):
+    line = progress.Progress(6, Epoch(4, 2, 1))  # epochs of nine images
+    for step in (1, 3, 6):
+        clock.now += 1
+        line.show(step, {"loss": 0.5})
+    assert line.images_per_second() == (5 + 9) / 2
+    assert "  5 images/s" in drawn(stream)[2]
+    assert "  epoch 2/2  " in drawn(stream)[3]
+
+
+def test_the_time_in_which_another_program_was_compiled_is_not_measured(clock, stream):
+    line = progress.Progress(10, Epoch(4, 5))
+    for step, seconds in ((2, 60), (4, 2), (5, 60), (7, 2)):
+        clock.now += seconds
+        if seconds == 60:
+            line.compiled()
+        line.show(step, {"loss": 0.5})
+    assert (line.images_per_second(), line.share_in_steps()) == (4.0, 1.0)
+    assert "images/s" not in drawn(stream)[3]
+
+
 def test_the_share_in_steps_is_that_since_the_last_line_and_in_the_result_of_the_run(paused, stream):
     assert [(text.split()[0], text.split("  ")[-1]) for text in drawn(stream)[2:]] == [
         ("6s", "100% in steps"),
@@ -205,7 +235,7 @@ def test_the_share_in_steps_is_that_since_the_last_line_and_in_the_result_of_the
 
 
 def test_a_run_that_wrote_one_line_has_no_share(clock, stream):
-    line = progress.Progress(10, 4, 5)
+    line = progress.Progress(10, Epoch(4, 5))
     line.show(10, {"loss": 0.5})
     line.pause(10)
     assert (line.images_per_second(), line.share_in_steps()) == (None, None)

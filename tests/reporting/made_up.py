@@ -14,10 +14,12 @@ from tests import tiny
 CLASSES = ("cat", "<i>dog</i>", "price in $\\frac")
 
 
-def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, details=True, steps=4, **overrides):
+def write_run(
+    folder, name="student", seed=0, accuracy=0.5, teacher=None, details=True, steps=4, said=None, **overrides
+):
     """A finished run of made-up numbers, of so many `steps` an epoch; returns its identity.
 
-    `teacher` is the identity of its teacher's run.
+    `teacher` is the identity of its teacher's run, `said` what else stands in result.json.
     """
     config = tiny.config(name=name, seed=seed, **overrides)
     identity = runs.identity(config, "f" * 64, teacher)
@@ -41,6 +43,7 @@ def write_run(folder, name="student", seed=0, accuracy=0.5, teacher=None, detail
         "metrics_lines": 6,
         "device": "1 x cpu",
         "versions": {"jax": "0.10.2"},
+        **(said or {}),
     }
     os.makedirs(folder)
     runs.write_json(

@@ -1,5 +1,6 @@
 """What is drawn of runs."""
 
+import json
 import re
 
 import numpy as np
@@ -43,7 +44,12 @@ def test_the_curves_of_one_run_show_training_and_validation_in_one_plot(tmp_path
         "loss term cross_entropy, as weighted",
     ]
     colors = [plots.STYLES[style][0].lower() for style, _ in figures.ONE_RUN.values()]
-    assert all(color in drawn.svgs[0].lower() for color in colors)
+    assert [color in drawn.svgs[0].lower() for color in colors] == [True, True, False]
+    with open(tmp_path / "one" / "metrics.jsonl", "a") as file:  # of a run that reads the test set
+        for epoch in (1.0, 2.0):
+            file.write(json.dumps({"step": int(4 * epoch), "epoch": epoch, "test/accuracy": 0.25}) + "\n")
+    (drawn,) = figures.curves_of_one(run)
+    assert [color in drawn.svgs[0].lower() for color in colors] == [True, True, True]
 
 
 def test_without_metrics_the_page_of_one_run_says_so(tmp_path):

@@ -94,6 +94,13 @@ def unsealed(folder):
     return re.sub(r', "checksum": "\w+"', "", (folder / "result.json").read_text())
 
 
+def test_a_run_that_keeps_smaller_batches_has_more_steps_to_go(tmp_path):
+    write_run(tmp_path / "run", **{"train.last_batch": "keep", "train.batch_size": 24})  # of 64 images: 24, 24, 16
+    (tmp_path / "run" / "result.json").unlink()
+    ((_, why),) = finished.read([str(tmp_path)])[1]
+    assert why.startswith("has not finished: step 12 of 9, ")
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [

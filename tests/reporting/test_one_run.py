@@ -75,3 +75,19 @@ def test_the_page_has_every_measure_of_test_and_validation_and_the_picture(tmp_p
         "Size and latency",
         "Settings",
     ]
+
+
+def test_the_best_epoch_and_a_test_set_that_was_read_in_training_are_said(tmp_path):
+    best = {"on": "validation", "step": 8, "epoch": 2.0, "test": {"accuracy": 0.625}, "validation": None}
+    write_run(tmp_path / "both", said={"best": best, "test_every_epoch": False})
+    write_run(tmp_path / "read", seed=1, said={"best": best | {"on": "test"}, "test_every_epoch": True})
+    write_run(tmp_path / "neither", seed=2, said={"best": None, "test_every_epoch": False})
+    said = {}
+    for name in ("both", "read", "neither"):
+        (group,) = groups(tmp_path / name)
+        said[name] = {section.title: text(section.blocks) for section in one_run.sections(group)}["Results"]
+    marked = "The test set was read in training, which selected nothing above."
+    assert [marked in said[name] for name in said] == [False, True, False]
+    assert "The best on the validation split is epoch 2.0, with a test accuracy of 62.50%." in said["both"]
+    assert "The best on the test split is epoch 2.0, with a test accuracy of 62.50%." in said["read"]
+    assert "The best on" not in said["neither"]

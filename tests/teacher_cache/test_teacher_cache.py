@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 
 from kd_jax import augment, evaluation, experiment, teacher_cache, teachers
+from kd_jax.batches import Epoch
 from kd_jax.errors import InputError
 from kd_jax.teacher_cache import recording, store, table
 from kd_jax.teachers import ensemble, kept
@@ -297,46 +298,51 @@ def test_the_error_of_the_largest_logits_is_said(tmp_path, capsys):
         np.testing.assert_allclose(float(error), (np.exp(p) * (p - q)).sum(-1).mean(), rtol=0.06, atol=1e-7)
 
 
-def a_recording(folder, steps, batch_size=4):
+WHOLE, KEEPS = Epoch(4, 7), Epoch(4, 6, 2)  # seven steps
+
+
+def a_recording(folder, steps, epoch=WHOLE):
     one = store.Store(str(folder), {"of": "a test"})
-    return recording.Recording(one, ("logits", "embedding"), batch_size=batch_size, steps_per_epoch=7, steps=steps)
+    return recording.Recording(one, ("logits", "embedding"), epoch=epoch, steps=steps)
 
 
-def said(begin, end, views=2):
+def said(begin, end, views=2, images=4):
     """What a teacher says at some steps: numbers that tell step, view and name."""
     steps = np.arange(begin, end, dtype=np.float32)[:, None, None]
     return tuple(
-        {"logits": steps + np.full((1, 4, 3), view / 8), "embedding": -steps + np.full((1, 4, 2), view / 8)}
+        {"logits": steps + np.full((1, images, 3), view / 8), "embedding": -steps + np.full((1, images, 2), view / 8)}
         for view in range(views)
     )
 
 
-def say(one, total, per_call):
+def say(one, total, per_call, epoch=WHOLE):
     """Takes the steps of a run as training does, and returns those at which the teacher was asked."""
     asked, begin = [], 0
     while begin < total:
-        end = min(begin + per_call, total, (begin // 7 + 1) * 7)
+        end = epoch.end_of_call(begin, per_call, total)
+        expected = said(begin, end, images=epoch.images_before(begin + 1) - epoch.images_before(begin))
         read = one.read(begin, end)
         if read is None:
-            one.keep(said(begin, end), begin, end)
+            one.keep(expected, begin, end)
             asked += range(begin, end)
         else:
-            assert tiny.identical(read, said(begin, end))
+            assert tiny.identical(read, expected)
         begin = end
     one.close()
     return asked
 
 
-@pytest.mark.parametrize("images", [4, 12, 2**14])
+@pytest.mark.parametrize("images", [4, 16, 2**14])
 @pytest.mark.parametrize("lengths", [(9, 23), (23, 9), (3, 5, 16, 21)])
 @pytest.mark.parametrize("calls", [(1, 5), (3, 2), (7, 1)])
-def test_runs_of_any_length_and_any_calls_read_what_is_there(tmp_path, monkeypatch, images, lengths, calls):
+@pytest.mark.parametrize("epoch", [WHOLE, KEEPS], ids=["drop", "keep"])
+def test_runs_of_any_length_and_any_calls_read_what_is_there(tmp_path, monkeypatch, epoch, images, lengths, calls):
     monkeypatch.setattr(recording, "FILE", images)
     for number, length in enumerate(lengths):
-        say(a_recording(tmp_path, length), length, calls[number % 2])
-        again = a_recording(tmp_path, length)
+        say(a_recording(tmp_path, length, epoch), length, calls[number % 2], epoch)
+        again = a_recording(tmp_path, length, epoch)
         assert again.count() == length
-        assert say(again, length, calls[0]) == []
+        assert say(again, length, calls[0], epoch) == []
 
 
 def test_two_processes_that_record_the_same_do_no_harm(tmp_path):
@@ -424,7 +430,7 @@ def test_a_folder_may_have_any_name(tmp_path):
 
 def test_a_shorter_run_that_reads_more_leaves_what_a_longer_one_recorded(tmp_path):
     of_logits = store.Store(str(tmp_path), {"of": "a test"})
-    setting = {"batch_size": 4, "steps_per_epoch": 7}
+    setting = {"epoch": Epoch(4, 7)}
     longer = recording.Recording(of_logits, ("logits",), **setting, steps=14)
     longer.keep([{"logits": view["logits"]} for view in said(0, 7)], 0, 7)
     longer.close()
