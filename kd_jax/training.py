@@ -221,6 +221,7 @@ def _train(
         contextlib.closing(Checkpoints(os.path.join(folder, "checkpoints"), keep=config["checkpoint"]["keep"]))
     )
     state, step, before = _start(experiment, feed, checkpoints, teacher_variables)
+    first = step
     window, best = Window(before.get("window")), before.get("best_on_test")
     request.goes_on = f" from step {step}"
 
@@ -332,6 +333,7 @@ def _train(
             "config_hash": experiment.digest,
             "teacher": teacher_result
             and {"name": teacher_result["name"], "accuracy": teacher_result["test"]["accuracy"]},
+            **_teacher_runs(experiment, cache, total - first),
             **found,
             "selected": select,
             "best": best,
@@ -376,6 +378,15 @@ def _measured(
 def _best(on: str, step: int, per_epoch: int, measured: Mapping[str, Any]) -> dict[str, Any]:
     """`best` of result.json: the step that is the best on a split, and what it measures."""
     return {"on": on, "step": step, "epoch": step / per_epoch, **measured}
+
+
+def _teacher_runs(experiment: Experiment, cache: teacher_cache.TeacherCache | None, steps: int) -> dict[str, Any]:
+    """What was kept of the teacher in so many steps, and in which share of them it ran; None where nobody taught."""
+    if experiment.teacher is None or not experiment.components.method.needs_teacher:
+        return {"teacher_cache": None, "teacher_ran": None}
+    if cache is None:
+        return {"teacher_cache": "none", "teacher_ran": 1.0}
+    return {"teacher_cache": cache.kind, "teacher_ran": cache.asked / max(steps, 1)}
 
 
 def _size(tree: Any) -> int:

@@ -44,6 +44,7 @@ def test_the_result_says_what_was_trained_and_how_well(taught):
     assert (result["steps"], result["epochs"], result["selected"]) == (12, 3.0, "last")
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(state.params["student"]))
     assert (result["method_parameters"], result["train_images"]) == (0, 64)
+    assert (result["teacher_cache"], result["teacher_ran"]) == ("none", 1)
     assert result["test"].keys() == {*metrics.METRICS, "images"}
     assert (result["test"]["images"], result["validation"]["images"]) == (359, 145)
     assert result["deterministic"] is True

@@ -59,6 +59,7 @@ class Row(NamedTuple):
     published: Sequence[Number]
     seconds: dict[str, float]  # of an epoch, median over seeds, {hardware: ...}
     time: float | None  # the same as a multiple of KD's on the same hardware
+    teacher: str  # whether it ran "live", in every step, or what it says was "kept"; "" where that is unknown
     memory: float | None  # bytes at most, median over seeds
     parameters: int | None  # that are trained beside the student
     agreement: float | None  # share of the teacher's errors that the student makes too
@@ -174,6 +175,7 @@ def _row(given: Given, pair: str, method: str, own: Mapping[str, Mapping[int, Re
         published=tuple(given.published(pair, method)),
         seconds=seconds,
         time=seconds[shared[0]] / of_kd[shared[0]] if shared else None,
+        teacher=_teacher(results),
         memory=statistics.median(peaks) if peaks else None,
         parameters=added[0] if added else None,
         agreement=statistics.fmean(errors) if errors else None,
@@ -194,10 +196,17 @@ def _difference(results: Mapping[int, Result], others: Mapping[int, Result], pai
     return Difference(*paired_difference([own[n] for n in both], [other[n] for n in both])) if both else None
 
 
+def _teacher(results: Mapping[int, Result]) -> str:
+    kinds = {result["teacher_cache"] for result in results.values() if result.get("teacher_cache")}
+    return " or ".join(sorted({"live" if kind == "none" else "kept" for kind in kinds}))
+
+
 def _seconds(results: Mapping[int, Result]) -> dict[str, float]:
-    """The median time of an epoch by hardware, that of most runs first."""
+    """The median time of an epoch by hardware, that of most runs first; without runs that wrote a recording."""
     found: dict[str, list[float]] = {}
     for result in results.values():
+        if result.get("teacher_cache") in ("recording", "views") and result["teacher_ran"]:
+            continue
         images, speed = result.get("train_images"), result.get("images_per_second")
         if is_number(images) and is_number(speed) and speed:
             found.setdefault(result["device"], []).append(images / speed)

@@ -27,7 +27,9 @@ COLUMNS = (
     " zero. Each interval stands for itself: of twenty methods as good as KD, about one wins or loses by chance."
 )
 COSTS = (
-    "Time is that of an epoch as a multiple of KD's on the same hardware, median over seeds. Memory is the largest"
+    "The teacher runs live, in every step, or what it says is kept by teacher.cache, and a run costs the student alone;"
+    " the run that writes a recording has no time here. Time is that of an epoch as a multiple of KD's on the same"
+    " hardware, median over seeds. Memory is the largest"
     " that was in use, on a CPU of the whole process. Parameters are those that a method trains beside the student."
     " The teacher's errors are the share of them that the student makes too."
 )
@@ -178,6 +180,7 @@ def _columns(pair: Pair) -> list[Column]:
         Column("against KD, points", "vs KD", lambda row: _points(row.differences.get("kd"))),
         Column("beyond its interval", "", lambda row: _verdict(row.differences.get("kd"))),
         Column("against cross entropy, points", "vs CE", lambda row: _points(row.differences.get("cross_entropy"))),
+        Column("teacher", "Teacher", lambda row: row.teacher),
         Column("time, KD = 1", "Time", lambda row: _said(row.time, ".2f")),
         Column("peak memory, MiB", "MiB", lambda row: _said(row.memory and row.memory / 2**20, ",.0f")),
         Column("extra parameters", "Extra", lambda row: _said(row.parameters, ",")),
@@ -291,6 +294,7 @@ def _line(pair: Pair, row: Row) -> dict[str, Any]:
         "seconds_per_epoch": seconds,
         "hardware": hardware,
         "time_to_kd": row.time,
+        "teacher": row.teacher,
         "peak_memory_bytes": row.memory,
         "extra_parameters": row.parameters,
         "teachers_errors": row.agreement,

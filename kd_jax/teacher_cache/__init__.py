@@ -48,6 +48,8 @@ class TeacherCache:
         self._said = NamedSharding(experiment.mesh, each_has_its_own)
         self.sizes: Mapping[str, int] = {}  # of what is kept, bytes of a step by name
         self._shapes: tuple[Any, ...] = ()  # of what is kept at the steps of a call
+        self.kind = "views"  # what is kept
+        self.asked = 0  # steps at which the teacher itself ran
         self._recording: Recording | None = None
         self._variables: Variables = {}
         self._teach = self._asking(experiment)
@@ -100,7 +102,7 @@ class TeacherCache:
 
     def record(self, recording: Recording, teacher_variables: Variables) -> None:
         """From now on reads a recording, and adds to it what it lacks."""
-        self._recording, self._variables = recording, teacher_variables
+        self.kind, self._recording, self._variables = "recording", recording, teacher_variables
 
     def look_up(self, store: Store, crops: Sequence[int], teacher_variables: Variables) -> None:
         """From now on looks up a table, which is built where it is missing."""
@@ -118,6 +120,7 @@ class TeacherCache:
         seed = np.uint32(self._experiment.config["seed"])
         asked = self._teach(seed, np.int32(begin), self._variables, self._feed.constants, rows)
         if self._recording:
+            self.asked += end - begin
             self._recording.keep(asked, begin, end)
         return rows, asked
 

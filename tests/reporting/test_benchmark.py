@@ -67,6 +67,21 @@ def test_times_of_other_hardware_are_not_compared():
     assert own["kd"].time == 1
 
 
+def test_a_run_that_writes_a_recording_has_no_time_and_one_that_reads_it_has():
+    wrote, read, live = (
+        {"teacher_cache": kind, "teacher_ran": ran} for kind, ran in (("recording", 1), ("recording", 0), ("none", 1))
+    )
+    kd = {0: result(0.7, speed=10.0, **wrote), 1: result(0.7, speed=100.0, **read)}
+    own = rows({"kd": kd, "at": of(0.7, speed=25.0, **live), "dkd": of(0.7, **wrote), "cross_entropy": of(0.7)})
+    assert {name: row.teacher for name, row in own.items()} == {
+        "kd": "kept",
+        "at": "live",
+        "dkd": "kept",
+        "cross_entropy": "",
+    }
+    assert (own["at"].time, own["dkd"].time) == (4, None)
+
+
 def test_an_epoch_takes_as_long_as_its_images():
     own = rows({"kd": of(0.7, speed=100.0, train_images=1000), "dkd": of(0.7, speed=100.0, train_images=3000)})
     assert own["dkd"].time == pytest.approx(3)

@@ -92,6 +92,13 @@ def test_methods_on_two_devices_end_as_without(tmp_path, asked, terms):
     for state in (again, views):
         assert tiny.largest_difference(state.params, live.params) < 1e-5
         assert tiny.largest_difference(state.stats, live.stats) < 1e-5
+    ran = {name: runs.read_json(str(tmp_path / name), "result.json") for name in ("live", "first", "again", "views")}
+    assert {name: (result["teacher_cache"], result["teacher_ran"]) for name, result in ran.items()} == {
+        "live": ("none", 1),
+        "first": ("recording", 1),
+        "again": ("recording", 0),
+        "views": ("views", 0),
+    }
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -128,6 +135,7 @@ def test_a_recording_serves_other_methods_lengths_and_numbers_of_devices(folder,
     assert asked == []
     train(folder, "longer", **{"teacher.cache": "recording", "train.steps": 14})
     assert asked == [12, 13]
+    assert runs.read_json(str(folder / "longer"), "result.json")["teacher_ran"] == 2 / 14
 
 
 def test_what_a_method_reads_more_is_added(folder, recorded, asked):
