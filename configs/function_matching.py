@@ -11,10 +11,7 @@ from kd_jax.config import recipes
 
 
 def get_config(arg=""):
-    config = recipes.distilled(arg, {"kd": {"weight": 1.0, "temperature": 1.0}})
-    del config.method.cross_entropy
-    config.name = "function_matching"
-    config.train.mixup = 1.0
+    config = recipes.published("function_matching", arg)
     if arg in ("", "small"):
         config.train.epochs *= 5
     return config
