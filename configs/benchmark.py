@@ -1,4 +1,4 @@
-"""The benchmark of distillation, a run per argument: PAIR,METHOD[,published][,laptop].
+"""The benchmark of distillation, a run per argument: PAIR,METHOD[,published][,laptop][,EPOCHS].
 
     kd_jax table --rows=cifar100 [--pairs=resnet32x4-resnet8x4] [--methods=kd,dkd] [--seeds=5] [--preset=published]
     python -m kd_jax.main --config=configs/benchmark.py:resnet32x4-resnet8x4,kd
@@ -15,12 +15,11 @@ method trains beside the student is trained by the same optimizer. Two presets, 
 * "published", as papers do: all images are trained on, the last, smaller batch of an epoch too, and the test set is
   read after every epoch. Reported are the last epoch and the one that is best on the test set, which selects nothing.
 
-For ImageNet it is that of configs/imagenet.py. "laptop" is for CIFAR on two CPU cores: honest, with 10,000 images, 15
+For ImageNet it is that of configs/imagenet.py. EPOCHS is another length, to which milestones and what methods count in
+epochs are fitted. "laptop" is for CIFAR on two CPU cores: honest, with 10,000 images, 15
 epochs, and a cosine from a learning rate that was chosen on the validation split, for cross entropy alone. There the
 teacher's weights are given, --config.teacher.path=FILE; its own run, PAIR,teacher,laptop, has all images and 30 epochs.
 """
-
-import functools
 
 from kd_jax.config import base, experiment, recipes
 from kd_jax.config.pairs import PAIRS
@@ -49,17 +48,28 @@ def get_config(arg="resnet56-resnet20,kd"):
     method, *others = rest.split(",")
     pair = choose("the pair", name, PAIRS)
     choose("the method", method, METHODS)
-    for other in others:
-        choose("a part of the config's argument", other, ("published", "laptop"))
-    scale = "imagenet" if pair.data == "imagenet" else "laptop" if "laptop" in others else ""
-    if scale and len(others) > (scale == "laptop"):
-        raise InputError(f"the config's argument is {arg!r}; expected {name},{method} alone, or 'laptop' for CIFAR")
-    make = functools.partial(_network, data=pair.data, scale=scale, published="published" in others)
+    words = [other for other in others if not other.isdecimal()]
+    for word in words:
+        choose("a part of the config's argument", word, ("published", "laptop"))
+    scale = "imagenet" if pair.data == "imagenet" else "laptop" if "laptop" in words else ""
+    lengths = [int(other) for other in others if other.isdecimal()]
+    if (scale and len(words) > (scale == "laptop")) or len(lengths) > 1 or 0 in lengths:
+        said = f"{name},{method} with 'published' or, for CIFAR, 'laptop', and one number of epochs"
+        raise InputError(f"the config's argument is {arg!r}; expected {said}")
+
+    def make(network):
+        made = _network(network, pair.data, scale, "published" in words)
+        if lengths:
+            share = lengths[0] / made.train.epochs
+            made.optimizer.milestones = tuple(max(1, round(share * epoch)) for epoch in made.optimizer.milestones)
+            made.train.epochs = lengths[0]
+        return made
+
     config = make(pair.teacher if method == "teacher" else pair.student)
     config.name = f"{name}-{method}"
     if method == "teacher":
         if scale == "laptop":
-            config.train.epochs, config.dataset.train_images = 2 * LAPTOP_EPOCHS, 0
+            config.train.epochs, config.dataset.train_images = 2 * config.train.epochs, 0
         return config
     record, epochs = PUBLISHED[ROWS_OF.get(method, method)], config.train.epochs
     terms, whole = record.terms(pair.like, imagenet=scale == "imagenet")
@@ -83,6 +93,13 @@ def get_config(arg="resnet56-resnet20,kd"):
         if method == "random_teacher":  # whose averages are those of nothing
             config.teacher.kind, config.teacher.path, config.teacher.mode = "untrained", "", "train"
     return config
+
+
+def methods(data):
+    """The rows of a table of a data set: those of ImageNet have published terms, and published teachers."""
+    if data != "imagenet":
+        return list(METHODS)
+    return [name for name, record in PUBLISHED.items() if record.imagenet] + [n for n in CONTROLS if n != "teacher"]
 
 
 def _network(name, data, scale, published):

@@ -45,7 +45,9 @@ def friedman(ranks: Sequence[float], sets: int) -> Friedman:
     k = len(ranks)
     chi = 12 * sets / (k * (k + 1)) * (sum(rank**2 for rank in ranks) - k * (k + 1) ** 2 / 4)
     room = sets * (k - 1) - chi
-    f = (sets - 1) * chi / room if room > 1e-9 * sets * k else math.inf
+    if room <= 1e-9 * sets * k:
+        return Friedman(math.inf, math.factorial(k) ** (1.0 - sets))  # that all sets rank as the first does
+    f = (sets - 1) * chi / room
     return Friedman(f, float(stats.f.sf(f, k - 1, (k - 1) * (sets - 1))))
 
 

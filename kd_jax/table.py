@@ -30,6 +30,8 @@ from kd_jax.jobs import Failure, Job
 
 BENCHMARKS = tuple(dict.fromkeys(pair.data for pair in PAIRS.values()))  # of configs/benchmark.py
 TABLES = ("original", *BENCHMARKS)
+# What may be changed without making another recipe.
+HARMLESS = ("dataset.source=", "dataset.path=", "dataset.stream=", "dataset.workers=", "teacher.cache=", "log.")
 AGAIN = 1000  # what the seeds of a second training are higher by
 ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
 SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
@@ -56,6 +58,7 @@ class Table(NamedTuple):
     published: Mapping[str, float]  # {row: its accuracy elsewhere, in per cent}
     source: str  # of the published numbers
     presets: Sequence[str]  # that get_config takes; the first is not said to it
+    fits: bool = False  # whether get_config takes a number of epochs too, and fits everything to it
 
 
 def read(name: str) -> Table:
@@ -101,7 +104,7 @@ def _benchmark(data: str) -> Table:
         raise InputError(f"--only is given with --rows={data}; expected --pairs and --methods")
     known = tuple(name for name, pair in PAIRS.items() if pair.data == data)
     pairs = [choose("--pairs", name, known) for name in PAIR_NAMES.value] or known
-    methods = [choose("--methods", name, (*module.METHODS,)) for name in METHOD_NAMES.value] or list(module.METHODS)
+    methods = [choose("--methods", name, (*module.METHODS,)) for name in METHOD_NAMES.value] or module.methods(data)
     rows = {f"{pair},{method}": (pair, module.METHODS[method]) for method in methods for pair in pairs}
     return Table(
         name=data,
@@ -115,6 +118,7 @@ def _benchmark(data: str) -> Table:
         published={},
         source="",
         presets=module.PRESETS,
+        fits=True,
     )
 
 
@@ -129,14 +133,17 @@ def main(arguments: list[str]) -> None:
     done, failures = many.run(wanted, name(own), before=_pretrain)
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
     if ",".join(cli.ROWS.value or ()) in BENCHMARKS:
-        many.write(name(own), *benchmark(own, results, failures))
+        many.write(name(own), *benchmark(own, results, failures, arguments))
     else:
         many.write(name(own), table(own, results, failures), summary(own, results, failures))
     many.fail(failures, wanted)
 
 
 def benchmark(
-    own: Table, results: Mapping[str, Mapping[int, Mapping[str, Any]]], failures: Sequence[Failure] = ()
+    own: Table,
+    results: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    failures: Sequence[Failure] = (),
+    changes: Sequence[str] = (),
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The table of a benchmark as Markdown, as numbers, and as {name of a file: text}."""
     from kd_jax.config import numbers
@@ -152,6 +159,7 @@ def benchmark(
         controls=module.CONTROLS,
         preset=PRESET.value or own.presets[0],
         failed={row: {one.seed: one.reason for one in failures if one.row == row} for row in results},
+        changes=[*filter(None, [SCALE.value]), *(change for change in changes if not change.startswith(HARMLESS))],
         published=numbers.of,
         note=NOTE.value,
     )
@@ -234,7 +242,11 @@ def _is_teacher(row: str) -> bool:
 
 def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
     """The run of a row and a seed, with the flags that make it."""
-    arg = ",".join(part for part in (row, _preset(own), SCALE.value) if part)
+    given = dict(map(_pair, changes))
+    length = str(given.pop("train.epochs", "")) if own.fits else ""
+    if own.fits and "train.steps" in given:
+        raise InputError(f"the argument is 'train.steps={given['train.steps']}'; expected train.epochs in a benchmark")
+    arg = ",".join(part for part in (row, _preset(own), SCALE.value, length) if part)
     try:
         tree = own.get_config(arg)
     except Exception as error:  # of a file of one's own
@@ -245,19 +257,7 @@ def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
         flat["model.pretrained"] = _pretrained("teacher" if _is_teacher(row) else "student")
         if tree.teacher.kind == "config":
             flat["teacher.config.model.pretrained"] = _pretrained("teacher")
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not key or not equals or key.startswith("-"):
-            raise InputError(f"the argument is {change!r}; expected KEY=VALUE, for example dataset.path=cifar10")
-        if key in ("seed", "name"):
-            raise InputError(f"the argument is {change!r}; expected another key, as every run of a table has its own")
-        if key == "dataset.labeled" and _is_teacher(row):
-            continue  # a teacher sees every label
-        if key.startswith("teacher.") and tree.teacher.kind in ("none", "untrained"):
-            continue  # of those that are taught by one that was trained
-        flat[key] = cli.parsed(value)
-        if tree.teacher.kind == "config" and key.partition(".")[0] not in ("method", "teacher", "dataset", "precision"):
-            flat[f"teacher.config.{key}"] = flat[key]  # data and precision are one for both already
+    flat |= _of_row(row, tree.teacher.kind, given)
     try:
         tree.update_from_flattened_dict(flat)
     except (KeyError, TypeError, ValueError) as error:
@@ -269,6 +269,31 @@ def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
     teachers_run = _is_teacher(row) and number == 0  # of the other rows, which look for it there
     folder = ("teachers", key[:8]) if teachers_run else (name(own), f"{row.replace(',', '-')}-{number}-{key[:8]}")
     return Job(row, number, key, command, os.path.join(cli.RUNS.value, *folder), many.untrained(tree, identity))
+
+
+def _pair(change: str) -> tuple[str, Any]:
+    """The key and the value of KEY=VALUE."""
+    key, equals, value = change.partition("=")
+    if not key or not equals or key.startswith("-"):
+        raise InputError(f"the argument is {change!r}; expected KEY=VALUE, for example dataset.path=cifar10")
+    if key in ("seed", "name"):
+        raise InputError(f"the argument is {change!r}; expected another key, as every run of a table has its own")
+    return key, cli.parsed(value)
+
+
+def _of_row(row: str, teacher: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes of all rows are for one, whose teacher is of a kind: a teacher's own are those of its row too."""
+    prefix, shared = "teacher.config.", ("method", "teacher", "dataset", "precision")  # the last two by reference
+    if _is_teacher(row):
+        own = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
+        rest = {key: value for key, value in given.items() if not key.startswith("teacher.")}
+        return {key: value for key, value in (rest | own).items() if key != "dataset.labeled"}  # it sees every label
+    left_out = {"none": ("",), "untrained": ("kind", "path", "mode", "epoch")}.get(teacher, ())
+    kept = {k: v for k, v in given.items() if not any(k.startswith(f"teacher.{name}") for name in left_out)}
+    mirrored = {}
+    if teacher in ("config", "untrained"):
+        mirrored = {f"{prefix}{key}": value for key, value in kept.items() if key.partition(".")[0] not in shared}
+    return mirrored | kept
 
 
 def _identity(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,8 +95,16 @@ def test_the_controls_differ_from_what_they_are_beside_in_one_thing():
         ("resnet56-resnet20", "the method is ''; expected one of"),
         ("resnet56-resnet20,kdd", "the method is 'kdd'; expected one of.*did you mean 'kd'"),
         ("resnet56-resnet20,kd,honest", "a part of the config's argument is 'honest'; expected one of"),
-        ("resnet56-resnet20,kd,published,laptop", "expected resnet56-resnet20,kd alone, or 'laptop' for CIFAR"),
-        ("resnet34-resnet18,kd,laptop", "expected resnet34-resnet18,kd alone, or 'laptop' for CIFAR"),
+        (
+            "resnet56-resnet20,kd,published,laptop",
+            "expected resnet56-resnet20,kd with 'published' or, for CIFAR, 'laptop'",
+        ),
+        (
+            "resnet34-resnet18,kd,laptop",
+            "expected resnet34-resnet18,kd with 'published' or, for CIFAR, 'laptop', and one",
+        ),
+        ("resnet56-resnet20,kd,30,40", "expected .* and one number of epochs"),
+        ("resnet56-resnet20,kd,0", "expected .* and one number of epochs"),
         ("resnet34-resnet18,fitnet", "no terms of the method for ImageNet were published"),
     ],
 )
@@ -141,7 +149,7 @@ def test_the_table_is_written_in_every_form_and_names_what_failed(settings, monk
     assert "| KD | 1 | it broke |" in texts[".md"]
     assert "An eighth of it." in texts[".html"]
     assert f"{pair},cross_entropy,2,78.5," in texts[".csv"]
-    assert "\\label{cifar10-cifar10-resnet56-resnet8}" in texts[".tex"]
+    assert "\\label{cifar10-resnet56-resnet8-honest}" in texts[".tex"]
     assert json.loads(texts[".json"])["pairs"][pair]["kd"]["failed"] == {"1": "it broke"}
 
 
@@ -162,6 +170,56 @@ def test_a_teacher_that_is_given_is_that_of_the_rows_that_are_taught(settings):
         assert table.job(own, f"cifar10-resnet56-resnet8,{name}", 0, [*DIGITS, *change]).key == job.key
     untrained = table.job(own, "cifar10-resnet56-resnet8,random_teacher", 0, [*DIGITS, *change])
     assert not any("teacher.path" in part for part in untrained.command)
+
+
+def flags_of(job):
+    return {part.partition("=")[0].removeprefix("--config."): part.partition("=")[2] for part in job.command[3:]}
+
+
+def test_another_length_fits_the_whole_recipe_and_that_of_the_teacher(settings):
+    with flagsaver.flagsaver(
+        scale="", rows=["cifar100"], pairs=["resnet56-resnet20"], methods=["kd", "kd_twice", "ab"]
+    ):
+        own = table.read("cifar100")
+        jobs = {
+            n: table.job(own, f"resnet56-resnet20,{n}", 0, [*DIGITS, "train.epochs=24"]) for n in ("kd", "kd_twice")
+        }
+    assert jobs["kd"].command[2] == "--config=configs/benchmark.py:resnet56-resnet20,kd,24"
+    assert "train.epochs" not in flags_of(jobs["kd"])
+    assert jobs["kd"].key != jobs["kd_twice"].key
+    kd, twice, ab = (benchmark.get_config(f"resnet56-resnet20,{name},24") for name in ("kd", "kd_twice", "ab"))
+    for config in (kd, kd.teacher.config):
+        assert (config.train.epochs, config.optimizer.milestones) == (24, (15, 18, 21))
+    assert (twice.train.epochs, twice.optimizer.milestones) == (48, (30, 36, 42))
+    assert ab.method.ab.epochs == (0, 3) or list(ab.method.ab.epochs) == [0, 3]
+
+
+def test_the_row_of_the_teacher_is_the_run_that_teaches(settings):
+    changes = [*DIGITS, "teacher.config.model.width=0.5", "model.width=0.25"]
+    with flagsaver.flagsaver(scale="", rows=["cifar100"], pairs=["vgg13-vgg8"]):
+        own = table.read("cifar100")
+        teacher, kd = (table.job(own, f"vgg13-vgg8,{name}", 0, changes) for name in ("teacher", "kd"))
+    assert flags_of(teacher)["model.width"] == "0.5"
+    assert (flags_of(kd)["model.width"], flags_of(kd)["teacher.config.model.width"]) == ("0.25", "0.5")
+    assert kd.teacher == teacher.key
+
+
+def test_an_untrained_teacher_changes_as_one_that_is_trained_would(settings):
+    changes = [*DIGITS, "model.width=0.25", "teacher.kind=weights", "teacher.path=x"]
+    with flagsaver.flagsaver(scale="", rows=["cifar100"], pairs=["vgg13-vgg8"]):
+        job = table.job(table.read("cifar100"), "vgg13-vgg8,random_teacher", 0, changes)
+    assert flags_of(job)["teacher.config.model.width"] == "0.25"
+    assert not {"teacher.kind", "teacher.path"} & flags_of(job).keys()
+
+
+def test_a_table_of_imagenet_has_the_methods_that_were_published_for_it(settings):
+    with flagsaver.flagsaver(scale="", rows=["imagenet"], pairs=[], methods=[]):
+        rows = table.read("imagenet").rows
+    names = {row.partition(",")[2] for row in rows}
+    assert {"kd", "dkd", "crd", "again", "kd_twice"} <= names
+    assert not {"fitnet", "teacher", "teacher_free"} & names
+    for row in rows:
+        benchmark.get_config(row)
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,10 @@ def test_without_ties_the_statistic_follows_from_that_of_scipy():
     assert found.p == pytest.approx(1 - stats.f.cdf(found.f, 4, 24))
 
 
-def test_ranks_that_are_everywhere_the_same_are_certain():
-    found = ranks.friedman([1.0, 2.0, 3.0], 5)
-    assert found == (math.inf, 0)
+@pytest.mark.parametrize(("methods", "sets", "chance"), [(3, 2, 1 / 6), (3, 5, 6**-4), (4, 3, 24**-2)])
+def test_few_sets_that_rank_alike_may_do_so_by_chance(methods, sets, chance):
+    found = ranks.friedman([float(rank) for rank in range(1, methods + 1)], sets)
+    assert found == (math.inf, pytest.approx(chance))
 
 
 @pytest.mark.parametrize(("methods", "q"), list(enumerate(NEMENYI, 2)))

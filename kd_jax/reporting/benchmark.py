@@ -31,6 +31,7 @@ class Given(NamedTuple):
     preset: str  # "honest" or "published"
     failed: Mapping[str, Mapping[int, str]] = {}  # {row: {seed: why it has no result}}
     published: Callable[[str, str], Sequence[Number]] = lambda pair, method: ()  # the method's authors' first
+    changes: Sequence[str] = ()  # of the recipe, with which published numbers do not compare
     note: str = ""
 
 
@@ -172,7 +173,7 @@ def _row(given: Given, pair: str, method: str, own: Mapping[str, Mapping[int, Re
         last=_last(results),
         best=best,
         differences=differences,
-        published=tuple(given.published(pair, method)),
+        published=() if given.changes else tuple(given.published(pair, method)),
         seconds=seconds,
         time=seconds[shared[0]] / of_kd[shared[0]] if shared else None,
         teacher=_teacher(results),
@@ -202,10 +203,13 @@ def _teacher(results: Mapping[int, Result]) -> str:
 
 
 def _seconds(results: Mapping[int, Result]) -> dict[str, float]:
-    """The median time of an epoch by hardware, that of most runs first; without runs that wrote a recording."""
+    """The median time of an epoch by hardware, that of most runs first: where what was kept is read, of those alone."""
+    ran = {seed: result.get("teacher_ran") for seed, result in results.items()}
+    least = min((share for share in ran.values() if share is not None), default=None)
     found: dict[str, list[float]] = {}
-    for result in results.values():
-        if result.get("teacher_cache") in ("recording", "views") and result["teacher_ran"]:
+    for seed, result in results.items():
+        wrote = result.get("teacher_cache") in ("recording", "views") and ran[seed]
+        if wrote or ran[seed] != least:
             continue
         images, speed = result.get("train_images"), result.get("images_per_second")
         if is_number(images) and is_number(speed) and speed:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kd_jax.config.numbers import Number
+from kd_jax.config.pairs import PAIRS, in_words
+from kd_jax.config.published import PUBLISHED
 from kd_jax.intervals import mean_and_deviation
 from kd_jax.reporting import benchmark, latex, plots
 from kd_jax.reporting.benchmark import SPLITS, TWICE, Difference, Given, Pair, Ranking, Row
@@ -29,9 +31,10 @@ COLUMNS = (
 COSTS = (
     "The teacher runs live, in every step, or what it says is kept by teacher.cache, and a run costs the student alone;"
     " the run that writes a recording has no time here. Time is that of an epoch as a multiple of KD's on the same"
-    " hardware, median over seeds. Memory is the largest"
-    " that was in use, on a CPU of the whole process. Parameters are those that a method trains beside the student."
-    " The teacher's errors are the share of them that the student makes too."
+    " hardware, median over seeds; that of a live teacher is part of it, and on a CPU whatever else the machine did."
+    " Memory is the largest that was in use, on a CPU of the whole process, which may have trained the teacher first."
+    " Parameters are those that a method trains beside the student. The teacher's errors are the share of them that the"
+    " student makes too."
 )
 CONTROLS = (
     "Controls. Cross entropy with other seeds differs from itself by chance alone; its difference is not paired,"
@@ -67,7 +70,7 @@ def sections(given: Given, pairs: Sequence[Pair], ranking: Ranking | None) -> li
     return [
         Section("What the numbers are", [*_about(given), COLUMNS, COSTS]),
         Section("Ranks over pairs", _ranks(given, pairs, ranking)),
-        *(Section(pair.name, _pair(pair)) for pair in pairs),
+        *(Section(_words(pair), _pair(pair)) for pair in pairs),
     ]
 
 
@@ -77,8 +80,8 @@ def tex(given: Given, pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         columns = [column for column in _columns(pair) if column.short]
         blocks = [[[c.cell(row) for c in columns] for row in rows] for rows in (pair.methods, pair.controls)]
-        caption = " ".join([f"{given.data}, {pair.name}.", *_about(given), *_of(pair)])
-        tables.append(latex.table([c.short for c in columns], blocks, caption, f"{given.data}-{pair.name}"))
+        caption = " ".join([f"{_words(pair)}.", *_about(given), *_of(pair)])
+        tables.append(latex.table([c.short for c in columns], blocks, caption, f"{pair.name}-{given.preset}"))
     return "% needs \\usepackage{booktabs,graphicx}\n\n" + "\n".join(tables)
 
 
@@ -117,10 +120,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _words(pair: Pair) -> str:
+    return in_words(pair.name) if pair.name in PAIRS else pair.name
+
+
 def _about(given: Given) -> list[str]:
     """Sentences on all numbers; ImageNet has one preset."""
-    note = [given.note] if given.note else []
-    return [PRESETS[given.data if given.data in PRESETS else given.preset], *note]
+    changed = f"Another recipe than the benchmark's ({', '.join(given.changes)}): no published numbers stand here."
+    notes = [changed] * bool(given.changes) + [given.note] * bool(given.note)
+    return [PRESETS[given.data if given.data in PRESETS else given.preset], *notes]
 
 
 def _pair(pair: Pair) -> list[Block]:
@@ -141,15 +149,18 @@ def _pair(pair: Pair) -> list[Block]:
     said = [
         (
             row.title,
-            f"{one.accuracy:.2f}" + ("" if one.deviation is None else f" ± {one.deviation:.2f}"),
+            _with_deviation(one),
             one.chosen,
             one.source,
+            PUBLISHED[one.method].pairs if one.method in PUBLISHED else "",
         )
         for row in pair.rows
         for one in row.published
     ]
     if said:
-        blocks.append(Folded("Published numbers", [Table(("method", "accuracy, %", "epoch", "source"), said, False)]))
+        blocks.append(
+            Folded("Published numbers", [Table(("method", "accuracy, %", "epoch", "source", "settings"), said, False)])
+        )
     return blocks
 
 
@@ -208,9 +219,13 @@ def _number(row: Row, chosen: str) -> Number | None:
 def _published(chosen: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         number = _number(row, chosen)
-        return f"{number.accuracy:.2f}" if number else ""
+        return _with_deviation(number) if number else ""
 
     return cell
+
+
+def _with_deviation(number: Number) -> str:
+    return f"{number.accuracy:.2f}" + ("" if number.deviation is None else f" ± {number.deviation:.2f}")
 
 
 def _best(split: str) -> Callable[[Row], str]:
@@ -266,7 +281,7 @@ def _diagram(given: Given, ranking: Ranking) -> list[Block]:
         f"{count(k, 'method')} on {count(n, 'pair')}: {left}{chance}, so that the ranks {verdict}. The critical"
         f" difference is {ranking.critical:.2f}. The best is {names[0]}; {alike}.",
         RANKED,
-        Figures([plots.ranks("average ranks", names, ranking.ranks, ranking.critical, ranking.groups)]),
+        Figures([plots.ranks("methods over pairs", names, ranking.ranks, ranking.critical, ranking.groups)]),
     ]
 
 

@@ -37,7 +37,7 @@ class Kind(NamedTuple):
 
 def _identify_weights(section: Mapping[str, Any], _: Any) -> Identity:
     """Two networks may have the same parameters and differ."""
-    return {"weights": weights.fingerprint(section["path"]), "model": _model(section)}
+    return {"weights": weights.fingerprint(file.source_of(section)), "model": _model(section)}
 
 
 def _model(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 def from_weights(setting: "Setting") -> Teacher:
     """Weights of the network that `teacher.config.model` names."""
-    source = os.path.expanduser(setting.config["teacher"]["path"])
-    if not source:
-        raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
+    source = source_of(setting.config["teacher"])
     teacher, network, _ = _of_model(setting)
     classes = bool(setting.dataset.class_names)  # without, its final layer is left out
     variables = weights.load(source, teacher.shapes, network, strict=classes).variables
     return teacher._replace(load=lambda: (variables, None), name=os.path.basename(source), source=source)
+
+
+def source_of(section: Mapping[str, Any]) -> str:
+    """Where the weights of a section `teacher` lie."""
+    if not section["path"]:
+        raise InputError("teacher.path is empty; expected the weights of teacher.config.model")
+    return os.path.expanduser(section["path"])
 
 
 def untrained(setting: "Setting") -> Teacher:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from kd_jax import runs
 from kd_jax.config.numbers import Number
+from kd_jax.config.pairs import in_words
 from kd_jax.reporting import benchmark_page
 from tests.reporting.benchmark_results import METHODS, PAIRS, given, random, result
 
@@ -51,7 +52,7 @@ def tables(markdown):
 
 
 def section(markdown, name):
-    return markdown.split(f"## {name}\n")[1].split("\n## ")[0]
+    return markdown.split(f"## {in_words(name) if name in PAIRS else name}\n")[1].split("\n## ")[0]
 
 
 def test_the_page_says_what_its_numbers_are(made):
@@ -77,7 +78,7 @@ def test_published_numbers_stand_beside_those_of_the_same_epoch(made):
     headings = list(row)
     assert row["published, last epoch, %"] == "70.00"
     assert headings.index("published, last epoch, %") == headings.index("last epoch, %") + 1
-    assert row["published, best on test, %"] == "71.97"  # the first, its authors'
+    assert row["published, best on test, %"] == "71.97 ± 0.10"  # the first, its authors'
     assert "| kd | 71.97 ± 0.10 | best | a/b |\n| kd | 70.66 | best | c |" in made[0]
 
 
@@ -103,7 +104,7 @@ def test_methods_with_two_views_are_compared_with_twice_the_epochs(made):
 
 def test_the_ranks_are_drawn_and_told(made):
     text = section(made[0], "Ranks over pairs")
-    assert "4 methods on 2 pairs: p &lt; 0.001, so that the ranks differ by more than chance. The critical" in text
+    assert "4 methods on 2 pairs: p = 0.042, so that the ranks differ by more than chance. The critical" in text
     assert "Without a rank, as runs of them are missing: dkd." in text
     assert 'aria-label="average ranks"' in made[2]["table.html"]
 
@@ -168,6 +169,15 @@ def test_methods_are_called_by_their_titles_in_tables_and_by_their_names_in_data
     assert "    The Best & " in files["table.tex"]
     assert ",dkd," in files["table.csv"]
     assert "dkd" in numbers["pairs"]["vgg13-vgg8"]
+
+
+def test_another_recipe_has_no_published_numbers_and_is_named():
+    own = given(random(), published=lambda pair, method: NUMBERS)
+    text, *_ = benchmark_page.files(own)
+    assert "published, last epoch, %" in text
+    changed, *_ = benchmark_page.files(own._replace(changes=["train.epochs=30"]))
+    assert "published, last epoch, %" not in changed
+    assert "Another recipe than the benchmark's (train.epochs=30): no published numbers stand here." in changed
 
 
 def test_latex_has_a_table_for_each_pair(made):
