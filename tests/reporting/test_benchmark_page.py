@@ -79,7 +79,8 @@ def test_published_numbers_stand_beside_those_of_the_same_epoch(made):
     assert row["published, last epoch, %"] == "70.00"
     assert headings.index("published, last epoch, %") == headings.index("last epoch, %") + 1
     assert row["published, best on test, %"] == "71.97 ± 0.10"  # the first, its authors'
-    assert "| kd | 71.97 ± 0.10 | best | a/b |\n| kd | 70.66 | best | c |" in made[0]
+    said = "The settings are those of Tian et al., ICLR 2020."
+    assert f"| kd | 71.97 ± 0.10 | best | a/b | {said} |\n| kd | 70.66 | best | c | {said} |" in made[0]
 
 
 def test_the_heading_says_what_chose_the_best_epoch():
@@ -106,7 +107,7 @@ def test_the_ranks_are_drawn_and_told(made):
     text = section(made[0], "Ranks over pairs")
     assert "4 methods on 2 pairs: p = 0.042, so that the ranks differ by more than chance. The critical" in text
     assert "Without a rank, as runs of them are missing: dkd." in text
-    assert 'aria-label="average ranks"' in made[2]["table.html"]
+    assert 'aria-label="methods over pairs"' in made[2]["table.html"]
 
 
 def test_ranks_that_may_be_chance_are_said_to_be():
