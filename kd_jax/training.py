@@ -347,7 +347,7 @@ def _train(
             "seconds": round(writer.elapsed(), 2),
             "images_per_second": progress.images_per_second(),
             "share_in_steps": progress.share_in_steps(),
-            "peak_memory": allocation.peak(experiment.mesh.devices.flat),
+            "peak_memory": allocation.peak(experiment.mesh.local_devices),
             "metrics_lines": writer.lines,
             "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
             "deterministic": config["deterministic"] or sharding.platform(experiment.mesh) == "cpu",

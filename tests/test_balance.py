@@ -10,6 +10,7 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from kd_jax import balance, experiment, keys, runs, steps, teacher_cache
+from kd_jax.batches import Epoch
 from kd_jax.config.checks import plain
 from kd_jax.data import memory, resident
 from kd_jax.errors import InputError
@@ -197,7 +198,7 @@ def test_a_teacher_samples_as_its_own_config_says():
 def test_a_recording_is_of_one_sampling_and_a_table_of_any():
     def about(sampling):
         identity = experiment.identify(tiny.config(**{"dataset.sampling": sampling}), fingerprint="a")
-        made = SimpleNamespace(config=tiny.config(), identity=identity)
+        made = SimpleNamespace(config=tiny.config(), identity=identity, epoch=Epoch(16, 4))
         return teacher_cache._of_recording(made), teacher_cache._of_table(made, (1, 2))
 
     (recording, table), (other_recording, other_table) = about("shuffle"), about("balanced")

@@ -87,7 +87,8 @@ def test_a_wrong_value_is_named_with_what_was_expected(overrides, said):
 
 def test_a_method_that_needs_a_teacher_is_refused_without_one():
     config = tiny.config() | {"method": {"kd": {"weight": 1.0}}}
-    with pytest.raises(InputError, match=r"terms .kd. need a teacher; expected one of: config, .*run, weights"):
+    said = r"terms .kd. need a teacher; expected one of: config, .*run, untrained, weights"
+    with pytest.raises(InputError, match=said):
         experiment.create(config)
 
 
