@@ -16,16 +16,14 @@ method trains beside the student is trained by the same optimizer. Two presets, 
   read after every epoch. Reported are the last epoch and the one that is best on the test set, which selects nothing.
 
 For ImageNet it is that of configs/imagenet.py. EPOCHS is another length, to which milestones and what methods count in
-epochs are fitted. "laptop" is for CIFAR on two CPU cores: honest, with 10,000 images, 15
-epochs, and a cosine from a learning rate that was chosen on the validation split, for cross entropy alone. There the
-teacher's weights are given, --config.teacher.path=FILE; its own run, PAIR,teacher,laptop, has all images and 30 epochs.
+epochs are fitted. "laptop" is for CIFAR on two CPU cores: honest, with 10,000 images, 15 epochs, and a cosine from a
+learning rate that was chosen on the validation split, for cross entropy alone. There the teacher's weights are given,
+--config.teacher.path=FILE; its own run, PAIR,teacher,laptop, has all images and twice the epochs.
 """
 
 from kd_jax.config import base, experiment, recipes
 from kd_jax.config.pairs import PAIRS
 from kd_jax.config.published import PUBLISHED
-from kd_jax.config.record import fitted
-from kd_jax.config.tree import ConfigDict
 from kd_jax.errors import InputError, choose
 
 PRESETS = ("honest", "published")  # the first is not named
@@ -40,6 +38,7 @@ ROWS_OF = {"again": "cross_entropy", "random_teacher": "kd", "kd_twice": "kd"}  
 METHODS = {name: record.title for name, record in PUBLISHED.items()} | CONTROLS  # and what a table calls them
 EPOCHS, LAPTOP_EPOCHS = 240, 15
 SLOW = ("mobilenetv2_half", "shufflenetv1", "shufflenetv2")
+OF_RECIPE = ("optimizer.learning_rate", "optimizer.nesterov")  # of a method's own recipe, where all have one
 LAPTOP_RATE = 0.2  # of 0.05, 0.1, 0.2 and 0.4 for ResNet-8, CIFAR-10, two seeds
 
 
@@ -71,16 +70,12 @@ def get_config(arg="resnet56-resnet20,kd"):
         if scale == "laptop":
             config.train.epochs, config.dataset.train_images = 2 * config.train.epochs, 0
         return config
-    record, epochs = PUBLISHED[ROWS_OF.get(method, method)], config.train.epochs
-    terms, whole = record.terms(pair.like, imagenet=scale == "imagenet")
-    terms, smaller = fitted(terms, epochs, epochs / whole), record.smaller.get(scale, {})
-    config.method = ConfigDict({term: {**options, **smaller.get(term, {})} for term, options in terms.items()})
-    for key, value in record.others.items():
-        if not key.startswith("optimizer.") or key == "optimizer.gradients":  # the recipe is one for all
-            section, _, own = key.rpartition(".")
-            config[section][own] = value
+    record = PUBLISHED[ROWS_OF.get(method, method)]
+    others = {key: value for key, value in record.others.items() if key not in OF_RECIPE}
+    terms_of = {"pair": pair.like, "scale": scale, "imagenet": scale == "imagenet"}
+    recipes.put(config, record._replace(others=others), **terms_of)
     if method == "kd_twice":
-        config.train.epochs = 2 * epochs
+        config.train.epochs *= 2
         config.optimizer.milestones = tuple(2 * epoch for epoch in config.optimizer.milestones)
     if record.teacher:
         base.with_teacher(config, make(pair.teacher))

@@ -16,7 +16,6 @@ in kd_jax/config/numbers.py: KD has 71.03 and 71.37 for ResNet-18, 70.50 for Mob
 
 from kd_jax.config import base, recipes
 from kd_jax.config.published import PUBLISHED
-from kd_jax.config.record import fitted
 from kd_jax.errors import InputError, choose
 
 PAIRS = {"resnet18": "resnet34", "mobilenetv1": "resnet50"}  # student: teacher
@@ -37,11 +36,7 @@ def get_config(arg=""):
         config = base.with_teacher(config, teacher)
         config.teacher.kind = "weights"
         config.teacher.path = recipes.PRETRAINED[PAIRS[student]]
-    terms, whole = record.terms(f"{PAIRS[student]}-{student}", imagenet=True)
-    config.method = fitted(terms, EPOCHS, EPOCHS / whole)
-    for key, value in record.others.items():
-        section, _, own_key = key.rpartition(".")
-        config[section][own_key] = value
+    recipes.put(config, record, pair=f"{PAIRS[student]}-{student}", imagenet=True)
     config.name = f"imagenet-{student}-{name}"
     return config
 

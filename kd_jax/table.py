@@ -31,7 +31,15 @@ from kd_jax.jobs import Failure, Job
 BENCHMARKS = tuple(dict.fromkeys(pair.data for pair in PAIRS.values()))  # of configs/benchmark.py
 TABLES = ("original", *BENCHMARKS)
 # What may be changed without making another recipe.
-HARMLESS = ("dataset.source=", "dataset.path=", "dataset.stream=", "dataset.workers=", "teacher.cache=", "log.")
+HARMLESS = (
+    "dataset.source=",
+    "dataset.path=",
+    "dataset.stream=",
+    "dataset.workers=",
+    "teacher.cache=",
+    "checkpoint.",
+    "log.",
+)
 AGAIN = 1000  # what the seeds of a second training are higher by
 ONLY = flags.DEFINE_list("only", [], "Of its rows, only these.")
 SCALE = flags.DEFINE_enum("scale", "", list(recipes.SCALES), "Of kd_jax/config/recipes.py.")
@@ -51,14 +59,15 @@ class Table(NamedTuple):
     path: str  # of its config
     get_config: Callable[[str], Any]  # ROW[,preset][,scale] -> config
     rows: Sequence[str]
-    labels: Mapping[str, Sequence[str]]  # {row: what the table says of it, under each of the headings}
-    headings: Sequence[str]
-    baselines: Mapping[str, str]  # {row: the one that it is compared with}
-    against: str  # what those are
-    published: Mapping[str, float]  # {row: its accuracy elsewhere, in per cent}
-    source: str  # of the published numbers
-    presets: Sequence[str]  # that get_config takes; the first is not said to it
-    fits: bool = False  # whether get_config takes a number of epochs too, and fits everything to it
+    presets: Sequence[str] = ("",)  # that get_config takes; the first is not said to it
+    labels: Mapping[str, Sequence[str]] = {}  # {row: what the table says of it, under each of the headings}
+    headings: Sequence[str] = ()
+    baselines: Mapping[str, str] = {}  # {row: the one that it is compared with}
+    against: str = ""  # what those are
+    published: Mapping[str, float] = {}  # {row: its accuracy elsewhere, in per cent}
+    source: str = ""  # of the published numbers
+    # Whether it is the benchmark, whose table says more, and whose get_config fits all to a number of epochs.
+    is_benchmark: bool = False
 
 
 def read(name: str) -> Table:
@@ -105,20 +114,13 @@ def _benchmark(data: str) -> Table:
     known = tuple(name for name, pair in PAIRS.items() if pair.data == data)
     pairs = [choose("--pairs", name, known) for name in PAIR_NAMES.value] or known
     methods = [choose("--methods", name, (*module.METHODS,)) for name in METHOD_NAMES.value] or module.methods(data)
-    rows = {f"{pair},{method}": (pair, module.METHODS[method]) for method in methods for pair in pairs}
     return Table(
         name=data,
         path="configs/benchmark.py",
         get_config=module.get_config,
-        rows=list(rows),
-        labels=rows,
-        headings=("pair", "method"),
-        baselines={row: f"{row.partition(',')[0]},kd" for row in rows},
-        against="KD",
-        published={},
-        source="",
+        rows=[f"{pair},{method}" for method in methods for pair in pairs],
         presets=module.PRESETS,
-        fits=True,
+        is_benchmark=True,
     )
 
 
@@ -132,7 +134,7 @@ def main(arguments: list[str]) -> None:
     wanted = [job(own, row, number, arguments) for number in range(cli.SEEDS.value or 3) for row in ordered]
     done, failures = many.run(wanted, name(own), before=_pretrain)
     results = {row: {one.seed: done[one.key] for one in wanted if one.row == row and one.key in done} for row in rows}
-    if ",".join(cli.ROWS.value or ()) in BENCHMARKS:
+    if own.is_benchmark:
         many.write(name(own), *benchmark(own, results, failures, arguments))
     else:
         many.write(name(own), table(own, results, failures), summary(own, results, failures))
@@ -243,8 +245,8 @@ def _is_teacher(row: str) -> bool:
 def job(own: Table, row: str, number: int, changes: Sequence[str]) -> Job:
     """The run of a row and a seed, with the flags that make it."""
     given = dict(map(_pair, changes))
-    length = str(given.pop("train.epochs", "")) if own.fits else ""
-    if own.fits and "train.steps" in given:
+    length = str(given.pop("train.epochs", "")) if own.is_benchmark else ""
+    if own.is_benchmark and "train.steps" in given:
         raise InputError(f"the argument is 'train.steps={given['train.steps']}'; expected train.epochs in a benchmark")
     arg = ",".join(part for part in (row, _preset(own), SCALE.value, length) if part)
     try:

@@ -61,6 +61,7 @@ def device(peak):
     return types.SimpleNamespace(memory_stats=lambda: peak and {"peak_bytes_in_use": peak})
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs the proc of Linux")
 def test_the_peak_is_that_of_the_fullest_device_and_of_a_cpu_the_processs():
     assert allocation.peak([device(5), device(7), device(6)]) == 7
     with open("/proc/self/status") as file:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kd_jax.config import base
 from kd_jax.config.published import PUBLISHED
-from kd_jax.config.record import fitted
+from kd_jax.config.record import Published, fitted
 from kd_jax.config.tree import ConfigDict
 from kd_jax.errors import InputError, choose
 
@@ -84,21 +84,31 @@ def published(name: str, arg: str, *, imagenet: bool = False) -> ConfigDict:
       InputError: for an unknown name or scale, and where no terms for ImageNet were found.
     """
     record = choose("the method", name, PUBLISHED)
-    terms, whole = (record.imagenet, record.imagenet_epochs) if imagenet else (record.cifar100, record.epochs)
-    if terms is None:
+    if imagenet and record.imagenet is None:
         known = ", ".join(other for other in PUBLISHED if PUBLISHED[other].imagenet)
         raise InputError(f"{name} has no terms for ImageNet; expected no 'imagenet', or one of: {known}")
     config = distilled(arg, {}) if record.teacher else base.alone(student(arg))
-    own = epochs(config)
-    smaller = record.smaller.get(arg, {})
+    put(config, record, scale=arg, imagenet=imagenet)
+    config.name = name
+    return config
+
+
+def put(config: ConfigDict, record: Published, *, pair: str = "", scale: str = "", imagenet: bool = False) -> None:
+    """Makes the method of a config what a record has, fitted to the config's epochs, with the keys that are part of it.
+
+    Args:
+      pair: of `pairs.PAIRS`, whose settings it gets; "" for the usual ones.
+      scale: of SCALES, for which some options are smaller.
+      imagenet: the terms for ImageNet in the place of those for CIFAR-100.
+    """
+    terms, whole = record.terms(pair, imagenet=imagenet)
+    own, smaller = epochs(config), record.smaller.get(scale, {})
     config.method = ConfigDict(
         {term: {**options, **smaller.get(term, {})} for term, options in fitted(terms, own, own / whole).items()}
     )
     for key, value in record.others.items():
         section, _, own_key = key.rpartition(".")
         config[section][own_key] = value
-    config.name = name
-    return config
 
 
 def kd(arg: str) -> ConfigDict:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from kd_jax import augment, keys, networks, registry, runs, weights
 from kd_jax.data import Dataset
 from kd_jax.errors import InputError, check_callable, choose
-from kd_jax.teachers import ensemble, exported, file, mean, run
+from kd_jax.teachers import ensemble, exported, mean, model, run
 from kd_jax.types import Array, Teacher
 
 __all__ = ["KINDS", "Kind", "Setting", "create", "finished", "identify", "listed_views", "register"]
@@ -37,13 +37,13 @@ class Kind(NamedTuple):
 
 def _identify_weights(section: Mapping[str, Any], _: Any) -> Identity:
     """Two networks may have the same parameters and differ."""
-    return {"weights": weights.fingerprint(file.source_of(section)), "model": _model(section)}
+    return {"weights": weights.fingerprint(model.source_of(section)), "model": _model(section)}
 
 
 def _model(section: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies the network of a teacher without a run."""
-    model, later = (section["config"] or {}).get("model", {}), keys.later("model")
-    return {k: v for k, v in model.items() if v is not None and not (k in later and v == later[k])}
+    own, later = (section["config"] or {}).get("model", {}), keys.later("model")
+    return {k: v for k, v in own.items() if v is not None and not (k in later and v == later[k])}
 
 
 KINDS: dict[str, Kind] = {
@@ -63,9 +63,9 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "mean": Kind(mean.average, lambda section, identify: {"average": "of the student"}),
-    "weights": Kind(file.from_weights, _identify_weights),
+    "weights": Kind(model.from_weights, _identify_weights),
     "untrained": Kind(
-        file.untrained,
+        model.untrained,
         lambda section, _: {"untrained": _model(section), "seed": (section["config"] or {}).get("seed")},
     ),
     "exported": Kind(exported.from_folder, lambda section, _: exported.identify(section)),
@@ -207,7 +207,7 @@ def finished(saved: Mapping[str, Any], folder: str, runs_folder: str) -> dict[st
     if section["kind"] in ("config", "run"):
         found = run.find(saved, folder, runs_folder)
         return {**section, **({"kind": "run", "path": found} if found else {"kind": "none"})}
-    if section["kind"] == "weights" and not file.is_there(saved):
+    if section["kind"] == "weights" and not model.is_there(saved):
         return {**section, "kind": "none"}
     if section["kind"] == "exported" and not exported.is_there(saved):
         return {**section, "kind": "none"}

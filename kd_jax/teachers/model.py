@@ -1,4 +1,4 @@
-"""A teacher without a run: one whose weights lie in a file, and one that was never trained."""
+"""The network of `teacher.config.model` as a teacher, without a run: with weights of a file, or never trained."""
 
 import os
 import sys
