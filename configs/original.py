@@ -35,7 +35,7 @@ CORRECTED = {
     "rkd_angle": {"cross_entropy": {"weight": 1.0}, "rkd_angle": {"weight": 50.0}},
     "adversarial": {
         "cross_entropy": {"weight": 1.0},
-        "adversarial": {"weight": 0.3, "hidden": [128, 128], "penalty": 0.1},
+        "adversarial": {"weight": 0.03, "hidden": [128, 128], "penalty": 0.1, "matching": 1.0},
     },
 }
 FAITHFUL = {
