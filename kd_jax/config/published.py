@@ -630,8 +630,8 @@ PUBLISHED: dict[str, Published] = {
         'Xu et al., "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with Conditional'
         ' Adversarial Networks"',
         "2018",
-        _alone("adversarial", 0.3),
-        pairs="The weight is chosen here.",
+        _alone("adversarial", 0.1, hidden=[128, 128], penalty=0.1),
+        pairs="Weight, widths and penalty are chosen here.",
     ),
     # Without a teacher.
     "mutual": Published(
