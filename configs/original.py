@@ -8,8 +8,9 @@ maximzubkov/cnn-distillation: ResNet-50 teaches ResNet-18 on CIFAR-10 at 128x128
 Rows: student, teacher (cross entropy), kd, rkd_distance, rkd_angle, adversarial; with `_frozen` the convolutions keep
 their pretrained weights, and batch norms and the head train.
 
-Without `faithful`, all rows have one recipe and one teacher, the row `teacher` with seed 0. The weights and
-temperatures were chosen on the validation split at the laptop's scale.
+Without `faithful`, all rows have one recipe and one teacher, the row `teacher` with seed 0. KD and RKD of angles have
+the papers' settings, those of RKD of distances and of the discriminator were chosen on the validation split at the
+laptop's scale.
 With it, the losses (kd_jax/methods/original.py), optimizers and schedules are the original's, which differ from row
 to row; its teacher works with the batch's statistics and dropout, and that of frozen rows is frozen. Not repeated is
 what would make a number wrong: the choice of the checkpoint on the test set, and averages of the teacher that drift.

@@ -631,7 +631,7 @@ PUBLISHED: dict[str, Published] = {
         ' Adversarial Networks"',
         "2018",
         _alone("adversarial", 0.1, hidden=[128, 128], penalty=0.1),
-        pairs="Weight, widths and penalty are chosen here.",
+        pairs="Weight, widths and penalty are chosen here, on CIFAR-10.",
     ),
     # Without a teacher.
     "mutual": Published(
