@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from kd_jax import cli, many, runs
+from kd_jax.config import shipped
 from kd_jax.errors import InputError, one_line
 from kd_jax.jobs import Failure, Job, Result
 from kd_jax.main import CONFIG, OPTIONS, TERM, add_term, with_config
@@ -144,7 +145,7 @@ def job(name: str, point: Values, changes: Values, seed: int) -> Job:
     command = (
         "-m",
         "kd_jax.main",
-        f"--config={_path()}",
+        f"--config={_named()}",
         *(f"--import={path}" for path in cli.IMPORT.value),
         *(f"--config.{key}={value}" for key, value in own.items()),
         *(f"--term={term}" for term in (*TERM.value, *terms.values())),
@@ -158,6 +159,13 @@ def job(name: str, point: Values, changes: Values, seed: int) -> Job:
 def _path() -> str:
     """The file of the config, with its argument."""
     return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def _named() -> str:
+    """The config as a command of any machine names it: the path of one that comes with kd_jax is its name."""
+    names = {path: name for name, path in shipped().items()}
+    path, colon, argument = _path().partition(":")
+    return f"{names.get(path, path)}{colon}{argument}"
 
 
 def summary(

@@ -30,7 +30,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from kd_jax import cli, jobs, many, runs, stopping, sweep
-from kd_jax.config import shipped
 from kd_jax.engines import local
 from kd_jax.errors import InputError, TrainingError
 from kd_jax.jobs import Failure, Job, Result, Setting
@@ -360,12 +359,9 @@ def _best(
 def over_seeds(values: sweep.Values, changes: sweep.Values) -> str:
     """The command that trains a trial's setting over seeds."""
     same = [part for part in sweep.job("", {}, changes, SEED).command[2:] if not part.startswith("--config.seed=")]
-    names = {path: name for name, path in shipped().items()}
-    path, colon, argument = same[0].removeprefix("--config=").partition(":")
-    of_config = f"--config={names.get(path, path)}{colon}{argument}"
     own = [f"--sweep={key}={value}" for key, value in values.items()]
     runs_folder = [] if flags.FLAGS["runs"].using_default_value else [f"--runs={cli.RUNS.value}"]
-    return shlex.join(["kd_jax", "sweep", of_config, *same[1:], *own, *runs_folder, "--seeds=3"])
+    return shlex.join(["kd_jax", "sweep", *same, *own, *runs_folder, "--seeds=3"])
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def test_the_command_is_that_of_the_config(settings, monkeypatch, no_tensorflow)
     changes = {"train.steps": "2", "dataset.image_size": "8", "optimizer.name": "lion"}
     point = {"cross_entropy.weight": "0.5", "optimizer.learning_rate": "0.2", "optimizer.options.b1": "0.8"}
     job = sweep.job("sweep", point, changes, 1)
+    assert job.command[2] == "--config=student:smoke"
     assert job.teacher == ""
     found = jobs.run(job, str(settings / "runs"))
     assert (found["config_hash"], found["seed"], found["steps"]) == (job.key, 1, 2)
