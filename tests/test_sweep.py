@@ -118,6 +118,13 @@ def test_the_key_is_that_of_the_run_of_its_config(settings):
     assert job.teacher
 
 
+def test_a_config_of_ones_own_keeps_its_path(settings):
+    own = settings / "kd.py"
+    own.write_text("from kd_jax.configs.kd import get_config")
+    flags.FLAGS["config"].parse(f"{own}:smoke")
+    assert sweep.job("sweep", {}, {}, 0).command[2] == f"--config={own}:smoke"
+
+
 def test_the_command_is_that_of_the_config(settings, monkeypatch, no_tensorflow):
     monkeypatch.setenv("PYTHONPATH", no_tensorflow)
     choose_config("student:smoke")
